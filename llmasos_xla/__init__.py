@@ -1,0 +1,72 @@
+"""One model, all the way: built as a pure function, trained, fitted to the hardware, served and updated.
+
+    Sequential, Model, load       the two front doors, and opening what they saved
+    layers                        what models are made of
+    Dataset                       data with its preprocessing
+    Optimizer, Schedule           how to train
+    callbacks                     early stopping, best checkpoint, logs
+    Deployer                      serve a saved model over HTTP
+    kernels                       convolution, pooling, recurrence for your own JAX code
+    pure, Net, Variables          an nnx module as pure functions over flat dicts
+
+Names are imported when they are first used: importing the package loads little more than nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from llmasos_xla._version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from llmasos_xla import data as data
+    from llmasos_xla import kernels as kernels
+    from llmasos_xla import training as training
+    from llmasos_xla.api.load import load as load
+    from llmasos_xla.api.model import Model as Model
+    from llmasos_xla.api.sequential import Sequential as Sequential
+    from llmasos_xla.core import Net as Net
+    from llmasos_xla.core import Variables as Variables
+    from llmasos_xla.core import pure as pure
+    from llmasos_xla.data.dataset import Dataset as Dataset
+    from llmasos_xla.deployment.deployer import Deployer as Deployer
+    from llmasos_xla.models import layers as layers
+    from llmasos_xla.training import callbacks as callbacks
+    from llmasos_xla.training.optimizers import Optimizer as Optimizer
+    from llmasos_xla.training.optimizers import Schedule as Schedule
+
+_HOMES = {
+    "Dataset": "data.dataset",
+    "Deployer": "deployment.deployer",
+    "Model": "api.model",
+    "Net": "core",
+    "Optimizer": "training.optimizers",
+    "Schedule": "training.optimizers",
+    "Sequential": "api.sequential",
+    "Variables": "core",
+    "load": "api.load",
+    "pure": "core",
+}
+_MODULES = {
+    "callbacks": "training.callbacks",
+    "data": "data",
+    "kernels": "kernels",
+    "layers": "models.layers",
+    "training": "training",
+}
+
+__all__ = ["__version__", *_HOMES, *_MODULES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"{__name__}.{_MODULES[name]}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""The front doors: `Sequential`, `Model` and `load`, over one `Learner`."""

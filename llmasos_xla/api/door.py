@@ -1,0 +1,115 @@
+"""What both front doors have in common: everything that is not how a model is written down."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from llmasos_xla.api.learner import Learner
+from llmasos_xla.core import Variables
+from llmasos_xla.data.dataset import Dataset
+from llmasos_xla.models.layers._base import Layer
+from llmasos_xla.models.spec import StackSpec
+from llmasos_xla.training.history import History
+
+
+class Door:
+    """Base of `Sequential` and `Model`; never built itself. All memory is in `learner`."""
+
+    def __init__(self, spec: StackSpec, *, seed: int):
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise ValueError(f"{type(self).__name__}: seed wants a whole number, got {seed!r}")
+        self.learner = Learner(spec, seed=seed)
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers, first to last."""
+        return self.learner.spec.layers
+
+    @property
+    def variables(self) -> Variables:
+        """The weights by name."""
+        return self.learner.variables
+
+    @variables.setter
+    def variables(self, variables: Variables) -> None:
+        self.learner.variables = variables
+
+    def evaluate(
+        self,
+        x: Any,
+        y: Any = None,
+        *,
+        batch_size: int | None = None,
+        sample_weight: Any = None,
+        verbose: int = 1,
+        workers: int = 0,
+    ) -> dict[str, float]:
+        """Loss and metrics on (x, y) or on a `Dataset`: `{"loss": ..., "accuracy": ...}`."""
+        dataset = self._dataset(x, y, "test", sample_weight)
+        return self.learner.evaluate(dataset, batch_size=batch_size, verbose=verbose, workers=workers)
+
+    def predict(self, x: Any) -> np.ndarray:
+        """Outputs [rows, ...] in float32: probabilities after a softmax or sigmoid. `x` is raw input or a `Dataset`."""
+        return self.learner.predict(x)
+
+    def summary(self) -> None:
+        """Prints the layers, their output shapes and parameters, and what is done to raw input."""
+        print(self.learner.summary())
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the model to a .h5 or .safetensors file, with its preprocessing and its training state.
+
+        The write is atomic: the old file stays whole until the new one is.
+        """
+        self.learner.save(path, self._door())
+
+    def _append(self, layer: Layer) -> None:
+        if not isinstance(layer, Layer):
+            raise ValueError(
+                f"{type(self).__name__}: wants layers such as lm.layers.Dense(10), got {type(layer).__name__} {layer!r:.60}"
+            )
+        spec = self.learner.spec
+        if self.learner.built:
+            raise ValueError(f"{type(self).__name__}: it is built already; layers are added before the first use")
+        shape = spec.input_shape if spec.layers else layer.input_shape or spec.input_shape
+        self.learner.spec = StackSpec((*spec.layers, layer), shape)
+
+    def _fit(
+        self,
+        dataset: Dataset,
+        *,
+        validation_split: float,
+        validation_data: Any,
+        **options: Any,
+    ) -> History:
+        validation = None
+        if validation_data is not None:
+            if isinstance(validation_data, Dataset):
+                validation = validation_data
+            elif isinstance(validation_data, tuple | list) and len(validation_data) in (2, 3):
+                validation = self._dataset(*validation_data[:2], "test", *validation_data[2:])
+            else:
+                raise ValueError(
+                    f"fit: validation_data wants (x, y) or a Dataset, got {type(validation_data).__name__}"
+                )
+        elif validation_split:
+            if not 0 < validation_split < 1:
+                raise ValueError(f"fit: validation_split wants a share between 0 and 1, got {validation_split!r}")
+            dataset, validation = dataset.tail(validation_split)
+        return self.learner.fit(dataset, validation=validation, model=self, **options)
+
+    def _dataset(self, x: Any, y: Any, mode: str, sample_weight: Any = None) -> Dataset:
+        if isinstance(x, Dataset):
+            if y is not None or sample_weight is not None:
+                raise ValueError("a Dataset brings its own labels and weights; pass it without y and sample_weight")
+            return x
+        return Dataset(x, y, mode=mode, weights=sample_weight)
+
+    def _door(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    @classmethod
+    def _from_door(cls, entries: Mapping[str, Any]) -> "Door":
+        raise NotImplementedError

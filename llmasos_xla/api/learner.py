@@ -1,0 +1,301 @@
+"""The one object with memory: a model's variables, how it is trained, and where a fit stands."""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llmasos_xla.api import saving
+from llmasos_xla.api.recipe import Recipe
+from llmasos_xla.compiling import CompileRecord, compile
+from llmasos_xla.core import Net, Variables
+from llmasos_xla.data.dataset import Dataset
+from llmasos_xla.data.preprocessing import Preprocessing
+from llmasos_xla.models.spec import StackSpec
+from llmasos_xla.training import loop
+from llmasos_xla.training.callbacks import Callback
+from llmasos_xla.training.evaluation import Evaluator, Predictor
+from llmasos_xla.training.history import History
+from llmasos_xla.training.losses import check_targets
+from llmasos_xla.training.report import reporter
+from llmasos_xla.training.step import Objective, TrainState, new_state
+
+_SAMPLE_KEY = 1  # A stream of its own for the data's order and dropout, apart from the initial weights'.
+
+
+class Unfinished(NamedTuple):
+    """A fit that was interrupted."""
+
+    request: dict[str, Any]
+    """What it was asked for; the same request goes on with it."""
+    position: loop.Position
+    history: History
+
+
+class Learner:
+    """What both front doors stand on.
+
+    Args:
+        spec: the model's layers.
+        seed: of the initial weights, the data's order and the network's randomness.
+    """
+
+    def __init__(self, spec: StackSpec, *, seed: int = 0):
+        self.spec, self.seed = spec, seed
+        self.recipe: Recipe | None = None
+        self.preprocessing: Preprocessing | None = None
+        self.epochs_done = 0
+        self.compiled: list[CompileRecord] = []
+        self.unfinished: Unfinished | None = None
+        self._net: Net | None = None
+        self._state: TrainState | Variables | None = None
+        self._fitting = False
+        self._tools: tuple[Objective, Evaluator, Predictor] | None = None
+
+    # Building
+
+    def build(self, input_shape: Sequence[int | None] | None = None) -> None:
+        """Makes the initial weights, for samples of `input_shape` if the layers did not say; once."""
+        if self._net is not None:
+            return
+        if self.spec.input_shape is None and input_shape is not None:
+            self.spec = StackSpec(self.spec.layers, tuple(input_shape))
+        self._net = self.spec.net()
+        init = compile(self._net.init, jax.random.key(self.seed), what="initial weights", log=self.compiled)
+        self._state = init(jax.random.key(self.seed))
+
+    def compile(self, recipe: Recipe) -> None:
+        """Sets how the model is trained; the optimizer's state is kept if it is the same optimizer."""
+        if isinstance(self._state, TrainState) and not recipe.same_optimizer(self.recipe):
+            self._state = self._state.variables
+            self.unfinished = None
+        self.recipe, self._tools = recipe, None
+
+    @property
+    def built(self) -> bool:
+        """Whether the weights exist, so that the layers are settled."""
+        return self._net is not None
+
+    @property
+    def variables(self) -> Variables:
+        """The current weights. During a fit a copy, since the fit reuses the memory of its own."""
+        self.build()
+        variables = self._state.variables if isinstance(self._state, TrainState) else self._state
+        assert variables is not None
+        return jax.tree.map(jnp.copy, variables) if self._fitting else variables
+
+    @variables.setter
+    def variables(self, variables: Variables) -> None:
+        now = self.variables
+        for mine, theirs, kind in ((now.params, variables.params, "params"), (now.state, variables.state, "state")):
+            wanted, came = ({n: (a.shape, str(a.dtype)) for n, a in d.items()} for d in (mine, theirs))
+            if wanted != came:
+                names = sorted(n for n in wanted.keys() | came.keys() if wanted.get(n) != came.get(n))
+                raise ValueError(
+                    f"variables: these {kind} do not fit: "
+                    + "; ".join(f"{n}: wanted {wanted.get(n, 'none')}, got {came.get(n, 'none')}" for n in names)
+                )
+        if self._fitting:
+            raise RuntimeError("variables: they cannot be set during a fit; a callback may set them on its 'end' event")
+        if isinstance(self._state, TrainState):
+            average = None if self._state.average is None else variables.params
+            self._state = TrainState(variables, self._state.optimizer, average, self._state.step)
+        else:
+            self._state = variables
+
+    @property
+    def evaluation_variables(self) -> Variables:
+        """What predict and evaluate use: the averaged weights if the optimizer keeps them."""
+        if isinstance(self._state, TrainState):
+            return loop.evaluation_variables(self._state)
+        return self.variables
+
+    @property
+    def training_state(self) -> TrainState | None:
+        """Weights, optimizer state and step count; None before the first fit."""
+        return self._state if isinstance(self._state, TrainState) else None
+
+    def restore(self, variables: Variables, training: TrainState | None, epochs_done: int) -> None:
+        """Takes over what a file held; the arrays must fit the specification."""
+        self._net = self.spec.net()
+        self._state, self.epochs_done = training or variables, epochs_done
+
+    # Training
+
+    def fit(
+        self,
+        dataset: Dataset,
+        *,
+        epochs: int,
+        batch_size: int,
+        validation: Dataset | None = None,
+        callbacks: Sequence[Callback] = (),
+        class_weight: Mapping[int, float] | str | None = None,
+        verbose: int = 1,
+        workers: int = 0,
+        steps_per_dispatch: int | None = None,
+        model: Any = None,
+    ) -> History:
+        """Trains for `epochs` epochs, or goes on with the same fit if it was interrupted."""
+        _check_whole("fit", epochs=epochs, batch_size=batch_size)
+        report = reporter(verbose)
+        started = time.time()
+        self._prepare(dataset)
+        self._check_labels(dataset, "fit")
+        if validation is not None:
+            self._check_labels(validation, "fit: validation data")
+        objective, evaluator, _ = self._toolbox(class_weight)
+        request = {
+            "rows": len(dataset),
+            "batch_size": batch_size,
+            "epochs": epochs,
+            "seed": self.seed,
+            "first_epoch": self.epochs_done,
+        }
+        going_on = self.unfinished is not None and self.unfinished.request == request
+        position = self.unfinished.position if going_on and self.unfinished else None
+        history = self.unfinished.history if going_on and self.unfinished else History()
+        recipe = self.recipe
+        assert recipe is not None
+        transformation = recipe.transformation
+        if not isinstance(self._state, TrainState):
+            self._state = new_state(self.variables, transformation, recipe.ema)
+        # The fit donates what it is given; what the user holds of the old weights stays alive.
+        state = jax.tree.map(jnp.copy, self._state)
+        job = loop.Job(
+            objective=objective,
+            optimizer=transformation,
+            dataset=dataset,
+            preprocessing=self.preprocessing,
+            batch_size=batch_size,
+            first_epoch=self.epochs_done,
+            epochs=epochs,
+            seed=self.seed,
+            ema=recipe.ema,
+            validation=validation,
+            workers=workers,
+            steps_per_dispatch=steps_per_dispatch,
+        )
+        if position is not None:
+            report.note(f"going on with the interrupted fit in epoch {position.epoch + 1}")
+
+        def keep(state: TrainState, position: loop.Position | None, ended: bool) -> None:
+            self._state = state
+            self.unfinished = None if position is None else Unfinished(request, position, history)
+            if ended:
+                self._fitting = False
+                if position is None:
+                    self.epochs_done += len(history.epoch)
+
+        self._fitting = True
+        try:
+            loop.fit(
+                job,
+                state,
+                keep,
+                evaluator=evaluator,
+                callbacks=callbacks,
+                model=model or self,
+                report=report,
+                history=history,
+                resume=position,
+            )
+        finally:
+            self._fitting = False
+            history.compiled += [r for r in self.compiled if r.started >= started and r not in history.compiled]
+        return history
+
+    def evaluate(
+        self, dataset: Dataset, *, batch_size: int | None = None, workers: int = 0, verbose: int = 0
+    ) -> dict[str, float]:
+        """Loss and metrics over the data set: `{"loss": ..., "accuracy": ...}`."""
+        if batch_size is not None:
+            _check_whole("evaluate", batch_size=batch_size)
+        report = reporter(verbose)
+        self._prepare(dataset)
+        self._check_labels(dataset, "evaluate")
+        _, evaluator, _ = self._toolbox()
+        logs = evaluator(self.evaluation_variables, dataset, self.preprocessing, batch_size=batch_size, workers=workers)
+        report.print("evaluate  " + "  ".join(f"{name} {value:.4f}" for name, value in logs.items()))
+        return logs
+
+    def predict(self, x: Any) -> np.ndarray:
+        """Outputs [rows, ...] in float32 for raw input, an array or a Dataset."""
+        if isinstance(x, Dataset):
+            self._prepare(x)
+            raw = x.take(np.arange(len(x))).x
+        else:
+            if self.preprocessing is None:
+                self._prepare(Dataset(x, mode="test"))
+            raw = x
+        assert self.preprocessing is not None
+        encoded = self.preprocessing.encode(raw, who="predict")
+        return self._toolbox()[2](self.evaluation_variables, encoded)
+
+    # Saving
+
+    def save(self, path: str | os.PathLike, door: Mapping[str, Any]) -> None:
+        """Writes the model, its preprocessing and its training state to a .h5 or .safetensors file."""
+        from llmasos_xla.api import files
+
+        saving.write(path, *files.to_file(self, door))
+
+    def summary(self) -> str:
+        """The layers, their output shapes and parameters, and what is done to raw input."""
+        self.build()
+        lines = [self.spec.table(self.variables)]
+        if self.preprocessing is not None:
+            lines.append(f"input: {self.preprocessing.describe()}")
+        return "\n".join(lines)
+
+    def _prepare(self, dataset: Dataset) -> None:
+        """Settles preprocessing and weights when the first data are seen."""
+        if self.preprocessing is None:
+            self.preprocessing = Preprocessing.fit(dataset, self.spec.input_shape, tokens=self.spec.tokens)
+        self.build(self.preprocessing.shape)
+
+    def _check_labels(self, dataset: Dataset, who: str) -> None:
+        if not dataset.has_labels:
+            raise ValueError(f"{who}: the data have no labels; pass y, or a Dataset with a label column")
+        if self.recipe is None:
+            raise ValueError(f"{who}: how to train is not known yet; call compile(optimizer=, loss=, metrics=) first")
+        assert self.preprocessing is not None
+        labels = self.preprocessing.encode_labels(dataset.labels, who=who)
+        check_targets(self.recipe.loss, labels, self.spec.output_shape())
+
+    def _toolbox(self, class_weight: Any = None) -> tuple[Objective, Evaluator, Predictor]:
+        weights = self._class_weights(class_weight)
+        if self._tools is None or self._tools[0].class_weight != weights:
+            assert self._net is not None
+            assert self.preprocessing is not None
+            recipe = self.recipe or Recipe.of("adam", "mean_squared_error")
+            objective = Objective(
+                net=self._net,
+                loss=recipe.loss,
+                metrics=recipe.metrics,
+                head=self.spec.head,
+                prepare=self.preprocessing.on_device,
+                precision=recipe.precision,
+                class_weight=weights,
+            )
+            self._tools = objective, Evaluator(objective, log=self.compiled), Predictor(objective, log=self.compiled)
+        return self._tools
+
+    def _class_weights(self, class_weight: Mapping[int, float] | None) -> tuple[float, ...] | None:
+        if class_weight is None:
+            return None
+        classes = self.spec.output_shape()[-1] or 0
+        classes = max(classes, 2)
+        if bad := [c for c in class_weight if not isinstance(c, int | np.integer) or not 0 <= c < classes]:
+            raise ValueError(f"fit: class_weight names class {bad[0]!r}; the classes are 0 to {classes - 1}")
+        return tuple(float(class_weight.get(c, 1.0)) for c in range(classes))
+
+
+def _check_whole(who: str, **numbers: Any) -> None:
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+            raise ValueError(f"{who}: {name} wants a whole number >= 1, got {value!r}")

@@ -1,0 +1,111 @@
+"""The first front door: `Sequential([...])`, compiled and fitted as in Keras."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from llmasos_xla.api.door import Door
+from llmasos_xla.api.recipe import Recipe
+from llmasos_xla.models.layers._base import Layer
+from llmasos_xla.models.spec import StackSpec
+from llmasos_xla.training.callbacks import Callback
+from llmasos_xla.training.history import History
+
+
+class Sequential(Door):
+    """A model from a list of layers.
+
+    Args:
+        layers: the layers, first to last; the first may say `input_shape=`.
+        seed: of the initial weights, the data's order and dropout; equal seeds give equal weights.
+
+    >>> import llmasos_xla as lm
+    >>> model = lm.Sequential([lm.layers.Dense(3, activation="softmax", input_shape=(4,))])
+    >>> model.compile(optimizer="adam", loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    >>> model.predict(np.zeros((2, 4), "float32")).shape
+    (2, 3)
+    """
+
+    def __init__(self, layers: Iterable[Layer] = (), *, seed: int = 0):
+        super().__init__(StackSpec(()), seed=seed)
+        for layer in layers:
+            self.add(layer)
+
+    def add(self, layer: Layer) -> None:
+        """Appends a layer."""
+        self._append(layer)
+
+    def compile(
+        self,
+        optimizer: Any = "adam",
+        loss: Any = "sparse_categorical_crossentropy",
+        metrics: Sequence[Any] = (),
+        *,
+        precision: str = "float32",
+    ) -> None:
+        """Says how the model is trained.
+
+        Args:
+            optimizer: a name, an `Optimizer` or an optax transformation.
+            loss: a name, or a function (outputs, y) -> [batch].
+            metrics: names, or functions (outputs, y) -> [batch].
+            precision: "float32", or "bfloat16" for bfloat16 arithmetic on float32 weights.
+
+        Raises ValueError for unknown names, listing the known ones.
+        """
+        self.learner.compile(Recipe.of(optimizer, loss, metrics, precision))
+
+    def fit(
+        self,
+        x: Any,
+        y: Any = None,
+        *,
+        epochs: int = 1,
+        batch_size: int = 32,
+        validation_split: float = 0.0,
+        validation_data: Any = None,
+        callbacks: Sequence[Callback] = (),
+        class_weight: Mapping[int, float] | None = None,
+        sample_weight: Any = None,
+        verbose: int = 1,
+        workers: int = 0,
+        steps_per_dispatch: int | None = None,
+    ) -> History:
+        """Trains the model.
+
+        Args:
+            x: inputs [rows, ...], or a `Dataset` (then without y).
+            y: labels [rows, ...].
+            epochs: passes over the data.
+            batch_size: rows an update.
+            validation_split: share of the rows, taken from the end, that is kept for validation.
+            validation_data: (x, y) or a `Dataset`, evaluated after each epoch.
+            callbacks: functions of a `training.Event`; "stop" ends the fit.
+            class_weight: class id -> weight of its loss.
+            sample_weight: weight of each row's loss [rows].
+            verbose: 0 quiet, 1 progress.
+            workers: processes that decode data; 0 uses threads.
+            steps_per_dispatch: updates in one call of the compiled program; chosen from its work if None.
+
+        Returns the `History`. Interrupted by Ctrl-C, the weights stay, and the same call goes on.
+        """
+        return self._fit(
+            self._dataset(x, y, "train", sample_weight),
+            epochs=epochs,
+            batch_size=batch_size,
+            validation_split=validation_split,
+            validation_data=validation_data,
+            callbacks=callbacks,
+            class_weight=class_weight,
+            verbose=verbose,
+            workers=workers,
+            steps_per_dispatch=steps_per_dispatch,
+        )
+
+    train = fit
+
+    def _door(self) -> dict[str, Any]:
+        return {"door": "Sequential"}
+
+    @classmethod
+    def _from_door(cls, entries: Mapping[str, Any]) -> "Sequential":
+        return cls()

@@ -1,0 +1,111 @@
+"""The one place where the package compiles: which options XLA gets, and what is known of a program before it runs.
+
+Library functions are never jitted; the train step, the predictor and the exporter are, here. `compile` compiles ahead
+of time for given shapes, so that compiling is an event that can be timed, listed and shown, never a surprise in the
+middle of a run, and so that the program's bytes and operations are known before the first call.
+"""
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+# XLA's own convolution fusion on CPU runs on one thread: 2 to 6 times slower than without it (docs/decisions.md).
+# Its dots stay: bfloat16 needs them to reach AMX.
+_CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
+
+
+class CompileRecord(NamedTuple):
+    """One compiled program."""
+
+    what: str
+    """Which program, "train step"."""
+    seconds: float
+    """Time to trace, lower and compile."""
+    started: float
+    """When compiling began, in seconds since the epoch."""
+    argument_bytes: int
+    """Bytes of the arguments on one device."""
+    temporary_bytes: int
+    """Bytes of intermediate values at the peak on one device."""
+    flops: float
+    """Floating point operations of one call as XLA counts them; a loop's body counts once. -1 if unknown."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.what}: {self.seconds:.2f} s, arguments {_bytes(self.argument_bytes)}, "
+            f"temporaries {_bytes(self.temporary_bytes)}, {self.flops:.3g} FLOP"
+        )
+
+
+def compiler_options(platform: str | None = None) -> dict[str, Any]:
+    """The XLA options of this package's own programs on a platform ("cpu", "gpu", "tpu"; default: the current one).
+
+    The process's environment is never touched. Options that the installed XLA does not know are left out.
+    """
+    platform = platform or jax.default_backend()
+    return dict(_supported_cpu_options()) if platform == "cpu" else {}
+
+
+def compile(
+    function: Callable, *arguments: Any, what: str, donate: Sequence[int] = (), log: list[CompileRecord] | None = None
+) -> Callable:
+    """Compiles `function` for the shapes of `arguments` (arrays or `jax.ShapeDtypeStruct`) and returns the program.
+
+    The program takes arrays of exactly these shapes. `donate` lists the arguments whose memory it may reuse; `log`
+    receives a `CompileRecord`.
+
+    >>> import jax.numpy as jnp
+    >>> log = []
+    >>> double = compile(lambda x: x * 2, jnp.ones(3), what="double", log=log)
+    >>> double(jnp.ones(3)).tolist(), log[0].argument_bytes
+    ([2.0, 2.0, 2.0], 12)
+    """
+    started = time.time()
+    lowered = jax.jit(function, donate_argnums=tuple(donate)).lower(*arguments)
+    program = lowered.compile(compiler_options=compiler_options())
+    if log is not None:
+        memory, cost = program.memory_analysis(), program.cost_analysis()
+        log.append(
+            CompileRecord(
+                what,
+                time.time() - started,
+                started,
+                memory.argument_size_in_bytes if memory else -1,
+                memory.temp_size_in_bytes if memory else -1,
+                cost.get("flops", -1.0) if cost else -1.0,
+            )
+        )
+    return program
+
+
+def operations(function: Callable, *arguments: Any) -> float:
+    """Floating point operations of one call, from the lowered program, without compiling it; -1 if unknown."""
+    cost = jax.jit(function).lower(*arguments).cost_analysis()
+    return cost.get("flops", -1.0) if cost else -1.0
+
+
+@functools.cache
+def _supported_cpu_options() -> dict[str, Any]:
+    # XLA refuses a whole compilation for one unknown option, and its options come and go between releases.
+    supported = {}
+    for name, value in _CPU_OPTIONS.items():
+        try:
+            jax.jit(lambda x: x).lower(jax.ShapeDtypeStruct((), "float32")).compile(compiler_options={name: value})
+        except jax.errors.JaxRuntimeError as error:
+            if "compile option" not in str(error):
+                raise
+        else:
+            supported[name] = value
+    return supported
+
+
+def _bytes(count: int) -> str:
+    size = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if abs(size) < 1024:
+            return f"{size:.3g} {unit}"
+        size /= 1024
+    return f"{size:.3g} GiB"

@@ -1,0 +1,7 @@
+"""Data: `Dataset` reads, `Preprocessing` encodes, `batches.batches` iterates (that file alone imports Grain)."""
+
+from llmasos_xla.data.dataset import Dataset
+from llmasos_xla.data.preprocessing import Preprocessing
+from llmasos_xla.data.rows import Rows
+
+__all__ = ["Dataset", "Preprocessing", "Rows"]

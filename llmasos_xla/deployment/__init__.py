@@ -1,0 +1,1 @@
+"""Deployment: a saved model behind an HTTP server."""

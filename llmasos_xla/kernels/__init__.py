@@ -1,0 +1,18 @@
+"""The hot paths: one folder an op, one public function each, several implementations behind it.
+
+    conv, conv_transpose    convolutions in one to three dimensions
+    max_pool, avg_pool      pooling
+    rnn, gru, lstm          recurrence over time
+    explain                 which implementation runs, and why
+"""
+
+from llmasos_xla.kernels._dispatch import explain as explain
+from llmasos_xla.kernels.activation import ACTIVATIONS as ACTIVATIONS
+from llmasos_xla.kernels.activation import activation as activation
+from llmasos_xla.kernels.conv.api import conv as conv
+from llmasos_xla.kernels.conv.api import conv_transpose as conv_transpose
+from llmasos_xla.kernels.pool.api import avg_pool as avg_pool
+from llmasos_xla.kernels.pool.api import max_pool as max_pool
+from llmasos_xla.kernels.rnn.api import gru as gru
+from llmasos_xla.kernels.rnn.api import lstm as lstm
+from llmasos_xla.kernels.rnn.api import rnn as rnn

@@ -1,0 +1,153 @@
+"""The one place where an implementation is chosen.
+
+An op is a public function with a list of candidates: implementations ("xla", "onednn", "triton") and, inside one
+implementation, formulations ("shifted matmul", "lax"). Candidates stand in order of preference; the first that has
+no objection runs. `explain` shows the same list that `run` walks, so what it says is what happens.
+"""
+
+import contextlib
+import contextvars
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+
+from llmasos_xla.errors import unknown
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One way to compute an op.
+
+    Attributes:
+        implementation: the public name: "xla", "onednn", "triton".
+        formulation: which of the implementation's formulations this is.
+        run: computes the op from the request's arrays; never called when `objection` is set, unless `able` is True.
+        objection: why this candidate cannot or should not run here; None when it may.
+        reason: why it would be preferred, from measurement.
+        able: True when the objection is only about speed, so that asking for the implementation by name still runs it.
+    """
+
+    implementation: str
+    formulation: str
+    run: Callable[[], Any]
+    objection: str | None = None
+    reason: str = ""
+    able: bool = False
+
+
+Candidates = Callable[..., Sequence[Candidate]]
+
+OPS: dict[str, Candidates] = {}
+
+_FORCED: contextvars.ContextVar[str | None] = contextvars.ContextVar("forced formulation", default=None)
+
+
+def op(candidates: Candidates) -> Callable[[Callable], Callable]:
+    """Makes the decorated public function an op, whose candidates come from `candidates(*args, **kwargs)`."""
+
+    def register(function: Callable) -> Callable:
+        OPS[function.__name__] = candidates
+        return function
+
+    return register
+
+
+def platform() -> str:
+    """The platform that programs are traced for: "cpu", "gpu" or "tpu".
+
+    That of `jax.default_device`, where one is set, and of the default backend otherwise.
+    """
+    device = jax.config.jax_default_device
+    if device is None:
+        return jax.default_backend()
+    name = device if isinstance(device, str) else device.platform
+    return "gpu" if name in ("cuda", "rocm") else name
+
+
+@contextlib.contextmanager
+def forced(formulation: str) -> Iterator[None]:
+    """Runs that formulation in the ops traced inside, or raises its objection: for tests and benchmarks.
+
+    A function that jax has already traced keeps what it was traced with.
+    """
+    token = _FORCED.set(formulation)
+    try:
+        yield
+    finally:
+        _FORCED.reset(token)
+
+
+def choose(name: str, candidates: Sequence[Candidate], implementation: str | None) -> Candidate:
+    """The candidate that runs.
+
+    With `implementation=None` it is the first without objection. A named implementation runs or raises its reason.
+    """
+    if implementation is not None:
+        named = [c for c in candidates if c.implementation == implementation]
+        if not named:
+            raise unknown(name, "implementation", implementation, {c.implementation for c in candidates})
+        candidates = named
+    formulation = _FORCED.get()
+    if formulation is not None:
+        named = [c for c in candidates if c.formulation == formulation]
+        if not named:
+            raise unknown(name, "formulation", formulation, {c.formulation for c in candidates})
+        candidates = named
+    for candidate in candidates:
+        if candidate.objection is None:
+            return candidate
+    if implementation is not None or formulation is not None:
+        for candidate in candidates:
+            if candidate.able:
+                return candidate
+    what = f"implementation={implementation!r} cannot run" if implementation else "no implementation fits"
+    raise NotImplementedError(f"{name}: {what}: {_objections(candidates)}")
+
+
+def run(function: Callable, candidates: Sequence[Candidate], implementation: str | None) -> Any:
+    """Runs the chosen candidate of a public function."""
+    return choose(function.__name__, candidates, implementation).run()
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """What `explain` found: the candidates in order and the one that runs. Printing it shows a line for each."""
+
+    op: str
+    platform: str
+    chosen: Candidate
+    candidates: tuple[Candidate, ...]
+
+    def __str__(self) -> str:
+        lines = [f"{self.op} on {self.platform}"]
+        for c in self.candidates:
+            mark = "->" if c is self.chosen else "  "
+            why = c.objection or c.reason
+            lines.append(f" {mark} {c.implementation}: {c.formulation}" + (f" ({why})" if why else ""))
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def explain(function: Callable, *args: Any, **kwargs: Any) -> Explanation:
+    """Says which implementation `function(*args, **kwargs)` runs, and why the others do not.
+
+    Arrays may be `jax.ShapeDtypeStruct`: nothing is computed.
+
+    >>> import jax.numpy as jnp
+    >>> from llmasos_xla import kernels
+    >>> kernels.explain(kernels.max_pool, jnp.ones((1, 4, 4, 1)), (2, 2)).chosen.implementation
+    'xla'
+    """
+    name = getattr(function, "__name__", str(function))
+    if name not in OPS:
+        raise unknown("explain", "op", name, OPS)
+    implementation = kwargs.pop("implementation", None)
+    candidates = tuple(OPS[name](*args, **kwargs))
+    return Explanation(name, platform(), choose(name, candidates, implementation), candidates)
+
+
+def _objections(candidates: Sequence[Candidate]) -> str:
+    return "; ".join(f"{c.implementation} ({c.formulation}): {c.objection}" for c in candidates)

@@ -1,0 +1,52 @@
+"""Activation functions by name, as Keras and the field spell them."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from llmasos_xla.errors import unknown
+
+Activation = Callable[[jax.Array], jax.Array]
+
+
+def hard_sigmoid(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """relu6(x + 3) / 6, as in Keras 3 and PyTorch."""
+    return jax.nn.relu6(x + 3.0) / 6.0
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "linear": lambda x: x,
+    "relu": jax.nn.relu,
+    "relu6": jax.nn.relu6,
+    "leaky_relu": lambda x: jax.nn.leaky_relu(x, 0.2),
+    "elu": jax.nn.elu,
+    "selu": jax.nn.selu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+    "mish": jax.nn.mish,
+    "tanh": jnp.tanh,
+    "sigmoid": jax.nn.sigmoid,
+    "hard_sigmoid": hard_sigmoid,
+    "softplus": jax.nn.softplus,
+    "softsign": jax.nn.soft_sign,
+    "softmax": jax.nn.softmax,
+    "log_softmax": jax.nn.log_softmax,
+    "exponential": jnp.exp,
+}
+
+
+def activation(name: str | None, who: str = "activation") -> Activation:
+    """The activation function of that name; None is the identity.
+
+    >>> float(activation("ReLU")(jnp.float32(-1.0)))
+    0.0
+    """
+    if name is None:
+        return ACTIVATIONS["linear"]
+    if not isinstance(name, str) or name.lower() not in ACTIVATIONS:
+        raise unknown(who, "activation", name, ACTIVATIONS)
+    return ACTIVATIONS[name.lower()]

@@ -1,0 +1,165 @@
+"""Convolution and its transpose: checks, documentation, dispatch."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from llmasos_xla.kernels import _dispatch
+from llmasos_xla.kernels.activation import activation as activation_named
+from llmasos_xla.kernels.conv import choice
+from llmasos_xla.kernels.conv.geometry import (
+    Geometry,
+    as_array,
+    check_bias,
+    conv_geometry,
+)
+
+
+def _conv_candidates(
+    lhs: Any,
+    rhs: Any,
+    window_strides: Any = 1,
+    padding: Any = "VALID",
+    lhs_dilation: Any = None,
+    rhs_dilation: Any = None,
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    batch_group_count: int = 1,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+    out_sharding: Any = None,
+    *,
+    bias: Any = None,
+    activation: str | None = None,
+) -> list[_dispatch.Candidate]:
+    lhs, rhs = as_array(lhs), as_array(rhs)
+    geometry = conv_geometry(
+        "conv", lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers,
+        feature_group_count, batch_group_count, precision, preferred_element_type,
+    )  # fmt: skip
+    return choice.candidates(lhs, rhs, geometry, _finish("conv", geometry, bias, activation), out_sharding)
+
+
+@_dispatch.op(_conv_candidates)
+def conv(
+    lhs: Any,
+    rhs: Any,
+    window_strides: int | Sequence[int] = 1,
+    padding: str | Sequence[tuple[int, int]] = "VALID",
+    lhs_dilation: int | Sequence[int] | None = None,
+    rhs_dilation: int | Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    batch_group_count: int = 1,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+    out_sharding: Any = None,
+    *,
+    bias: Any = None,
+    activation: str | None = None,
+    implementation: str | None = None,
+) -> jax.Array:
+    """Convolution (cross-correlation) in one to three dimensions, with bias and activation.
+
+    `y[i] = activation(sum_k x[stride * i + dilation * k - low] w[k] + bias)`: `lax.conv_general_dilated`, argument for
+    argument, in the formulation that is fastest on the platform for the shape. It also fits
+    `nnx.Conv(conv_general_dilated=kernels.conv)`.
+
+    Args:
+        lhs: the input, by default `[batch, cin, *spatial]` (NCHW), else as `dimension_numbers` say.
+        rhs: the kernel, by default `[cout, cin / groups, *spatial]` (OIHW), of the input's dtype.
+        window_strides: one integer, or one for each spatial axis; so are both dilations.
+        padding: "VALID", "SAME", "SAME_LOWER", or (low, high) for each spatial axis.
+        lhs_dilation: distance between input elements; above 1 it is a transposed convolution.
+        rhs_dilation: distance between kernel elements.
+        dimension_numbers: as in lax, e.g. `("NHWC", "HWIO", "NHWC")`. Channels-last has the fast formulations.
+        feature_group_count: groups of channels convolved apart; as many as input channels is depthwise.
+        batch_group_count: as in lax.
+        precision: as in lax.
+        preferred_element_type: dtype of the sums and of the result; integers narrower than 32 bits need one.
+        out_sharding: as in lax.
+        bias: `[cout]`.
+        activation: a name in `kernels.ACTIVATIONS`.
+        implementation: None chooses; "xla" must run.
+
+    Raises:
+        ValueError: if shapes disagree, the kernel is larger than the padded input, or a name is unknown.
+        TypeError: if dtypes differ or narrow integers would overflow.
+
+    >>> import jax.numpy as jnp
+    >>> x, w = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 5))
+    >>> conv(x, w, 2, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), bias=jnp.zeros(5), activation="relu").shape
+    (2, 4, 4, 5)
+    """
+    candidates = _conv_candidates(
+        lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count,
+        batch_group_count, precision, preferred_element_type, out_sharding, bias=bias, activation=activation,
+    )  # fmt: skip
+    return _dispatch.run(conv, candidates, implementation)
+
+
+def _transpose_candidates(
+    lhs: Any,
+    rhs: Any,
+    strides: Any,
+    padding: Any,
+    rhs_dilation: Any = None,
+    dimension_numbers: Any = None,
+    transpose_kernel: bool = False,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+    *,
+    bias: Any = None,
+    activation: str | None = None,
+) -> list[_dispatch.Candidate]:
+    raise NotImplementedError
+
+
+@_dispatch.op(_transpose_candidates)
+def conv_transpose(
+    lhs: Any,
+    rhs: Any,
+    strides: int | Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    rhs_dilation: int | Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    transpose_kernel: bool = False,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+    *,
+    bias: Any = None,
+    activation: str | None = None,
+    implementation: str | None = None,
+) -> jax.Array:
+    """Transposed convolution; see `lax.conv_transpose`."""
+    rank = jnp.ndim(lhs) - 2
+    strides = (strides,) * rank if isinstance(strides, int) else strides
+    rhs_dilation = (rhs_dilation,) * rank if isinstance(rhs_dilation, int) else rhs_dilation
+    y = lax.conv_transpose(
+        lhs, rhs, strides, padding, rhs_dilation, dimension_numbers, transpose_kernel, precision, preferred_element_type
+    )
+    if bias is not None:
+        y = y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+    return activation_named(activation, "conv_transpose")(y)
+
+
+def _finish(who: str, g: Geometry, bias: Any, activation: str | None) -> Callable[[jax.Array], jax.Array]:
+    """Bias and activation, checked now and applied to the result."""
+    function = activation_named(activation, who)
+    if bias is not None:
+        bias = as_array(bias)
+        check_bias(who, bias, g)
+    if activation is not None and not jnp.issubdtype(g.preferred or g.dtype, jnp.inexact):
+        raise TypeError(f"{who}: activation={activation!r} needs floating point, the result is {g.preferred or g.dtype}")
+    channel = g.numbers.out_spec[1]
+
+    def finish(y: jax.Array) -> jax.Array:
+        if bias is not None:
+            shape = tuple(g.cout if axis == channel else 1 for axis in range(y.ndim))
+            y = y + bias.astype(y.dtype).reshape(shape)
+        return function(y)
+
+    return finish

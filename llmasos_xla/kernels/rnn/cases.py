@@ -1,0 +1,46 @@
+"""The one list of shapes that the tests, the benchmarks and tuning read."""
+
+from typing import Literal, NamedTuple
+
+
+class Case(NamedTuple):
+    """One problem of recurrence."""
+
+    name: str
+    op: Literal["lstm", "gru", "rnn"]
+    batch: int
+    time: int
+    cin: int
+    hidden: int
+    lengths: tuple[int, ...] | None = None
+    reverse: bool = False
+    bias: bool = True
+
+
+GATES = {"lstm": 4, "gru": 3, "rnn": 1}
+
+# Correctness: odd sizes, sizes of one, ragged batches with a full, an empty and a partial row.
+TESTS = tuple(
+    Case(f"{op}-{name}", op, *sizes)
+    for op in ("lstm", "gru", "rnn")
+    for name, sizes in {
+        "odd": (3, 7, 5, 11),
+        "one": (1, 1, 1, 1),
+        "ragged": (4, 6, 3, 5, (6, 0, 1, 4)),
+        "reverse": (2, 5, 3, 4, None, True),
+        "ragged-reverse": (4, 6, 3, 5, (6, 0, 1, 4), True),
+        "no-bias": (2, 3, 4, 2, None, False, False),
+    }.items()
+)
+
+# Speed: what people train, with the sizes of the reports in docs and of the peers' benchmarks.
+BENCH = (
+    *(Case(f"{op}-256", op, 32, 128, 256, 256) for op in ("lstm", "gru", "rnn")),
+    Case("lstm-512", "lstm", 32, 128, 512, 512),
+    Case("lstm-64", "lstm", 32, 128, 64, 64),
+    Case("lstm-ragged", "lstm", 32, 128, 256, 256, tuple(range(4, 132, 4))),
+    Case("lstm-stream", "lstm", 1, 1, 128, 128),
+    Case("lstm-batch-one", "lstm", 1, 128, 256, 256),
+    Case("gru-stream", "gru", 1, 1, 128, 128),
+    Case("gru-batch-one", "gru", 1, 128, 256, 256),
+)

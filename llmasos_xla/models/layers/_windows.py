@@ -1,0 +1,47 @@
+"""The arithmetic of windows that slide over space, shared by convolution and pooling."""
+
+from llmasos_xla.models.layers._checks import Shape, known_channels, sample_rank
+
+SPACE = {1: "time", 2: "height, width", 3: "depth, height, width"}
+
+
+def check_space(who: str, shape: Shape, rank: int) -> int:
+    """Refuses an input whose rank does not suit a layer over `rank` spatial axes; returns its channels."""
+    sample_rank(who, shape, f"{SPACE[rank]}, channels")
+    return known_channels(who, shape)
+
+
+def window_output(who: str, size: int | None, window: int, stride: int, padding: str, dilation: int = 1) -> int | None:
+    """How many positions a window takes over an axis of `size`.
+
+    >>> window_output("Conv1D", 28, window=3, stride=1, padding="valid")
+    26
+    """
+    if size is None:
+        return None
+    reach = (window - 1) * dilation + 1
+    if padding in ("same", "causal"):
+        return -(-size // stride)
+    if reach > size:
+        raise ValueError(f"{who}: a window of {reach} does not fit an axis of {size}; use padding='same' or a smaller window")
+    return (size - reach) // stride + 1
+
+
+def transposed_extra(window: int, stride: int, padding: str, output_padding: int | None) -> int:
+    """How much longer a transposed convolution's output is than `(size - 1) * stride + window`, what it writes to.
+
+    Without `output_padding` the output is `size * stride` long, or, "valid" with overlapping windows, all that is
+    written to. With it, "same" cuts half a window at both ends before the padding is put on.
+    """
+    if output_padding is None:
+        return stride - window if padding == "same" else max(stride - window, 0)
+    return output_padding - (2 * (window // 2) if padding == "same" else 0)
+
+
+def transposed_pads(window: int, extra: int) -> tuple[int, int]:
+    """Padding (low, high) of the input, with `stride - 1` zeros between its elements, for that extra length.
+
+    What is cut is cut half at the low end, rounded down: where the convolution that this transposes pads.
+    """
+    low = window - 1 - max(-extra, 0) // 2
+    return low, 2 * (window - 1) + extra - low

@@ -1,0 +1,119 @@
+"""Convolution layers, channels last."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+from flax import nnx
+
+from llmasos_xla import kernels
+from llmasos_xla.models.layers._base import Layer, Shape
+from llmasos_xla.models.layers._checks import one_of, per_axis
+from llmasos_xla.models.layers._modules import parameter
+from llmasos_xla.models.layers._windows import check_space, window_output
+
+DIMENSIONS = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Conv(Layer):
+    """Correlation of [batch, *space, cin] with a kernel [*window, cin / groups, filters], plus bias and activation."""
+
+    ends_in_activation: ClassVar[bool] = True
+    rank: ClassVar[int]
+
+    filters: int
+    kernel_size: int | tuple[int, ...]
+    strides: int | tuple[int, ...] = 1
+    padding: str = "valid"
+    dilation_rate: int | tuple[int, ...] = 1
+    groups: int = 1
+    activation: str | None = None
+    use_bias: bool = True
+    kernel_initializer: str = "glorot_uniform"
+    bias_initializer: str = "zeros"
+
+    def check(self) -> None:
+        """Normalizes sizes to tuples and refuses what no input could make right."""
+        for field in ("kernel_size", "strides", "dilation_rate"):
+            self._set(**{field: per_axis(self.who, field, getattr(self, field), self.rank)})
+        known = ("valid", "same", "causal") if self.rank == 1 else ("valid", "same")
+        self._set(padding=one_of(self.who, "padding", self.padding, known))
+        if self.filters % self.groups:
+            raise ValueError(f"{self.who}: filters ({self.filters}) must be a multiple of groups ({self.groups})")
+
+    def build(self, shape: Shape, rngs: nnx.Rngs) -> nnx.Module:
+        """The module with kernel and bias."""
+        self.output_shape(shape)
+        return _ConvModule(self, check_space(self.who, shape, self.rank), rngs)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """Space shrinks by window, stride and padding; channels become `filters`."""
+        cin = check_space(self.who, shape, self.rank)
+        if cin % self.groups:
+            raise ValueError(f"{self.who}: the input's {cin} channels are no multiple of groups ({self.groups})")
+        sizes = zip(shape[:-1], self.kernel_size, self.strides, self.dilation_rate, strict=True)
+        return (*(window_output(self.who, n, k, s, self.padding, d) for n, k, s, d in sizes), self.filters)
+
+
+class _ConvModule(nnx.Module):
+    def __init__(self, spec: _Conv, cin: int, rngs: nnx.Rngs):
+        self.spec = spec
+        self.kernel = parameter(rngs, spec.kernel_initializer, (*spec.kernel_size, cin // spec.groups, spec.filters))
+        self.bias = parameter(rngs, spec.bias_initializer, (spec.filters,)) if spec.use_bias else None
+
+    def __call__(self, x: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None) -> jax.Array:
+        spec = self.spec
+        padding = spec.padding.upper()
+        if spec.padding == "causal":
+            padding = [((spec.kernel_size[0] - 1) * spec.dilation_rate[0], 0)]
+        return kernels.conv(
+            x,
+            self.kernel[...],
+            spec.strides,
+            padding,
+            rhs_dilation=spec.dilation_rate,
+            dimension_numbers=DIMENSIONS[spec.rank],
+            feature_group_count=spec.groups,
+            bias=None if self.bias is None else self.bias[...],
+            activation=spec.activation,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Conv1D(_Conv):
+    """Convolution over time: [batch, time, cin] -> [batch, time', filters]; padding may be "causal".
+
+    Arrays: kernel [window, cin / groups, filters], bias [filters].
+
+    >>> Conv1D(8, 3, padding="causal").output_shape((100, 4))
+    (100, 8)
+    """
+
+    rank: ClassVar[int] = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Conv2D(_Conv):
+    """Convolution over images: [batch, height, width, cin] -> [batch, height', width', filters].
+
+    Arrays: kernel [window height, window width, cin / groups, filters], bias [filters].
+
+    >>> Conv2D(32, (3, 3)).output_shape((28, 28, 1))
+    (26, 26, 32)
+    """
+
+    rank: ClassVar[int] = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Conv3D(_Conv):
+    """Convolution over volumes: [batch, depth, height, width, cin] -> [batch, depth', height', width', filters].
+
+    Arrays: kernel [window depth, window height, window width, cin / groups, filters], bias [filters].
+
+    >>> Conv3D(4, 3, strides=2, padding="same").output_shape((9, 8, 8, 2))
+    (5, 4, 4, 4)
+    """
+
+    rank: ClassVar[int] = 3

@@ -1,0 +1,54 @@
+"""The dense layer."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from llmasos_xla.kernels.activation import activation
+from llmasos_xla.models.layers._base import Layer, Shape
+from llmasos_xla.models.layers._checks import known_channels
+from llmasos_xla.models.layers._modules import parameter
+
+
+@dataclasses.dataclass(frozen=True)
+class Dense(Layer):
+    """y = activation(x @ kernel + bias) over the last axis.
+
+    Arrays: kernel [cin, units], bias [units].
+
+    >>> Dense(10).output_shape((28, 128))
+    (28, 10)
+    """
+
+    ends_in_activation: ClassVar[bool] = True
+
+    units: int
+    activation: str | None = None
+    use_bias: bool = True
+    kernel_initializer: str = "glorot_uniform"
+    bias_initializer: str = "zeros"
+
+    def build(self, shape: Shape, rngs: nnx.Rngs) -> nnx.Module:
+        """The module with kernel and bias."""
+        return _Dense(self, known_channels(self.who, shape), rngs)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """The last axis becomes `units`."""
+        known_channels(self.who, shape)
+        return (*shape[:-1], self.units)
+
+
+class _Dense(nnx.Module):
+    def __init__(self, spec: Dense, cin: int, rngs: nnx.Rngs):
+        self.spec = spec
+        self.kernel = parameter(rngs, spec.kernel_initializer, (cin, spec.units))
+        self.bias = parameter(rngs, spec.bias_initializer, (spec.units,)) if spec.use_bias else None
+
+    def __call__(self, x: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None) -> jax.Array:
+        y = x @ self.kernel[...]
+        if self.bias is not None:
+            y = y + jnp.expand_dims(self.bias[...], range(y.ndim - 1))
+        return activation(self.spec.activation)(y)

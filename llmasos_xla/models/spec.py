@@ -1,0 +1,87 @@
+"""A model as its user wrote it down: a list of layers, before any array exists."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+
+from llmasos_xla.core import Net, Variables, pure
+from llmasos_xla.models.layers._base import Layer, Shape, layer_from_json, layer_names
+from llmasos_xla.models.stack import Stack, output_shapes, split_head
+
+
+@dataclasses.dataclass(frozen=True)
+class StackSpec:
+    """Layers applied one after the other to samples of `input_shape`.
+
+    Attributes:
+        layers: the layers, the last with its softmax or sigmoid if it has one.
+        input_shape: shape of one sample; None until data tells it.
+    """
+
+    layers: tuple[Layer, ...]
+    input_shape: Shape | None = None
+
+    @property
+    def head(self) -> str | None:
+        """The activation from logits to outputs: "softmax", "sigmoid" or None."""
+        return split_head(self.layers)[1]
+
+    @property
+    def tokens(self) -> bool:
+        """Whether the model reads integer ids."""
+        return bool(self.layers) and self.layers[0].tokens
+
+    def net(self) -> Net:
+        """The pure functions, up to the logits."""
+        shape = self.known_shape()
+        layers, _ = split_head(self.layers)
+        output_shapes(layers, shape)
+        return pure(lambda rngs: Stack(layers, shape, rngs=rngs))
+
+    def output_shape(self) -> Shape:
+        """Shape of one output sample."""
+        return output_shapes(self.layers, self.known_shape())[-1]
+
+    def known_shape(self) -> Shape:
+        """The input shape; an error if nothing has told it yet."""
+        if not self.layers:
+            raise ValueError("model: it has no layers; add some before it is used")
+        if self.input_shape is None:
+            raise ValueError("model: the input shape is not known yet; give the first layer input_shape=, or fit first")
+        return self.input_shape
+
+    def table(self, variables: Variables) -> str:
+        """Layer, output shape and number of parameters, a line each."""
+        shapes = output_shapes(self.layers, self.known_shape())
+        rows = [("layer", "output shape", "parameters")]
+        for name, layer, shape in zip(layer_names(self.layers), self.layers, shapes, strict=True):
+            count = sum(a.size for key, a in variables.params.items() if key.split("/")[0] == name)
+            rows.append((f"{name} ({type(layer).__name__})", str(("batch", *shape)).replace("'", ""), f"{count:,}"))
+        widths = [max(len(row[i]) for row in rows) for i in range(3)]
+        lines = [f"{a.ljust(widths[0])}  {b.ljust(widths[1])}  {c.rjust(widths[2])}" for a, b, c in rows]
+        lines.insert(1, "-" * len(lines[0]))
+        total = sum(a.size for a in variables.params.values())
+        carried = sum(a.size for a in variables.state.values())
+        size = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(variables))
+        more = f", {carried:,} values carried" if carried else ""
+        return "\n".join([*lines, "-" * len(lines[0]), f"{total:,} parameters{more}, {math.ceil(size / 1024):,} KiB"])
+
+    def to_json(self) -> dict[str, Any]:
+        """The specification as JSON values."""
+        shape = None if self.input_shape is None else list(self.input_shape)
+        return {"layers": [layer.to_json() for layer in self.layers], "input_shape": shape}
+
+    @classmethod
+    def from_json(cls, config: Any) -> "StackSpec":
+        """The inverse of `to_json`; raises ValueError for anything else."""
+        if not isinstance(config, dict) or not isinstance(config.get("layers"), list):
+            raise ValueError("load: the model's specification has no list of layers")
+        shape = config.get("input_shape")
+        fits = shape is None or (
+            isinstance(shape, list) and all(n is None or (isinstance(n, int) and n > 0) for n in shape)
+        )
+        if not fits:
+            raise ValueError(f"load: the model's input_shape {str(shape)[:80]!r} is no shape")
+        return cls(tuple(layer_from_json(c) for c in config["layers"]), None if shape is None else tuple(shape))

@@ -1,0 +1,1 @@
+"""Training: losses, metrics, optimizers, the step, the loop, and what a fit reports."""

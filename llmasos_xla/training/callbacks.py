@@ -1,0 +1,131 @@
+"""Callbacks: plain functions that are told of a fit's events and may end it.
+
+A callback is any function of an `Event`. Returning "stop" ends the fit after the epoch. The functions here make the
+common ones; each belongs to one fit.
+"""
+
+import csv
+import math
+import pathlib
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+from llmasos_xla.errors import missing_package
+
+
+class Event(NamedTuple):
+    """What a callback is told."""
+
+    kind: Literal["begin", "epoch", "end"]
+    """Before the first epoch, after each epoch with its validation, after the last."""
+    epoch: int
+    """The epoch just done, counted from 0 over all fits of the model; -1 before any."""
+    step: int
+    """Updates so far."""
+    logs: dict[str, float]
+    """Metrics of the epoch; empty for "begin" and "end"."""
+    model: Any
+    """The model that is being fitted: `save`, `variables`, `predict`."""
+
+
+Callback = Callable[[Event], str | None]
+
+_MORE_IS_BETTER = ("accuracy", "acc", "auc", "precision", "recall", "f1", "r2", "top_")
+
+
+def early_stopping(
+    monitor: str = "val_loss",
+    patience: int = 0,
+    min_delta: float = 0.0,
+    mode: Literal["auto", "min", "max"] = "auto",
+    restore_best: bool = False,
+) -> Callback:
+    """Ends the fit when `monitor` has not improved by `min_delta` for more than `patience` epochs.
+
+    With `restore_best` the model gets the weights of its best epoch back when the fit ends.
+    """
+    sign = _sign(monitor, mode)
+    best, waited, kept = math.inf, 0, None
+
+    def callback(event: Event) -> str | None:
+        nonlocal best, waited, kept
+        if event.kind == "epoch":
+            value = sign * _monitored("early_stopping", monitor, event.logs)
+            if value < best - min_delta:
+                best, waited = value, 0
+                kept = event.model.variables if restore_best else None
+            else:
+                waited += 1
+            return "stop" if waited > patience else None
+        if event.kind == "end" and kept is not None:
+            event.model.variables = kept
+        return None
+
+    return callback
+
+
+def best_checkpoint(
+    path: str | pathlib.Path, monitor: str = "val_loss", mode: Literal["auto", "min", "max"] = "auto"
+) -> Callback:
+    """Saves the model to `path` after each epoch whose `monitor` is the best so far."""
+    sign = _sign(monitor, mode)
+    best = math.inf
+
+    def callback(event: Event) -> None:
+        nonlocal best
+        if event.kind == "epoch" and (value := sign * _monitored("best_checkpoint", monitor, event.logs)) < best:
+            best = value
+            event.model.save(path)
+
+    return callback
+
+
+def csv_log(path: str | pathlib.Path) -> Callback:
+    """Writes a line of metrics an epoch to a CSV file, with a line of names above the first."""
+    started = False
+
+    def callback(event: Event) -> None:
+        nonlocal started
+        if event.kind == "epoch":
+            with open(path, "a" if started else "w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, ["epoch", *event.logs])
+                if not started:
+                    writer.writeheader()
+                writer.writerow({"epoch": event.epoch, **event.logs})
+            started = True
+
+    return callback
+
+
+def tensorboard(folder: str | pathlib.Path) -> Callback:
+    """Writes the metrics of each epoch for TensorBoard."""
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise missing_package("callbacks.tensorboard", "tensorboardX", "tensorboard") from error
+    writer = SummaryWriter(str(folder))
+
+    def callback(event: Event) -> None:
+        if event.kind == "epoch":
+            for name, value in event.logs.items():
+                writer.add_scalar(name, value, event.epoch)
+            writer.flush()
+        elif event.kind == "end":
+            writer.close()
+
+    return callback
+
+
+def _sign(monitor: str, mode: str) -> float:
+    if mode not in ("auto", "min", "max"):
+        raise ValueError(f"callbacks: mode wants auto, min or max, got {mode!r}")
+    if mode == "auto":
+        mode = "max" if any(part in monitor for part in _MORE_IS_BETTER) else "min"
+    return -1.0 if mode == "max" else 1.0
+
+
+def _monitored(who: str, monitor: str, logs: dict[str, float]) -> float:
+    if monitor not in logs:
+        hint = "; pass validation_data= or validation_split= to fit" if monitor.startswith("val_") else ""
+        raise ValueError(f"{who}: there is no metric {monitor!r}, only {', '.join(logs)}{hint}")
+    return logs[monitor]

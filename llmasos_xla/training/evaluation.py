@@ -1,0 +1,99 @@
+"""Evaluation and prediction: batches of one shape, so that every size of input runs the same few programs."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llmasos_xla.compiling import CompileRecord, compile
+from llmasos_xla.core import Variables
+from llmasos_xla.data.batches import batches
+from llmasos_xla.training.report import Quiet
+from llmasos_xla.training.step import Objective, make_eval_step, over_group
+
+
+class Evaluator:
+    """Evaluates a data set; keeps the compiled programs, one a batch shape."""
+
+    def __init__(self, objective: Objective, batch_size: int = 128, log: list[CompileRecord] | None = None):
+        self.objective, self.batch_size, self.log = objective, batch_size, log
+        self._programs: dict[Any, tuple[Callable, Any]] = {}
+
+    def __call__(
+        self,
+        variables: Variables,
+        dataset: Any,
+        preprocessing: Any,
+        *,
+        batch_size: int | None = None,
+        workers: int = 0,
+        report: Quiet | None = None,
+        prefix: str = "",
+    ) -> dict[str, float]:
+        """Loss and metrics over the data set, padding left out."""
+        report = report or Quiet()
+        size = min(batch_size or self.batch_size, len(dataset))
+        source = batches(dataset, preprocessing, batch_size=size, shuffle=False, workers=workers)
+        totals = None
+        for group in source:
+            arrays = arrays_of(group)
+            if totals is None:
+                program, totals = self._program(arrays, variables, report)
+            totals = program(totals, arrays, np.int32(group.steps), variables)
+        if totals is None:
+            raise ValueError("evaluate: the data set has no rows")
+        return totals.read(self.objective.metrics, prefix)
+
+    def _program(self, arrays: dict[str, Any], variables: Variables, report: Quiet) -> tuple[Callable, Any]:
+        shapes = str(jax.tree.map(lambda a: (a.shape, a.dtype), arrays))
+        if shapes not in self._programs:
+            one = jax.tree.map(lambda a: jnp.asarray(a[0]), arrays)
+            empty = self.objective.empty(one["y"], one["x"], variables)
+            step = over_group(make_eval_step(self.objective))
+            with report.compiling("evaluation"):
+                program = compile(step, empty, arrays, np.int32(1), variables, what="evaluation", log=self.log)
+            self._programs[shapes] = program, empty
+        return self._programs[shapes]
+
+
+class Predictor:
+    """Predicts rows in batches padded to a power of two, so that few programs serve every number of rows."""
+
+    def __init__(self, objective: Objective, batch_size: int = 256, log: list[CompileRecord] | None = None):
+        self.objective, self.batch_size, self.log = objective, batch_size, log
+        self._programs: dict[Any, Callable] = {}
+
+    def __call__(self, variables: Variables, x: Any) -> np.ndarray:
+        """Outputs [rows, ...] float32 of encoded input [rows, ...]."""
+        rows = len(jax.tree.leaves(x)[0])
+        if not rows:
+            raise ValueError("predict: the input has no rows")
+        parts = []
+        for start in range(0, rows, self.batch_size):
+            part = jax.tree.map(lambda a, start=start: np.asarray(a[start : start + self.batch_size]), x)
+            size = len(jax.tree.leaves(part)[0])
+            bucket = min(1 << (size - 1).bit_length(), self.batch_size)
+            padded = jax.tree.map(
+                lambda a, n=bucket - size: np.concatenate([a, np.repeat(a[:1], n, 0)]) if n else a, part
+            )
+            parts.append(self._program(padded, variables)(variables, padded)[:size])
+        return np.concatenate([np.asarray(part) for part in parts])
+
+    def _program(self, x: Any, variables: Variables) -> Callable:
+        shapes = str(jax.tree.map(lambda a: (a.shape, a.dtype), x))
+        if shapes not in self._programs:
+            objective = self.objective
+
+            def outputs(variables: Variables, x: Any) -> jax.Array:
+                return objective.outputs(objective.forward(variables, x, train=False)[0])
+
+            rows = len(jax.tree.leaves(x)[0])
+            self._programs[shapes] = compile(outputs, variables, x, what=f"predict {rows} rows", log=self.log)
+        return self._programs[shapes]
+
+
+def arrays_of(group: Any) -> dict[str, Any]:
+    """The arrays of a group of batches, as the steps take them."""
+    return {"x": group.x, "y": group.y, "weight": group.weight, "count": group.count}

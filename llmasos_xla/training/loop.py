@@ -1,0 +1,251 @@
+"""The training loop: groups of batches go in, device values come out late."""
+
+import collections
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from llmasos_xla.compiling import compile, operations
+from llmasos_xla.data.batches import batches
+from llmasos_xla.training.callbacks import Callback, Event
+from llmasos_xla.training.diagnose import NonFiniteLoss, first_not_finite
+from llmasos_xla.training.evaluation import Evaluator, arrays_of
+from llmasos_xla.training.history import History
+from llmasos_xla.training.interrupt import deferred_interrupt
+from llmasos_xla.training.report import Quiet
+from llmasos_xla.training.step import Objective, Totals, TrainState, make_train_step, over_group
+
+# One dispatch should hold about this much work: enough to hide Python, little enough for a live progress bar.
+_OPERATIONS_PER_DISPATCH = 1e9
+_BYTES_PER_DISPATCH = 32 << 20
+_MOST_STEPS = 64
+# How many dispatches may be under way before the loop waits for the oldest.
+_IN_FLIGHT = 3
+_SECONDS_BETWEEN_REPORTS = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What a fit is to do.
+
+    Attributes:
+        objective: network, loss and metrics.
+        optimizer: the optax transformation.
+        dataset, preprocessing: where batches come from.
+        batch_size: rows an update.
+        first_epoch, epochs: the global number of the first epoch, and how many to run.
+        seed: of the data's order and the network's randomness.
+        ema: momentum of the weights' average, or None.
+        validation: a data set to evaluate after each epoch, or None.
+        workers: processes that decode data; 0 uses threads.
+        steps_per_dispatch: updates in one call of the compiled program; None chooses.
+    """
+
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    dataset: Any
+    preprocessing: Any
+    batch_size: int
+    first_epoch: int
+    epochs: int
+    seed: int = 0
+    ema: float | None = None
+    validation: Any = None
+    workers: int = 0
+    steps_per_dispatch: int | None = None
+
+    @property
+    def last_epoch(self) -> int:
+        """The number after the last epoch's."""
+        return self.first_epoch + self.epochs
+
+    def batches(self, group: int, epoch: int | None = None, step: int = 0) -> Any:
+        """The job's batches in groups, from `step` of `epoch` on (default: from the start)."""
+        first = self.first_epoch if epoch is None else epoch
+        return batches(
+            self.dataset,
+            self.preprocessing,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            first_epoch=first,
+            epochs=self.last_epoch - first,
+            start_step=step,
+            group=group,
+            workers=self.workers,
+        )
+
+
+class Position(NamedTuple):
+    """Where an unfinished fit stands: what it takes to go on."""
+
+    epoch: int
+    """The epoch to go on with."""
+    data: dict[str, Any]
+    """The batch iterator's state."""
+    totals: Totals | None
+    """The sums of that epoch so far; None at its start."""
+
+
+def fit(
+    job: Job,
+    state: TrainState,
+    keep: Callable[[TrainState, Position | None, bool], None],
+    *,
+    evaluator: Evaluator,
+    callbacks: Sequence[Callback] = (),
+    model: Any = None,
+    report: Quiet,
+    history: History,
+    resume: Position | None = None,
+) -> None:
+    """Runs the job.
+
+    `keep(state, position, ended)` is told the newest state after every epoch, and when the fit ends, also by an error
+    or by Ctrl-C; the position is None once the fit has run to its end. The given state is donated.
+    """
+    run = _Run(job, state, report, history, resume)
+
+    def tell(kind: Any, epoch: int, logs: dict[str, float]) -> bool:
+        events = [callback(Event(kind, epoch, run.updates, logs, model)) for callback in callbacks]
+        return "stop" in events
+
+    report.begin(job.first_epoch, job.last_epoch, run.steps_per_epoch)
+    try:
+        with deferred_interrupt() as interrupted:
+            tell("begin", job.first_epoch - 1, {})
+            for epoch in range(resume.epoch if resume else job.first_epoch, job.last_epoch):
+                logs, seconds = run.epoch(epoch, interrupted)
+                if job.validation is not None:
+                    variables = evaluation_variables(run.state)
+                    logs |= evaluator(variables, job.validation, job.preprocessing, report=report, prefix="val_")
+                history.add(epoch, logs, seconds, run.samples)
+                report.epoch_end(epoch, seconds, run.samples / max(seconds, 1e-9), logs)
+                keep(run.state, run.position, False)
+                if tell("epoch", epoch, logs):
+                    report.note(f"stopped by a callback after epoch {epoch + 1}")
+                    break
+            run.position = None
+    finally:
+        keep(run.state, run.position, True)
+        run.close()
+        report.end()
+    tell("end", job.last_epoch - 1, {})
+
+
+def evaluation_variables(state: TrainState) -> Any:
+    """The variables that evaluation and prediction use: the averaged weights where there are any."""
+    return state.variables if state.average is None else state.variables._replace(params=state.average)
+
+
+def choose_steps_per_dispatch(step: Callable, steps_per_epoch: int, *arguments: Any) -> int:
+    """How many updates one call should make, so that Python's share of the time stays small.
+
+    `arguments` are the step's: its carry, one batch and a key.
+    """
+    work = operations(step, *arguments)
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(arguments[1]))
+    if work <= 0:
+        return 1
+    steps = min(_OPERATIONS_PER_DISPATCH / work, _BYTES_PER_DISPATCH / max(size, 1), _MOST_STEPS, steps_per_epoch)
+    return max(1, int(steps))
+
+
+class _Run:
+    """One fit under way. Donation makes the newest state the only one, so it is held here and nowhere else."""
+
+    def __init__(self, job: Job, state: TrainState, report: Quiet, history: History, resume: Position | None):
+        self.job, self.state, self.report, self.history = job, state, report, history
+        self.key = jax.random.key(job.seed)
+        self.updates = int(state.step)
+        self.samples = 0
+        step = make_train_step(job.objective, job.optimizer, job.ema)
+        example = _example_batch(job)
+        self.empty = job.objective.empty(example["y"], example["x"], state.variables)
+        steps_per_epoch = -(-len(job.dataset) // job.batch_size)
+        group = job.steps_per_dispatch or choose_steps_per_dispatch(
+            step, steps_per_epoch, (state, self.empty), example, self.key
+        )
+        history.steps_per_dispatch = group
+        self.source = job.batches(group)
+        self.steps_per_epoch = self.source.steps_per_epoch
+        if resume is not None:
+            self.source.set_state(resume.data)
+        self.position = resume or Position(job.first_epoch, self.source.get_state(), None)
+        self.groups: Iterator[Any] = iter(self.source)
+        stacked = jax.tree.map(lambda a: jax.ShapeDtypeStruct((group, *a.shape), a.dtype), example)
+        with report.compiling("train step"):
+            many = over_group(step)
+            self.program = compile(
+                lambda state, totals, group, steps, key: many((state, totals), group, steps, key),
+                state,
+                self.empty,
+                stacked,
+                np.int32(1),
+                self.key,
+                what="train step" if group == 1 else f"train step x {group}",
+                donate=(0,),
+                log=history.compiled,
+            )
+
+    def epoch(self, epoch: int, interrupted: Callable[[], bool]) -> tuple[dict[str, float], float]:
+        """Trains to the end of the epoch; returns its metrics and seconds."""
+        self.report.epoch(epoch)
+        totals = self.position.totals or self.empty
+        self.samples = 0
+        under_way: collections.deque[jax.Array] = collections.deque()
+        started = reported = time.perf_counter()
+        done = 0
+        while done < self.steps_per_epoch:
+            group = next(self.groups)
+            first_update = self.updates - group.first_step
+            self.state, totals = self.program(self.state, totals, arrays_of(group), np.int32(group.steps), self.key)
+            self.updates += group.steps
+            self.samples += int(group.count[: group.steps].sum())
+            done = group.first_step + group.steps
+            self.position = Position(epoch, self.source.get_state(), totals)
+            under_way.append(totals.bad_step)
+            if len(under_way) > _IN_FLIGHT:
+                self._check(under_way.popleft(), epoch, first_update)
+            now = time.perf_counter()
+            if now - reported > _SECONDS_BETWEEN_REPORTS and done < self.steps_per_epoch:
+                reported = now
+                logs = totals.read(self.job.objective.metrics)
+                self.report.step(done, self.samples / (now - started), logs)
+            if interrupted():
+                self.report.note(
+                    f"interrupted in epoch {epoch + 1} at step {done} of {self.steps_per_epoch}; the weights are kept, "
+                    "the same call of fit goes on from here"
+                )
+                raise KeyboardInterrupt
+        logs = totals.read(self.job.objective.metrics)
+        self._check(totals.bad_step, epoch, first_update)
+        self.position = Position(epoch + 1, self.source.get_state(), None)
+        return logs, time.perf_counter() - started
+
+    def _check(self, bad_step: jax.Array, epoch: int, first_update: int) -> None:
+        step = int(bad_step)
+        if step < 0:
+            return
+        again = self.job.batches(1, epoch, step - first_update)
+        batch = jax.tree.map(lambda a: a[0], arrays_of(next(iter(again))))
+        key = jax.random.fold_in(self.key, step)
+        # Later batches of the fit were not learnt from; a new fit starts its epochs anew.
+        self.position = None
+        raise NonFiniteLoss(step, epoch, first_not_finite(self.job.objective, self.state.variables, batch, key))
+
+    def close(self) -> None:
+        """Ends the data's threads and processes."""
+        close = getattr(self.groups, "close", None)
+        if close is not None:
+            close()
+
+
+def _example_batch(job: Job) -> dict[str, Any]:
+    group = next(iter(job.batches(1)))
+    return jax.tree.map(lambda a: jnp.asarray(a[0]), arrays_of(group))

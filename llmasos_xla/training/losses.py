@@ -1,0 +1,169 @@
+"""Losses by the names Keras and optax give them; each maps a batch to one number a sample.
+
+Cross-entropies read logits: a model's last softmax or sigmoid is taken off for training (`models.stack.split_head`).
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from llmasos_xla.errors import unknown
+
+Function = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """A loss function and what it reads.
+
+    Attributes:
+        name: its name.
+        function: (predictions, targets) -> one loss a sample [batch], or a scalar.
+        reads: "logits", before the model's last softmax or sigmoid, or "outputs", after it.
+        targets: "class" for integer class ids, "like" for arrays shaped as the output.
+    """
+
+    name: str
+    function: Function
+    reads: str = "outputs"
+    targets: str = "like"
+
+    def __call__(self, logits: jax.Array, outputs: jax.Array, y: jax.Array) -> jax.Array:
+        """The loss of each sample, [batch], in float32."""
+        predictions = (logits if self.reads == "logits" else outputs).astype(jnp.float32)
+        values = self.function(predictions, y)
+        return (
+            values.reshape(values.shape[0], -1).mean(axis=1) if values.ndim else jnp.broadcast_to(values, y.shape[:1])
+        )
+
+
+def _sparse_cross_entropy(logits: jax.Array, y: jax.Array) -> jax.Array:
+    return optax.softmax_cross_entropy_with_integer_labels(logits, y.reshape(logits.shape[:-1]))
+
+
+def _kl_divergence(p: jax.Array, y: jax.Array) -> jax.Array:
+    y, p = jnp.clip(y, 1e-7, 1.0), jnp.clip(p, 1e-7, 1.0)
+    return jnp.sum(y * jnp.log(y / p), axis=-1)
+
+
+def _binary_focal(logits: jax.Array, y: jax.Array) -> jax.Array:
+    return optax.sigmoid_focal_loss(logits, y, gamma=2.0)
+
+
+def _signs(y: jax.Array) -> jax.Array:
+    # Hinge losses want -1 and 1; labels of 0 and 1 are converted, as Keras does.
+    return jnp.where(y <= 0.0, -1.0, 1.0)
+
+
+def _same(p: jax.Array, y: jax.Array) -> jax.Array:
+    return y.astype(jnp.float32).reshape(p.shape)
+
+
+def _regression(function: Function) -> Function:
+    return lambda p, y: function(p, _same(p, y))
+
+
+LOSSES: dict[str, Loss] = {
+    loss.name: loss
+    for loss in (
+        Loss("sparse_categorical_crossentropy", _sparse_cross_entropy, "logits", "class"),
+        Loss("categorical_crossentropy", lambda z, y: optax.softmax_cross_entropy(z, _same(z, y)), "logits"),
+        Loss("binary_crossentropy", _regression(optax.sigmoid_binary_cross_entropy), "logits"),
+        Loss("binary_focal_crossentropy", _regression(_binary_focal), "logits"),
+        Loss("mean_squared_error", _regression(lambda p, y: jnp.square(p - y))),
+        Loss("mean_absolute_error", _regression(lambda p, y: jnp.abs(p - y))),
+        Loss(
+            "mean_absolute_percentage_error",
+            _regression(lambda p, y: 100.0 * jnp.abs((y - p) / jnp.maximum(jnp.abs(y), 1e-7))),
+        ),
+        Loss(
+            "mean_squared_logarithmic_error",
+            _regression(lambda p, y: jnp.square(jnp.log1p(jnp.maximum(p, 0.0)) - jnp.log1p(jnp.maximum(y, 0.0)))),
+        ),
+        Loss("huber", _regression(optax.huber_loss)),
+        Loss("log_cosh", _regression(optax.log_cosh)),
+        Loss("hinge", _regression(lambda p, y: jnp.maximum(1.0 - _signs(y) * p, 0.0))),
+        Loss("squared_hinge", _regression(lambda p, y: jnp.square(jnp.maximum(1.0 - _signs(y) * p, 0.0)))),
+        Loss("poisson", _regression(lambda p, y: p - y * jnp.log(p + 1e-7))),
+        Loss("kl_divergence", _regression(_kl_divergence)),
+        Loss("cosine_similarity", _regression(lambda p, y: -optax.cosine_similarity(p, y, epsilon=1e-7))),
+    )
+}
+
+ALIASES = {
+    "mse": "mean_squared_error",
+    "mae": "mean_absolute_error",
+    "mape": "mean_absolute_percentage_error",
+    "msle": "mean_squared_logarithmic_error",
+    "bce": "binary_crossentropy",
+    "logcosh": "log_cosh",
+    "kld": "kl_divergence",
+    "kullback_leibler_divergence": "kl_divergence",
+    "huber_loss": "huber",
+    "softmax_cross_entropy_with_integer_labels": "sparse_categorical_crossentropy",
+    "softmax_cross_entropy": "categorical_crossentropy",
+    "sigmoid_binary_cross_entropy": "binary_crossentropy",
+    "squared_error": "mean_squared_error",
+}
+
+
+def loss_by_name(loss: str | Loss | Function) -> Loss:
+    """The loss of that name, Keras' or optax's spelling, any case; a function `(outputs, y) -> [batch]` is wrapped.
+
+    >>> loss_by_name("MSE").name
+    'mean_squared_error'
+    """
+    if isinstance(loss, Loss):
+        return loss
+    if callable(loss):
+        return Loss(getattr(loss, "__name__", "loss"), loss)
+    name = snake(loss) if isinstance(loss, str) else loss
+    name = ALIASES.get(name, name)
+    if name not in LOSSES:
+        raise unknown("compile", "loss", loss, {*LOSSES, *ALIASES})
+    return LOSSES[name]
+
+
+def check_targets(loss: Loss, y: np.ndarray, output_shape: tuple, label_names: tuple[str, ...] | None = None) -> None:
+    """Raises ValueError if targets `y` cannot be compared with outputs of `output_shape` (without the batch axis)."""
+    if loss.targets == "class":
+        classes = output_shape[-1]
+        if not np.issubdtype(y.dtype, np.integer):
+            whole = np.issubdtype(y.dtype, np.floating) and np.all(y == np.floor(y))
+            hint = (
+                "; cast them with y.astype('int32')" if whole else "; one-hot targets go with categorical_crossentropy"
+            )
+            raise ValueError(f"{loss.name}: wants integer class labels, got {y.dtype} of shape {y.shape}{hint}")
+        if y.shape[1:] not in (output_shape[:-1], (*output_shape[:-1], 1)):
+            raise ValueError(
+                f"{loss.name}: labels have shape {y.shape}, wanted {('batch', *output_shape[:-1])} for outputs "
+                f"{('batch', *output_shape)}; one-hot labels go with categorical_crossentropy"
+            )
+        if y.size and (y.min() < 0 or y.max() >= classes):
+            bad = np.argwhere((y < 0) | (y >= classes))[0]
+            raise ValueError(
+                f"{loss.name}: label {y[tuple(bad)]} of row {bad[0]} is out of range: the model has {classes} outputs, "
+                f"so labels go from 0 to {classes - 1}; make the last layer larger or renumber the labels"
+            )
+        return
+    wanted = (len(y), *output_shape)
+    if None not in output_shape and int(np.prod(y.shape)) != int(np.prod(wanted)):
+        hint = "; integer class labels go with sparse_categorical_crossentropy" if y.ndim < len(wanted) else ""
+        raise ValueError(f"{loss.name}: targets have shape {y.shape}, the model's outputs {wanted}{hint}")
+
+
+def snake(name: str) -> str:
+    """'MeanSquaredError' and 'Mean squared-error' as 'mean_squared_error'; 'MSE' as 'mse'."""
+    if not name.isupper():
+        name = "".join("_" + c if c.isupper() and i and name[i - 1].islower() else c for i, c in enumerate(name))
+    return name.replace("-", "_").replace(" ", "_").lower()
+
+
+def known_losses() -> list[Any]:
+    """Every name that `loss_by_name` takes."""
+    return sorted({*LOSSES, *ALIASES})

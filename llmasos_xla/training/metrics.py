@@ -1,0 +1,186 @@
+"""Metrics by the names Keras gives them, as sums that add up over batches.
+
+A metric turns a batch into sums (arrays), sums of batches are added on the device, and `result` turns the total into
+one number, late, on the host.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llmasos_xla.errors import unknown
+from llmasos_xla.training.losses import ALIASES, LOSSES, Loss, snake
+
+Sums = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A metric.
+
+    Attributes:
+        name: how History calls it.
+        sums: (outputs, y, weight [batch]) -> the batch's sums.
+        result: sums -> the value.
+    """
+
+    name: str
+    sums: Callable[[jax.Array, jax.Array, jax.Array], Sums]
+    result: Callable[[dict[str, np.ndarray]], float]
+
+
+def _ratio(sums: dict[str, np.ndarray]) -> float:
+    return float(sums["sum"] / np.maximum(sums["weight"], 1e-12))
+
+
+def mean(name: str, per_sample: Callable[[jax.Array, jax.Array], jax.Array], result: Callable = _ratio) -> Metric:
+    """The weighted mean over samples of `per_sample(outputs, y)` [batch, ...]."""
+
+    def sums(outputs: jax.Array, y: jax.Array, weight: jax.Array) -> Sums:
+        values = per_sample(outputs, y).astype(jnp.float32)
+        return {"sum": jnp.sum(values.reshape(values.shape[0], -1).mean(axis=1) * weight), "weight": jnp.sum(weight)}
+
+    return Metric(name, sums, result)
+
+
+def _sparse_accuracy(p: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.argmax(p, -1) == y.reshape(p.shape[:-1])
+
+
+def _categorical_accuracy(p: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.argmax(p, -1) == jnp.argmax(y, -1)
+
+
+def _binary_accuracy(p: jax.Array, y: jax.Array) -> jax.Array:
+    return (p > 0.5) == (y.reshape(p.shape) > 0)
+
+
+def _top5(p: jax.Array, y: jax.Array) -> jax.Array:
+    y = y.reshape(p.shape[:-1])
+    score = jnp.take_along_axis(p, y[..., None], axis=-1)
+    return jnp.sum(p > score, axis=-1) < 5
+
+
+def _binary_counts(p: jax.Array, y: jax.Array, weight: jax.Array) -> Sums:
+    """True and false positives and negatives at 0.5; two softmax outputs count as one, the second."""
+    predicted, actual = _positive(p) > 0.5, _positive_labels(p, y) > 0.5
+    w = jnp.broadcast_to(weight.reshape(-1, *[1] * (predicted.ndim - 1)), predicted.shape)
+    return {
+        "tp": jnp.sum(w * (predicted & actual)),
+        "fp": jnp.sum(w * (predicted & ~actual)),
+        "fn": jnp.sum(w * (~predicted & actual)),
+    }
+
+
+def _positive(p: jax.Array) -> jax.Array:
+    return p[..., 1] if p.shape[-1] == 2 else p
+
+
+def _positive_labels(p: jax.Array, y: jax.Array) -> jax.Array:
+    if p.shape[-1] == 2 and y.shape == p.shape:
+        y = y[..., 1]
+    return y.reshape(_positive(p).shape).astype(jnp.float32)
+
+
+_BINS = 1000
+
+
+def _score_histograms(p: jax.Array, y: jax.Array, weight: jax.Array) -> Sums:
+    score, actual = _positive(p), _positive_labels(p, y)
+    w = jnp.broadcast_to(weight.reshape(-1, *[1] * (score.ndim - 1)), score.shape).reshape(-1)
+    bins = jnp.clip((score.reshape(-1) * _BINS).astype(jnp.int32), 0, _BINS - 1)
+    zero = jnp.zeros(_BINS, jnp.float32)
+    actual = actual.reshape(-1)
+    return {"positive": zero.at[bins].add(w * actual), "negative": zero.at[bins].add(w * (1.0 - actual))}
+
+
+def _auc(sums: dict[str, np.ndarray]) -> float:
+    """Area under the ROC curve: P(score of a positive > of a negative), ties of a bin of 1/1000 count half."""
+    positive, negative = np.asarray(sums["positive"], np.float64), np.asarray(sums["negative"], np.float64)
+    below = np.concatenate([[0.0], np.cumsum(negative)[:-1]])
+    pairs = positive.sum() * negative.sum()
+    return float(np.sum(positive * (below + 0.5 * negative)) / pairs) if pairs else float("nan")
+
+
+def _share(over: tuple[str, ...]) -> Callable[[dict[str, np.ndarray]], float]:
+    return lambda s: float(s["tp"] / max(sum(s[k] for k in over), 1e-12))
+
+
+def _r2_sums(p: jax.Array, y: jax.Array, weight: jax.Array) -> Sums:
+    y = y.reshape(p.shape).astype(jnp.float32)
+    w = jnp.broadcast_to(weight.reshape(-1, *[1] * (p.ndim - 1)), p.shape)
+    return {"res": jnp.sum(w * (p - y) ** 2), "w": jnp.sum(w), "y": jnp.sum(w * y), "yy": jnp.sum(w * y * y)}
+
+
+def _r2(s: dict[str, np.ndarray]) -> float:
+    total = float(s["yy"]) - float(s["y"]) ** 2 / max(float(s["w"]), 1e-12)
+    return 1.0 - float(s["res"]) / max(total, 1e-12)
+
+
+METRICS: dict[str, Metric] = {
+    m.name: m
+    for m in (
+        mean("sparse_categorical_accuracy", _sparse_accuracy),
+        mean("categorical_accuracy", _categorical_accuracy),
+        mean("binary_accuracy", _binary_accuracy),
+        mean("sign_accuracy", lambda p, y: (p > 0.0) == (y.reshape(p.shape) > 0)),
+        mean("sparse_top_k_categorical_accuracy", _top5),
+        mean(
+            "root_mean_squared_error",
+            lambda p, y: jnp.square(p - y.reshape(p.shape).astype(jnp.float32)),
+            lambda s: float(np.sqrt(_ratio(s))),
+        ),
+        Metric("precision", _binary_counts, _share(("tp", "fp"))),
+        Metric("recall", _binary_counts, _share(("tp", "fn"))),
+        Metric("f1_score", _binary_counts, lambda s: float(2 * s["tp"] / max(2 * s["tp"] + s["fp"] + s["fn"], 1e-12))),
+        Metric("auc", _score_histograms, _auc),
+        Metric("r2_score", _r2_sums, _r2),
+        *(
+            mean(name, lambda p, y, function=LOSSES[name].function: function(p, y))
+            for name in (
+                "mean_squared_error",
+                "mean_absolute_error",
+                "mean_absolute_percentage_error",
+                "mean_squared_logarithmic_error",
+                "cosine_similarity",
+            )
+        ),
+    )
+}
+
+_SHORT = {
+    "top_5": "sparse_top_k_categorical_accuracy",
+    "rmse": "root_mean_squared_error",
+    "f1": "f1_score",
+    "r2": "r2_score",
+}
+
+
+def metric_by_name(metric: str | Metric | Callable, loss: Loss) -> Metric:
+    """The metric of that name, any case; "accuracy" becomes the kind of accuracy that fits the loss, as in Keras.
+
+    A function `(outputs, y) -> [batch]` becomes its mean.
+    """
+    if isinstance(metric, Metric):
+        return metric
+    if callable(metric):
+        return mean(getattr(metric, "__name__", "metric"), metric)
+    name = snake(metric) if isinstance(metric, str) else metric
+    if name in ("accuracy", "acc"):
+        kind = {"class": "sparse_categorical_accuracy"}.get(loss.targets, "categorical_accuracy")
+        kind = "binary_accuracy" if loss.name.startswith("binary") else kind
+        kind = "sign_accuracy" if loss.name.endswith("hinge") else kind
+        return dataclasses.replace(METRICS[kind], name=name)
+    full = _SHORT.get(name, ALIASES.get(name, name))
+    if full not in METRICS:
+        raise unknown("compile", "metric", metric, {*METRICS, *_SHORT, "accuracy", "mse", "mae", "mape"})
+    return dataclasses.replace(METRICS[full], name=name)
+
+
+def add(a: Any, b: Any) -> Any:
+    """The sums of two batches together."""
+    return jax.tree.map(jnp.add, a, b)

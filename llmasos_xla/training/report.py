@@ -1,0 +1,141 @@
+"""What a person sees while a model trains: a progress bar, plain lines, or nothing."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+
+class Quiet:
+    """Reports nothing."""
+
+    def begin(self, first_epoch: int, last_epoch: int, steps: int) -> None:
+        """A fit starts, over epochs first_epoch..last_epoch - 1 of so many steps."""
+
+    @contextlib.contextmanager
+    def compiling(self, what: str) -> Iterator[None]:
+        """Around the compilation of a program."""
+        yield
+
+    def epoch(self, epoch: int) -> None:
+        """An epoch starts."""
+
+    def step(self, step: int, samples_per_second: float, logs: dict[str, float]) -> None:
+        """The epoch has come to `step`, with these metrics so far."""
+
+    def epoch_end(self, epoch: int, seconds: float, samples_per_second: float, logs: dict[str, float]) -> None:
+        """An epoch is over."""
+
+    def note(self, text: str) -> None:
+        """Something worth saying happened."""
+
+    def end(self) -> None:
+        """The fit is over, however it ended."""
+
+    def print(self, text: str) -> None:
+        """A result outside of any fit."""
+
+
+class Lines(Quiet):
+    """One plain line an epoch, and one for each compilation: for logs and pipes."""
+
+    def print(self, text: str) -> None:
+        """Prints the text."""
+        print(text, flush=True)
+
+    def begin(self, first_epoch: int, last_epoch: int, steps: int) -> None:
+        """Remembers the number of epochs."""
+        self.last_epoch = last_epoch
+
+    @contextlib.contextmanager
+    def compiling(self, what: str) -> Iterator[None]:
+        """Prints how long it took."""
+        started = time.perf_counter()
+        yield
+        self.note(f"compiled {what} in {time.perf_counter() - started:.2f} s")
+
+    def epoch_end(self, epoch: int, seconds: float, samples_per_second: float, logs: dict[str, float]) -> None:
+        """Prints the epoch's line."""
+        self.note(f"Epoch {epoch + 1}/{self.last_epoch}  {seconds:.1f} s  {samples_per_second:.0f}/s  {_metrics(logs)}")
+
+    def note(self, text: str) -> None:
+        """Prints the text."""
+        print(text, flush=True)
+
+
+class Bar(Quiet):
+    """A live progress bar by rich, in terminals and notebooks; compiling is a phase of its own."""
+
+    def print(self, text: str) -> None:
+        """Prints the text."""
+        print(text, flush=True)
+
+    def begin(self, first_epoch: int, last_epoch: int, steps: int) -> None:
+        """Draws the bar."""
+        from rich import progress
+
+        self.steps, self.last_epoch = steps, last_epoch
+        self.bar = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(bar_width=24),
+            progress.TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            progress.TimeElapsedColumn(),
+            progress.TextColumn("{task.fields[text]}"),
+            refresh_per_second=8,
+        )
+        self.task: Any = None
+        self.bar.start()
+
+    @contextlib.contextmanager
+    def compiling(self, what: str) -> Iterator[None]:
+        """Shows a bar without an end while the program compiles."""
+        task = self.bar.add_task(f"compiling {what}", total=None, text="")
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.bar.remove_task(task)
+        self.note(f"compiled {what} in {time.perf_counter() - started:.2f} s")
+
+    def epoch(self, epoch: int) -> None:
+        """A new bar for the epoch."""
+        self.task = self.bar.add_task(f"Epoch {epoch + 1}/{self.last_epoch}", total=self.steps, text="")
+
+    def step(self, step: int, samples_per_second: float, logs: dict[str, float]) -> None:
+        """Moves the bar."""
+        self.bar.update(self.task, completed=step, text=f"{samples_per_second:.0f}/s  {_metrics(logs)}")
+
+    def epoch_end(self, epoch: int, seconds: float, samples_per_second: float, logs: dict[str, float]) -> None:
+        """Leaves the finished bar standing."""
+        self.bar.update(self.task, completed=self.steps, text=f"{samples_per_second:.0f}/s  {_metrics(logs)}")
+        self.bar.stop_task(self.task)
+
+    def note(self, text: str) -> None:
+        """Prints above the bar."""
+        self.bar.console.print(text, highlight=False)
+
+    def end(self) -> None:
+        """Stops redrawing."""
+        self.bar.stop()
+
+
+def reporter(verbose: int) -> Quiet:
+    """The reporter for `verbose`: 0 is quiet; 1 is a bar in a terminal or notebook and plain lines elsewhere."""
+    if verbose not in (0, 1):
+        raise ValueError(f"fit: verbose wants 0 (quiet) or 1 (progress), got {verbose!r}")
+    if not verbose:
+        return Quiet()
+    return Bar() if sys.stdout.isatty() or _in_notebook() else Lines()
+
+
+def _in_notebook() -> bool:
+    return (
+        type(sys.modules["IPython"].get_ipython()).__name__ == "ZMQInteractiveShell"
+        if "IPython" in sys.modules
+        else False
+    )
+
+
+def _metrics(logs: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4f}" for name, value in logs.items())

@@ -1,0 +1,216 @@
+"""The train step and the evaluation step: pure functions of state, totals and a batch."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from llmasos_xla.core import Net, Variables
+from llmasos_xla.errors import unknown
+from llmasos_xla.kernels.activation import activation
+from llmasos_xla.training.losses import Loss
+from llmasos_xla.training.metrics import Metric, add
+
+PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
+_PRECISION_ALIASES = {"mixed_bfloat16": "bfloat16", "bf16": "bfloat16", "fp32": "float32", "f32": "float32"}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that training carries from step to step."""
+
+    variables: Variables
+    optimizer: optax.OptState
+    average: dict[str, jax.Array] | None
+    """The weights' running average, if the optimizer keeps one."""
+    step: jax.Array
+    """Number of updates so far, int32."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Totals:
+    """Sums over the batches so far; read late, on the host."""
+
+    loss: jax.Array
+    """Sum of the samples' weighted losses."""
+    count: jax.Array
+    """Number of samples, padding left out."""
+    metrics: dict[str, dict[str, jax.Array]]
+    bad_step: jax.Array
+    """The first step whose loss was not finite, -1 if none: nothing is updated from that step on."""
+
+    def read(self, metrics: Sequence[Metric], prefix: str = "") -> dict[str, float]:
+        """The mean loss and the metrics as numbers."""
+        host = jax.device_get(self)
+        logs = {prefix + "loss": float(host.loss / max(float(host.count), 1.0))}
+        return logs | {prefix + m.name: m.result(host.metrics[m.name]) for m in metrics}
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What is computed of a batch: network, loss, metrics, and how numbers are prepared.
+
+    Attributes:
+        net: the model, up to its logits.
+        loss: the loss.
+        metrics: what else is summed.
+        head: name of the activation from logits to outputs, or None.
+        prepare: raw input as it comes from the data -> the network's input, traced into the step.
+        precision: dtype of the network's arithmetic; parameters and losses stay float32.
+        class_weight: weight of each class, or None.
+    """
+
+    net: Net
+    loss: Loss
+    metrics: tuple[Metric, ...] = ()
+    head: str | None = None
+    prepare: Callable[[Any], Any] = lambda x: x
+    precision: str = "float32"
+    class_weight: tuple[float, ...] | None = None
+
+    def outputs(self, logits: jax.Array) -> jax.Array:
+        """The model's outputs from its logits, in float32."""
+        return activation(self.head)(logits.astype(jnp.float32))
+
+    def forward(
+        self, variables: Variables, x: Any, *, train: bool, key: jax.Array | None = None, **inputs: Any
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Logits and the new state, computed in `precision`."""
+        dtype = PRECISIONS[self.precision]
+        x = self.prepare(x)
+        if dtype != jnp.float32:
+            variables, x = Variables(_cast(variables.params, dtype), variables.state), _cast(x, dtype)
+        logits, state = self.net.apply(variables, x, train=train, key=key, **inputs)
+        # Statistics keep the dtype they are stored in, whatever the arithmetic was.
+        return logits, {name: a.astype(variables.state[name].dtype) for name, a in state.items()}
+
+    def empty(self, y: Any, x: Any, variables: Variables) -> Totals:
+        """Totals of no batch; shapes are found without computing anything."""
+        batch = jax.tree.leaves(x)[0].shape[0]
+
+        def sums() -> Any:
+            logits, _ = self.forward(variables, x, train=False)
+            return self._sums(logits, y, jnp.ones(batch, jnp.float32))
+
+        shapes = jax.eval_shape(sums)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        return Totals(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32), zeros, jnp.full((), -1, jnp.int32))
+
+    def losses(self, logits: jax.Array, y: jax.Array, weight: jax.Array) -> jax.Array:
+        """Weighted loss of each sample, [batch]."""
+        values = self.loss(logits, self.outputs(logits), y)
+        if self.class_weight is not None:
+            values = values * jnp.asarray(self.class_weight, jnp.float32)[y.reshape(y.shape[0])]
+        return values * weight
+
+    def _sums(self, logits: jax.Array, y: jax.Array, weight: jax.Array) -> dict[str, dict[str, jax.Array]]:
+        outputs = self.outputs(logits)
+        return {m.name: m.sums(outputs, y, weight) for m in self.metrics}
+
+    def totals(
+        self, before: Totals, losses: jax.Array, logits: jax.Array, y: jax.Array, weight: jax.Array, count: jax.Array
+    ) -> Totals:
+        """The totals with one more batch."""
+        return Totals(
+            before.loss + jnp.sum(losses),
+            before.count + count.astype(jnp.float32),
+            add(before.metrics, self._sums(logits, y, weight)),
+            before.bad_step,
+        )
+
+
+def precision_by_name(precision: str) -> str:
+    """The precision's full name: "float32" or "bfloat16" (also spelled "mixed_bfloat16")."""
+    name = _PRECISION_ALIASES.get(precision, precision)
+    if name not in PRECISIONS:
+        raise unknown("compile", "precision", precision, {*PRECISIONS, *_PRECISION_ALIASES})
+    return name
+
+
+def new_state(variables: Variables, optimizer: optax.GradientTransformation, ema: float | None = None) -> TrainState:
+    """The state before the first step."""
+    average = None if ema is None else jax.tree.map(jnp.copy, variables.params)
+    return TrainState(variables, optimizer.init(variables.params), average, jnp.zeros((), jnp.int32))
+
+
+def make_train_step(
+    objective: Objective, optimizer: optax.GradientTransformation, ema: float | None = None
+) -> Callable[..., tuple[TrainState, Totals]]:
+    """`step((state, totals), batch, key) -> (state, totals)`: one update.
+
+    `batch` maps "x", "y", "weight" [batch] and "count" [] (samples that are not padding). The gradient is that of
+    sum(weight * loss) / count. From the first loss that is not finite on, nothing is updated, so that the weights that
+    led there are still there to be looked at.
+    """
+
+    def step(carry: tuple[TrainState, Totals], batch: Mapping[str, Any], key: jax.Array) -> tuple[TrainState, Totals]:
+        state, totals = carry
+        y, weight, count = batch["y"], batch["weight"], batch["count"]
+
+        def objective_of(params: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
+            logits, carried = objective.forward(
+                Variables(params, state.variables.state),
+                batch["x"],
+                train=True,
+                key=jax.random.fold_in(key, state.step),
+            )
+            losses = objective.losses(logits, y, weight)
+            return jnp.sum(losses) / jnp.maximum(count, 1).astype(jnp.float32), (losses, logits, carried)
+
+        (loss, (losses, logits, carried)), gradients = jax.value_and_grad(objective_of, has_aux=True)(
+            state.variables.params
+        )
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.variables.params)
+        params = optax.apply_updates(state.variables.params, updates)
+        average = state.average
+        if average is not None and ema is not None:
+            average = jax.tree.map(lambda a, p: (ema * a + (1.0 - ema) * p).astype(a.dtype), average, params)
+        after = TrainState(Variables(params, carried), optimizer_state, average, state.step + 1)
+        summed = objective.totals(totals, losses, logits, y, weight, count)
+
+        fine = jnp.isfinite(loss) & (totals.bad_step < 0)
+        state, summed = jax.tree.map(lambda new, old: jnp.where(fine, new, old), (after, summed), (state, totals))
+        bad_step = jnp.where(fine | (totals.bad_step >= 0), totals.bad_step, state.step)
+        return state, dataclasses.replace(summed, bad_step=bad_step)
+
+    return step
+
+
+def make_eval_step(objective: Objective) -> Callable[..., Totals]:
+    """`step(totals, batch, variables) -> totals`: sums of loss and metrics, nothing learnt."""
+
+    def step(totals: Totals, batch: Mapping[str, Any], variables: Variables) -> Totals:
+        logits, _ = objective.forward(variables, batch["x"], train=False)
+        losses = objective.losses(logits, batch["y"], batch["weight"])
+        return objective.totals(totals, losses, logits, batch["y"], batch["weight"], batch["count"])
+
+    return step
+
+
+def over_group(step: Callable) -> Callable:
+    """Runs `step(carry, batch, *rest) -> carry` over the first `steps` batches of a group, in one dispatch.
+
+    The result is `many(carry, group, steps, *rest) -> carry`; arrays of the group have a leading axis of batches.
+    """
+
+    def many(carry: Any, group: Any, steps: jax.Array, *rest: Any) -> Any:
+        if jax.tree.leaves(group)[0].shape[0] == 1:
+            # A loop of one would hide the batch from XLA's convolution libraries; without it they see it.
+            return step(carry, jax.tree.map(lambda a: a[0], group), *rest)
+
+        def body(i: jax.Array, carry: Any) -> Any:
+            batch = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, i, keepdims=False), group)
+            return step(carry, batch, *rest)
+
+        return jax.lax.fori_loop(0, steps, body, carry)
+
+    return many
+
+
+def _cast(tree: Any, dtype: Any) -> Any:
+    return jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)

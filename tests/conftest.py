@@ -1,0 +1,46 @@
+"""Strictness for every test: shapes and dtypes are not promoted silently, warnings are errors, eight CPU devices."""
+
+import os
+import pathlib
+
+# Before jax is imported: the number of virtual devices and the platform are read once.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import jax
+import jaxtyping
+import numpy as np
+import pytest
+
+CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "jax"
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+# One cache of compiled programs for all workers of a session.
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+@pytest.fixture
+def unchecked():
+    """Switches jaxtyping's checks off, so that a test meets the package's own errors as a user does."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """The folder of real data sets, named by LLMASOS_DATA; tests that need it skip without."""
+    folder = os.environ.get("LLMASOS_DATA")
+    if not folder or not pathlib.Path(folder).is_dir():
+        pytest.skip("LLMASOS_DATA does not point at a folder of data sets")
+    return pathlib.Path(folder)
