@@ -80,5 +80,5 @@ def _name(path: tuple) -> str:
     return "/".join(map(str, path))
 
 
-def _by_name(state: nnx.State) -> dict[str, jax.Array]:
+def _by_name(state: Any) -> dict[str, jax.Array]:
     return {_name(path): leaf for path, leaf in nnx.to_flat_state(nnx.as_pure(state))}

@@ -16,5 +16,9 @@ def assert_close(actual, expected, *, scale: float = 1.0, dtype: str | None = No
     actual = np.asarray(actual)
     rtol, atol = TOLERANCE[dtype or actual.dtype.name]
     np.testing.assert_allclose(
-        actual.astype(np.float64), np.asarray(expected, np.float64), rtol=rtol * scale, atol=atol * scale, err_msg=message
+        actual.astype(np.float64),
+        np.asarray(expected, np.float64),
+        rtol=rtol * scale,
+        atol=atol * scale,
+        err_msg=message,
     )

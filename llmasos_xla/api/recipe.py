@@ -8,7 +8,7 @@ import optax
 
 from llmasos_xla.training.losses import LOSSES, Loss, loss_by_name
 from llmasos_xla.training.metrics import METRICS, Metric, metric_by_name
-from llmasos_xla.training.optimizers import Optimizer, optimizer_by_name
+from llmasos_xla.training.optimizers import Optimizer, optimizer_by_name, with_standard_promotion
 from llmasos_xla.training.step import precision_by_name
 
 
@@ -36,7 +36,8 @@ class Recipe:
     @property
     def transformation(self) -> optax.GradientTransformation:
         """The optax transformation."""
-        return self.optimizer.build() if isinstance(self.optimizer, Optimizer) else self.optimizer
+        own = isinstance(self.optimizer, Optimizer)
+        return self.optimizer.build() if own else with_standard_promotion(self.optimizer)
 
     @property
     def ema(self) -> float | None:

@@ -161,7 +161,7 @@ def _datasets(group: Any, prefix: str, depth: int = 0) -> Any:
 def _write_safetensors(path: str, text: str, arrays: Mapping[str, np.ndarray]) -> None:
     from safetensors.numpy import save_file
 
-    save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, path, metadata={_SPEC: text})
+    save_file({name: np.asarray(a, order="C") for name, a in arrays.items()}, path, metadata={_SPEC: text})
 
 
 def _read_safetensors(path: pathlib.Path) -> tuple[str, dict[str, np.ndarray]]:
@@ -178,7 +178,7 @@ def _read_safetensors(path: pathlib.Path) -> tuple[str, dict[str, np.ndarray]]:
     return text, arrays
 
 
-def _storable(array: np.ndarray) -> tuple[np.ndarray, str | None]:
+def _storable(array: Any) -> tuple[np.ndarray, str | None]:
     # HDF5 has no bfloat16; its bits are kept as they are.
     array = np.asarray(array)
     return (array.view(np.uint16), "bfloat16") if array.dtype.name == "bfloat16" else (array, None)

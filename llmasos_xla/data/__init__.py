@@ -1,4 +1,4 @@
-"""Data: `Dataset` reads, `Preprocessing` encodes, `batches.batches` iterates (that file alone imports Grain)."""
+"""Data: `Dataset` reads, `Preprocessing` encodes, `batches.batches` iterates."""
 
 from llmasos_xla.data.dataset import Dataset
 from llmasos_xla.data.preprocessing import Preprocessing

@@ -9,7 +9,8 @@ import numpy as np
 
 from llmasos_xla import errors
 from llmasos_xla.data.array_input import ArrayInput, is_bytes, require_finite
-from llmasos_xla.data.readers.content import TABLE, TEXT
+from llmasos_xla.data.labels import Labels
+from llmasos_xla.data.readers.content import PAIRS, TABLE, TEXT
 from llmasos_xla.data.rows import Lazy
 from llmasos_xla.data.table_input import TableInput
 from llmasos_xla.data.text_input import TextInput
@@ -33,7 +34,7 @@ def fit_input(dataset: "Dataset", input_shape: Any, tokens: bool | tuple[str, ..
         raise ValueError(f"fit: the data set {dataset.name} has no rows")
     content = dataset.content
     if content.kind == TEXT:
-        return TextInput.fit(dataset.rows().x, **dataset.text_options)
+        return _fit_text(dataset, input_shape)
     if content.kind == TABLE:
         return _fit_table(dataset, input_shape, bool(tokens))
     if isinstance(content.x, dict):
@@ -41,6 +42,30 @@ def fit_input(dataset: "Dataset", input_shape: Any, tokens: bool | tuple[str, ..
     if isinstance(content.x, Lazy):
         return _fit_lazy(dataset, input_shape, bool(tokens))
     return _fit_array(dataset.rows().x, input_shape, dataset.normalize, bool(tokens), content.pixel_max, "x")
+
+
+def fit_labels(dataset: "Dataset") -> Labels:
+    """The label part of `Preprocessing.fit`."""
+    if dataset.content.kind != PAIRS:
+        return Labels(dataset.classes)
+    # Numbers need no list of names: only text labels are worth reading every row for.
+    first = dataset.take(np.arange(1)).y
+    if first is None or first.dtype.kind != "O":
+        return Labels()
+    y = dataset.labels
+    return Labels(None if y is None else tuple(sorted(set(y))))
+
+
+def _fit_text(dataset: "Dataset", input_shape: Shape | None) -> TextInput:
+    options = dict(dataset.text_options)
+    if input_shape is not None and len(input_shape) != 1:
+        raise ValueError(f"fit: {dataset.name} is text, encoded to (rows, length); the model wants {input_shape}")
+    wanted = None if input_shape is None else input_shape[0]
+    if wanted is not None:
+        if options["max_length"] not in (None, wanted):
+            raise ValueError(f"fit: max_length={options['max_length']}, but the model wants rows of {wanted} ids")
+        options["max_length"] = wanted
+    return TextInput.fit(dataset.rows().x, **options)
 
 
 def _fit_inputs(dataset: "Dataset", shapes: Any, tokens: bool | tuple[str, ...]) -> tuple[tuple[str, ArrayInput], ...]:
@@ -191,7 +216,7 @@ def _square(columns: int) -> bool:
 def _moments(parts: Any) -> tuple[Any, Any]:
     """Mean and deviation over all axes but the last, in float64, as nested tuples."""
     count, total, squares = 0, 0.0, 0.0
-    shift = None
+    shift: Any = None
     for part in parts:
         flat = part.reshape(-1, part.shape[-1] if part.ndim > 1 else 1).astype(np.float64)
         # Sums of squares lose their digits if the mean is large beside the deviation: take a nearby value off first.

@@ -80,11 +80,13 @@ def open_source(source: Any, labels: Any, kind: str | None, options: Options) ->
     if kind is not None and kind not in KINDS:
         raise errors.unknown("Dataset", "kind=", kind, KINDS)
     if isinstance(source, Content):
+        options.refuse_others(source.kind)
         return source
     if isinstance(source, str | pathlib.Path):
         return _open_path(existing(source), labels, kind, options)
     if isinstance(source, dict) and source and all(isinstance(v, str | pathlib.Path) for v in source.values()):
         options.refuse_others(TEXT)
+        _refuse_labels(labels, "the files are the classes")
         return text.from_classes({str(name): existing(path) for name, path in source.items()}, options.encoding)
     if hasattr(source, "columns") and hasattr(source, "iloc"):
         options.refuse_others("table")
@@ -93,6 +95,7 @@ def open_source(source: Any, labels: Any, kind: str | None, options: Options) ->
         source, labels = source
     if _is_pairs(source):
         options.refuse_others("pairs")
+        _refuse_labels(labels, f"{type(source).__name__} gives pairs (x, y) itself")
         return arrays.from_pairs(source)
     options.refuse_others("array")
     return arrays.from_arrays(source, labels)
@@ -102,7 +105,9 @@ def _open_path(path: pathlib.Path, labels: Any, kind: str | None, options: Optio
     kind = kind or _kind_of(path)
     options.refuse_others(kind)
     if kind == CSV:
-        reading = csv_reader.CsvOptions(options.header, options.delimiter, _names(options.na_values) or ())
+        reading = csv_reader.CsvOptions(
+            options.header, options.delimiter, _names(options.na_values) or (), options.encoding
+        )
         return csv_reader.from_csv(path, _label_array(labels), options.table(), reading)
     if kind == IDX:
         return idx.from_idx(path, labels)
@@ -119,7 +124,7 @@ def _open_path(path: pathlib.Path, labels: Any, kind: str | None, options: Optio
 
 def _kind_of(path: pathlib.Path) -> str:
     if path.is_dir():
-        return audio.IMAGES_OR_AUDIO[_folder_suffix(path) in audio.SUFFIXES]
+        return AUDIO if _folder_suffix(path) in audio.SUFFIXES else IMAGES
     suffixes = [s.lower() for s in path.suffixes]
     last = suffixes[-2] if len(suffixes) > 1 and suffixes[-1] == ".gz" else (suffixes or [""])[-1]
     known = {".csv": CSV, ".tsv": CSV, ".npz": NPZ, ".npy": NPY, ".txt": TEXT, ".idx": IDX}
@@ -142,7 +147,18 @@ def _folder_suffix(folder: pathlib.Path) -> str:
 
 
 def _label_array(labels: Any) -> np.ndarray | None:
-    return None if labels is None else arrays.as_array(labels, "Dataset: labels")
+    if labels is None:
+        return None
+    if np.ndim(labels) == 0:
+        raise ValueError(
+            f"Dataset: labels={labels!r}; an array with a label for each row is wanted (label= names a table's column)"
+        )
+    return arrays.as_array(labels, "Dataset: labels")
+
+
+def _refuse_labels(labels: Any, why: str) -> None:
+    if labels is not None:
+        raise ValueError(f"Dataset: labels= was given, but {why}; leave it out")
 
 
 def _is_pairs(source: Any) -> bool:

@@ -47,18 +47,18 @@ class ArrayInput:
         x = self._reshape(x, who)
         return self._cast(x, who)
 
-    def on_device(self, x: jax.Array) -> jax.Array:
+    def on_device(self, x: jax.Array | np.ndarray) -> jax.Array:
         """float32 and scaled; ids stay int32. Pure, to be traced."""
         if self.dtype == "int32":
-            return x.astype(jnp.int32)
-        x = x.astype(jnp.float32)
+            return jnp.asarray(x).astype(jnp.int32)
+        y = jnp.asarray(x).astype(jnp.float32)
         if self.scale is not None:
-            x = x * jnp.float32(self.scale)
+            y = y * jnp.float32(self.scale)
         if self.mean is not None:
-            mean, std = (np.asarray(v, np.float32) for v in (self.mean, self.std))
-            lead = (1,) * (x.ndim - mean.ndim)
-            x = (x - mean.reshape(lead + mean.shape)) / std.reshape(lead + std.shape)
-        return x
+            shape = (1,) * (y.ndim - 1) + (-1,)
+            mean, std = (np.asarray(v, np.float32).reshape(shape) for v in (self.mean, self.std))
+            y = (y - mean) / std
+        return y
 
     def describe(self) -> str:
         """One phrase for a summary."""

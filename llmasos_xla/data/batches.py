@@ -8,16 +8,9 @@ import numpy as np
 
 from llmasos_xla import errors
 from llmasos_xla.data.dataset import Dataset
+from llmasos_xla.data.order import Plan
 from llmasos_xla.data.preprocessing import Preprocessing
 from llmasos_xla.data.rows import count, take
-
-try:
-    import grain
-except ImportError:
-    raise errors.missing_package("batches", "grain") from None
-
-# Decoding releases the interpreter lock: threads help. Arrays in memory are copied faster than threads are woken.
-_DECODE_THREADS = 4
 
 
 class Group(NamedTuple):
@@ -69,7 +62,7 @@ def batches(
         shuffle: by default if the Dataset's mode is "train".
         group: steps of a dispatch.
         start_step: the step of the first epoch to begin at.
-        workers: processes that read and decode; 0 uses threads.
+        workers: processes that read and decode; 0 uses threads, as arrays in memory always do.
         prefetch: groups to prepare ahead; 0 prepares each when asked.
 
     >>> import numpy as np
@@ -79,7 +72,8 @@ def batches(
     [[0, 1], [2, 3]] [[1.0, 1.0], [1.0, 1.0]] 2
     [[4, 0], [4, 0]] [[1.0, 0.0], [0.0, 0.0]] 1
     """
-    plan = _Plan(len(dataset), batch_size, seed, dataset.mode == "train" if shuffle is None else shuffle, group)
+    _grain()
+    plan = Plan(len(dataset), batch_size, seed, dataset.mode == "train" if shuffle is None else shuffle, group)
     for name, value, least in (
         ("batch_size", batch_size, 1), ("group", group, 1), ("epochs", epochs, 0), ("first_epoch", first_epoch, 0),
         ("start_step", start_step, 0), ("workers", workers, 0), ("prefetch", prefetch, 0),
@@ -96,7 +90,7 @@ def batches(
 class BatchIterator:
     """Yields `Group`s; close it, use it as a context, or let it run out."""
 
-    def __init__(self, plan: "_Plan", rows: Any, epoch: int, step: int, last_epoch: int, workers: int, prefetch: int):
+    def __init__(self, plan: Plan, rows: Any, epoch: int, step: int, last_epoch: int, workers: int, prefetch: int):
         self._plan, self._rows, self._last_epoch = plan, rows, last_epoch
         self._workers, self._prefetch = workers, prefetch
         self._iterator: Any = None
@@ -121,9 +115,9 @@ class BatchIterator:
             raise ValueError(f"batches: a state has epoch, step, {', '.join(wanted)}; {state!r} came")
         other = {name: state[name] for name in wanted if state[name] != wanted[name]}
         if other:
+            ours = {name: wanted[name] for name in other}
             raise ValueError(
-                f"batches: the state was taken with {other}, this iterator has { ({k: wanted[k] for k in other}) }; "
-                "the order of rows would differ"
+                f"batches: the state was taken with {other}, this iterator has {ours}; the order of rows would differ"
             )
         epoch, step = state["epoch"], state["step"]
         if type(epoch) is not int or type(step) is not int or epoch < 0 or not 0 <= step <= self._plan.steps:
@@ -166,63 +160,21 @@ class BatchIterator:
 
     def _start(self) -> Any:
         source = _Groups(self._plan, self._rows, self._epoch, self._step, self._last_epoch)
+        grain = _grain()
         groups = grain.MapDataset.source(source)
-        threads = (
-            1 if self._prefetch and not isinstance(self._rows, _OnDemand) else min(_DECODE_THREADS, self._prefetch)
-        )
-        if not self._workers:
-            return iter(groups.to_iter_dataset(grain.ReadOptions(threads, self._prefetch)))
-        return iter(
-            groups.to_iter_dataset(grain.ReadOptions(1, 1)).mp_prefetch(
-                grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=max(1, self._prefetch))
-            )
-        )
-
-
-class _Plan(NamedTuple):
-    """Which rows a step takes: a pure function of its numbers."""
-
-    rows: int
-    batch_size: int
-    seed: int
-    shuffle: bool
-    group: int
-
-    @property
-    def steps(self) -> int:
-        return math.ceil(self.rows / self.batch_size)
-
-    def fingerprint(self) -> dict[str, int | bool]:
-        return {"rows": self.rows, "batch_size": self.batch_size, "seed": self.seed, "shuffle": self.shuffle}
-
-    def order(self, epoch: int) -> np.ndarray | None:
-        """A permutation of the rows, or None for their own order."""
-        if not self.shuffle:
-            return None
-        # Sorting the generator's raw bits, since only those are the same in every version of NumPy.
-        bits = np.random.Philox(key=[self.seed % 2**64, epoch]).random_raw(self.rows)
-        return np.argsort(bits, kind="stable")
-
-    def slots(self, order: np.ndarray | None, first: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
-        """`[group * batch]` rows for the steps from `first`, and `[group]` how many of each step's are real."""
-        start = first * self.batch_size
-        size = steps * self.batch_size
-        places = np.arange(start, start + size)
-        real = np.clip(self.rows - (np.arange(first, first + self.group) * self.batch_size), 0, self.batch_size)
-        real[steps:] = 0
-        # Past the end, the epoch's first rows: real ones keep batch statistics sane.
-        places %= self.rows
-        rows = places if order is None else order[places]
-        if steps < self.group:
-            last = rows[-self.batch_size :]
-            rows = np.concatenate([rows, np.tile(last, self.group - steps)])
-        return rows, real.astype(np.int32)
+        if not self._workers or isinstance(self._rows, _Encoded):
+            threads = self._rows.threads if self._prefetch else 0
+            return iter(groups.to_iter_dataset(grain.ReadOptions(threads, max(threads, self._prefetch))))
+        _mark_flags_parsed()
+        reading = groups.to_iter_dataset(grain.ReadOptions(1, 1))
+        buffer = max(1, self._prefetch)
+        return iter(reading.mp_prefetch(grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=buffer)))
 
 
 class _Groups:
     """What Grain indexes: group i of the epochs from (epoch, step) on."""
 
-    def __init__(self, plan: _Plan, rows: Any, epoch: int, step: int, last_epoch: int):
+    def __init__(self, plan: Plan, rows: Any, epoch: int, step: int, last_epoch: int):
         self._plan, self._rows, self._epoch, self._step = plan, rows, epoch, step
         self._rest = math.ceil((plan.steps - step) / plan.group)
         self._full = math.ceil(plan.steps / plan.group)
@@ -274,6 +226,10 @@ class _Encoded(NamedTuple):
     y: np.ndarray | None
     weight: np.ndarray | None
 
+    @property
+    def threads(self) -> int:
+        return 1
+
     def take(self, indices: np.ndarray) -> tuple[Any, np.ndarray | None, np.ndarray | None]:
         return (
             take(self.x, indices),
@@ -288,8 +244,15 @@ class _OnDemand(NamedTuple):
     dataset: Dataset
     preprocessing: Preprocessing
 
+    @property
+    def threads(self) -> int:
+        return self.dataset.content.x.threads
+
     def take(self, indices: np.ndarray) -> tuple[Any, np.ndarray | None, np.ndarray | None]:
-        x, y, weight = self.dataset.take(indices)
+        # Padding repeats rows: each file is decoded once.
+        distinct, places = np.unique(indices, return_inverse=True)
+        rows = self.dataset.take(distinct)
+        x, y, weight = (None if part is None else take(part, places) for part in rows)
         who = self.dataset.name
         return (
             self.preprocessing.encode(x, self.dataset.columns, who=who),
@@ -310,3 +273,20 @@ def _in_memory(dataset: Dataset, preprocessing: Preprocessing) -> _Encoded:
 def _masked(weight: np.ndarray | None, real: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     mask = np.arange(shape[1]) < real[:, None]
     return mask.astype(np.float32) if weight is None else np.where(mask, weight.reshape(shape), np.float32(0))
+
+
+def _grain() -> Any:
+    # Half a second to import: only when something is iterated.
+    try:
+        import grain
+    except ImportError:
+        raise errors.missing_package("batches", "grain") from None
+    return grain
+
+
+def _mark_flags_parsed() -> None:
+    # Grain's workers read absl flags, which a program not started by absl.app.run has not parsed.
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()

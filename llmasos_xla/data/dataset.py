@@ -9,6 +9,7 @@ from llmasos_xla import errors
 from llmasos_xla.data._fit import check_normalize
 from llmasos_xla.data._open import Options, open_source
 from llmasos_xla.data.readers.content import PAIRS, Content
+from llmasos_xla.data.readers.table import MISSING
 from llmasos_xla.data.rows import Lazy, Rows, count, take
 from llmasos_xla.data.text_input import LEVELS
 
@@ -42,9 +43,11 @@ class Dataset:
         weights: `[rows]`, how much each row counts in the loss.
         label: tables: name or position of the label column; False if there is none.
         columns: tables: the columns to take as inputs; all but the label by default.
-        categories: tables: columns that are categories though they hold numbers.
+        categories: tables: columns that are categories though they hold numbers; the label column among them makes
+            classes of such labels as 2 and 4.
         missing: tables: "mean" (also "median", "zero") fills missing numbers, "drop" leaves rows out, "error" refuses.
-        header: CSV: whether the first line names the columns; by default if no cell of it is a number.
+        header: CSV: whether the first line names the columns; by default if none of its cells is a number, or a word
+            stands above a number.
         delimiter: CSV: comma, semicolon or tab by default, whichever is found.
         na_values: CSV: further spellings of a missing value.
         text: CSV: the column to read as text.
@@ -65,7 +68,7 @@ class Dataset:
 
     >>> train = Dataset((np.eye(4, dtype=np.float32), ["a", "b", "a", "b"]))
     >>> train
-    Dataset(arrays: 4 rows, x float32 (4,), y text, mode=train)
+    Dataset(arrays: 4 rows, x float32 (4,), y 2 classes, mode=train)
     >>> x, y = train[1]
     >>> str(y)
     'b'
@@ -104,6 +107,8 @@ class Dataset:
             raise errors.unknown("Dataset", "mode=", mode, MODES)
         if level not in LEVELS:
             raise errors.unknown("Dataset", "level=", level, LEVELS)
+        if missing not in MISSING:
+            raise errors.unknown("Dataset", "missing=", missing, MISSING)
         check_normalize(normalize)
         options = Options(
             mode=mode, label=label, columns=columns, categories=categories, missing=missing, header=header,
@@ -140,8 +145,11 @@ class Dataset:
 
     @property
     def classes(self) -> tuple[str, ...] | None:
-        """The names of the classes, by id, where the source has names for them."""
-        return self.content.classes
+        """The names of the classes, by id: the source's own, or the different text labels, sorted."""
+        if self.content.classes is not None:
+            return self.content.classes
+        y = self.content.y
+        return None if y is None or y.dtype.kind != "O" else tuple(sorted({str(label) for label in y.flat}))
 
     @property
     def has_labels(self) -> bool:
@@ -152,11 +160,9 @@ class Dataset:
 
     @property
     def labels(self) -> np.ndarray | None:
-        """The labels of all rows, as the source has them."""
+        """The labels of all rows, as the source has them; a source of pairs is read through for them."""
         if self.content.kind == PAIRS:
-            # Numbers need no vocabulary: only text labels are worth reading every row for.
-            first = self.take(np.arange(1)).y
-            return first if first is None or first.dtype.kind != "O" else self.take(np.arange(len(self))).y
+            return self.take(np.arange(len(self))).y
         y = self.content.y
         return y if y is None or self._chosen is None else y[self._chosen]
 
@@ -240,12 +246,12 @@ class Dataset:
         return "text" if x.dtype.kind == "O" else f"{x.dtype} {x.shape[1:]}"
 
     def _targets(self) -> str:
-        if self.classes is not None:
-            return f"{len(self.classes)} classes"
+        if (classes := self.classes) is not None:
+            return f"{len(classes)} classes"
         if self.content.kind == PAIRS:
             return "read on demand"
         y = self.content.y
-        return "none" if y is None else "text" if y.dtype.kind == "O" else f"{y.dtype} {y.shape[1:] or ''}".rstrip()
+        return "none" if y is None else f"{y.dtype} {y.shape[1:] or ''}".rstrip()
 
     def _share(self, fraction: float, who: str) -> int:
         if not 0 < fraction < 1:

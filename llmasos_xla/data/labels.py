@@ -16,15 +16,6 @@ class Labels:
     names: tuple[str, ...] | None = None
     """The class with id i is called `names[i]`; None if the labels were numbers already."""
 
-    @classmethod
-    def fit(cls, y: np.ndarray | None, classes: tuple[str, ...] | None) -> "Labels":
-        """Reads the names off text labels (sorted), or takes those that the source knows."""
-        if classes is not None:
-            return cls(classes)
-        if y is None or y.dtype.kind not in "OUS":
-            return cls(None)
-        return cls(tuple(sorted({str(value) for value in y.flat})))
-
     def encode(self, y: Any, who: str = "labels") -> np.ndarray:
         """Text to int32 class ids; whole numbers to int32; floats (targets, one-hot) to float32.
 

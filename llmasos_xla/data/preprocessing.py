@@ -62,9 +62,9 @@ class Preprocessing:
 
         Raises ValueError if the data cannot take that shape, or hold NaN.
         """
-        from llmasos_xla.data._fit import fit_input
+        from llmasos_xla.data._fit import fit_input, fit_labels
 
-        return cls(fit_input(dataset, input_shape, tokens), Labels.fit(dataset.labels, dataset.classes))
+        return cls(fit_input(dataset, input_shape, tokens), fit_labels(dataset))
 
     @property
     def shape(self) -> Any:

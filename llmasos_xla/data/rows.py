@@ -20,6 +20,9 @@ class Rows(NamedTuple):
 class Lazy(Protocol):
     """Inputs that are read when they are asked for: images and audio in files, another library's data set."""
 
+    threads: int
+    """How many threads may read at once, with profit: above 1 only where decoding lets go of the interpreter lock."""
+
     def __len__(self) -> int: ...
 
     def read(self, indices: np.ndarray) -> tuple[Any, np.ndarray | None]:

@@ -69,19 +69,19 @@ class TableInput:
         features = [_features(column, table[column.name], who) for column in self.columns]
         return np.concatenate(features, axis=1).astype(np.float32).reshape(-1, *self.shape)
 
-    def on_device(self, x: jax.Array) -> jax.Array:
+    def on_device(self, x: jax.Array | np.ndarray) -> jax.Array:
         """Everything was done in `encode`."""
-        return x.astype(jnp.float32)
+        return jnp.asarray(x).astype(jnp.float32)
 
     def describe(self) -> str:
         """One phrase for a summary."""
         text = [c for c in self.columns if c.categories is not None]
-        filled = sum(c.fill is not None for c in self.columns)
+        filled = any(c.fill is not None for c in self.columns)
         return (
             f"{len(self.columns)} columns as float32 {('rows', *self.shape)}".replace("'", "")
             + (", standardized" if any((c.mean, c.std) != (0.0, 1.0) for c in self.columns) else "")
             + (f", {len(text)} one-hot" if text else "")
-            + (f", missing numbers filled in {filled}" if filled else "")
+            + (", missing numbers filled" if filled else "")
         )
 
     def _table(self, raw: Any, given: tuple[str, ...] | None, who: str) -> dict[str, np.ndarray]:

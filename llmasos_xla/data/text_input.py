@@ -70,9 +70,9 @@ class TextInput:
         rows = [self._row(text, i, who) for i, text in enumerate(np.ravel(np.asarray(raw, object)))]
         return np.array(rows, np.int32).reshape(len(rows), self.max_length)
 
-    def on_device(self, x: jax.Array) -> jax.Array:
+    def on_device(self, x: jax.Array | np.ndarray) -> jax.Array:
         """Ids stay ids."""
-        return x.astype(jnp.int32)
+        return jnp.asarray(x).astype(jnp.int32)
 
     def decode(self, ids: Any) -> list[str]:
         """Ids back to text: the words parted by spaces, or the characters; padding left out, unknown as U+FFFD.

@@ -16,6 +16,11 @@ def hard_sigmoid(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return jax.nn.relu6(x + 3.0) / 6.0
 
 
+def hard_sigmoid_keras2(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """clip(0.2 x + 0.5, 0, 1): what Keras 1 and 2 called hard_sigmoid; their saved recurrent models need it."""
+    return jnp.clip(0.2 * x + 0.5, 0.0, 1.0)
+
+
 ACTIVATIONS: dict[str, Activation] = {
     "linear": lambda x: x,
     "relu": jax.nn.relu,
@@ -31,6 +36,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "tanh": jnp.tanh,
     "sigmoid": jax.nn.sigmoid,
     "hard_sigmoid": hard_sigmoid,
+    "hard_sigmoid_keras2": hard_sigmoid_keras2,
     "softplus": jax.nn.softplus,
     "softsign": jax.nn.soft_sign,
     "softmax": jax.nn.softmax,

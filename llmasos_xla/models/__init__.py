@@ -1,0 +1,8 @@
+"""Models: lists of layers today, one file an architecture as they come.
+
+layers      the layers, as specifications
+stack       a list of layers as one nnx module
+"""
+
+from llmasos_xla.models import layers as layers
+from llmasos_xla.models.stack import Stack as Stack

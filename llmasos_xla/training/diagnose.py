@@ -10,7 +10,7 @@ from llmasos_xla.core import Variables
 from llmasos_xla.training.step import Objective
 
 
-class NonFiniteLoss(FloatingPointError):
+class NonFiniteLossError(FloatingPointError):
     """A training loss was NaN or infinite; the weights are those before that step.
 
     Attributes:

@@ -14,7 +14,7 @@ import optax
 from llmasos_xla.compiling import compile, operations
 from llmasos_xla.data.batches import batches
 from llmasos_xla.training.callbacks import Callback, Event
-from llmasos_xla.training.diagnose import NonFiniteLoss, first_not_finite
+from llmasos_xla.training.diagnose import NonFiniteLossError, first_not_finite
 from llmasos_xla.training.evaluation import Evaluator, arrays_of
 from llmasos_xla.training.history import History
 from llmasos_xla.training.interrupt import deferred_interrupt
@@ -237,7 +237,7 @@ class _Run:
         key = jax.random.fold_in(self.key, step)
         # Later batches of the fit were not learnt from; a new fit starts its epochs anew.
         self.position = None
-        raise NonFiniteLoss(step, epoch, first_not_finite(self.job.objective, self.state.variables, batch, key))
+        raise NonFiniteLossError(step, epoch, first_not_finite(self.job.objective, self.state.variables, batch, key))
 
     def close(self) -> None:
         """Ends the data's threads and processes."""

@@ -61,7 +61,7 @@ def _signs(y: jax.Array) -> jax.Array:
 
 
 def _same(p: jax.Array, y: jax.Array) -> jax.Array:
-    return y.astype(jnp.float32).reshape(p.shape)
+    return y.astype(p.dtype).reshape(p.shape)
 
 
 def _regression(function: Function) -> Function:

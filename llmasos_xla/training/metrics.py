@@ -70,9 +70,9 @@ def _binary_counts(p: jax.Array, y: jax.Array, weight: jax.Array) -> Sums:
     predicted, actual = _positive(p) > 0.5, _positive_labels(p, y) > 0.5
     w = jnp.broadcast_to(weight.reshape(-1, *[1] * (predicted.ndim - 1)), predicted.shape)
     return {
-        "tp": jnp.sum(w * (predicted & actual)),
-        "fp": jnp.sum(w * (predicted & ~actual)),
-        "fn": jnp.sum(w * (~predicted & actual)),
+        "tp": jnp.sum(w, where=predicted & actual),
+        "fp": jnp.sum(w, where=predicted & ~actual),
+        "fn": jnp.sum(w, where=~predicted & actual),
     }
 
 

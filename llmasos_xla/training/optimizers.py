@@ -93,7 +93,8 @@ class Schedule:
 
     def __call__(self, step: jax.typing.ArrayLike) -> jax.Array:
         """The learning rate at that step."""
-        return jnp.asarray(self._schedule(step), jnp.float32)
+        with jax.numpy_dtype_promotion("standard"):
+            return jnp.asarray(self._schedule(step), jnp.float32)
 
     def __repr__(self) -> str:
         return f"Schedule({self.name!r}, {', '.join(f'{k}={v!r}' for k, v in self.arguments.items())})"
@@ -119,9 +120,7 @@ class Optimizer:
     Optimizer('adam', learning_rate=0.001, eps=1e-07)
     """
 
-    def __init__(
-        self, name: str = "adam", learning_rate: float | Schedule | Callable | None = None, /, **arguments: Any
-    ):
+    def __init__(self, name: str = "adam", learning_rate: float | Schedule | Callable | None = None, **arguments: Any):
         self.name = snake(name) if isinstance(name, str) else name
         if self.name not in OPTIMIZERS:
             raise unknown("Optimizer", "optimizer", name, OPTIMIZERS)
@@ -165,7 +164,9 @@ class Optimizer:
             chain.append(factory(**arguments))
         transformation = chain[0] if len(chain) == 1 else optax.chain(*chain)
         steps = own.get("accumulate") or 1
-        return transformation if steps == 1 else optax.MultiSteps(transformation, steps).gradient_transformation()
+        if steps > 1:
+            transformation = optax.MultiSteps(transformation, steps).gradient_transformation()
+        return with_standard_promotion(transformation)
 
     def to_json(self) -> dict[str, Any]:
         """The specification as JSON values; raises ValueError if the learning rate is a bare function."""
@@ -202,6 +203,20 @@ def optimizer_by_name(optimizer: "str | Optimizer | optax.GradientTransformation
     raise ValueError(
         f"compile: optimizer wants a name, an Optimizer or an optax.GradientTransformation, got {type(optimizer).__name__}"
     )
+
+
+def with_standard_promotion(transformation: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The transformation under JAX's standard dtype promotion, which optax relies on, whatever the process has set."""
+
+    def init(params: Any) -> Any:
+        with jax.numpy_dtype_promotion("standard"):
+            return transformation.init(params)
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        with jax.numpy_dtype_promotion("standard"):
+            return transformation.update(updates, state, params)
+
+    return optax.GradientTransformation(init, update)
 
 
 def _decay_mask(exclude: str | None) -> Callable[[dict], dict] | None:

@@ -25,9 +25,9 @@ class TrainState:
 
     variables: Variables
     optimizer: optax.OptState
-    average: dict[str, jax.Array] | None
+    average: dict[str, Any] | None
     """The weights' running average, if the optimizer keeps one."""
-    step: jax.Array
+    step: Any
     """Number of updates so far, int32."""
 
 
@@ -36,19 +36,20 @@ class TrainState:
 class Totals:
     """Sums over the batches so far; read late, on the host."""
 
-    loss: jax.Array
-    """Sum of the samples' weighted losses."""
-    count: jax.Array
-    """Number of samples, padding left out."""
-    metrics: dict[str, dict[str, jax.Array]]
-    bad_step: jax.Array
-    """The first step whose loss was not finite, -1 if none: nothing is updated from that step on."""
+    loss: Any
+    """Sum of the samples' weighted losses, float32."""
+    count: Any
+    """Number of samples, padding left out, float32."""
+    metrics: dict[str, dict[str, Any]]
+    """Each metric's sums."""
+    bad_step: Any
+    """The first step whose loss was not finite, int32, -1 if none: nothing is updated from that step on."""
 
     def read(self, metrics: Sequence[Metric], prefix: str = "") -> dict[str, float]:
         """The mean loss and the metrics as numbers."""
-        host = jax.device_get(self)
-        logs = {prefix + "loss": float(host.loss / max(float(host.count), 1.0))}
-        return logs | {prefix + m.name: m.result(host.metrics[m.name]) for m in metrics}
+        loss, count, sums = jax.device_get((self.loss, self.count, self.metrics))
+        logs = {prefix + "loss": float(loss / max(float(count), 1.0))}
+        return logs | {prefix + m.name: m.result(sums[m.name]) for m in metrics}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -45,6 +45,7 @@ def as_array(value: Any, who: str) -> np.ndarray:
 
 def from_arrays(x: Any, y: Any, name: str = "arrays") -> Content:
     """Inputs (an array, a list of str, or a dict of arrays by input name) with labels or None."""
+    inputs: Any
     if isinstance(x, dict):
         inputs = {key: as_array(value, f"Dataset: x[{key!r}]") for key, value in x.items()}
         sizes = {key: len(value) if value.ndim else 0 for key, value in inputs.items()}
@@ -70,6 +71,9 @@ def from_arrays(x: Any, y: Any, name: str = "arrays") -> Content:
 
 class Pairs:
     """Any object with `len` and `[i] -> (x, y)`, read row by row when asked."""
+
+    # Another library's object: nobody promised that two threads may read it at once.
+    threads = 1
 
     def __init__(self, source: Any):
         self._source = source

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import gzip
 import io
+import itertools
 import pathlib
 import re
 from typing import Any
@@ -18,16 +19,20 @@ from llmasos_xla.data.readers.table import TableOptions, from_columns, with_labe
 NULLS = ("", "?", "NA", "N/A", "#N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "-nan", "<NA>")
 
 
+_SAMPLE = 1 << 20
+
+
 @dataclasses.dataclass(frozen=True)
 class CsvOptions:
     """How the text of a CSV is cut into columns."""
 
     header: bool | None = None
-    """Whether the first line names the columns; None: it does if none of its cells is a number."""
+    """Whether the first line names the columns; None: it does if it has no number, or a word above a number."""
     delimiter: str | None = None
     """None: whichever of comma, semicolon and tab the first line has most of."""
     na_values: tuple[str, ...] = ()
     """Further spellings of a missing value, next to `NULLS`."""
+    encoding: str = "utf-8"
 
 
 def from_csv(path: str | pathlib.Path, labels: np.ndarray | None, table: TableOptions, options: CsvOptions) -> Content:
@@ -37,42 +42,49 @@ def from_csv(path: str | pathlib.Path, labels: np.ndarray | None, table: TableOp
     holds), a number column with a few words in it, and what `from_columns` refuses.
     """
     path = existing(path)
-    first = _first_lines(path)
-    delimiter = options.delimiter or max(",;\t", key=first.count)
-    reader = csv.reader(io.StringIO(first, newline=""), delimiter=delimiter)
+    start = _beginning(path, options.encoding)
+    delimiter = options.delimiter or max(",;\t", key=start.lstrip().split("\n", 1)[0].count)
+    reader = csv.reader(io.StringIO(start, newline=""), delimiter=delimiter)
     cells = next(cells for cells in reader if cells)
-    header = options.header if options.header is not None else not any(map(_is_number, cells))
+    first_lines = reader.line_num
+    sample = _rows_below(reader, whole=len(start) < _SAMPLE)
+    header = options.header if options.header is not None else _is_header(cells, sample[0] if sample else [])
     names = [cell.strip() for cell in cells] if header else [str(i) for i in range(len(cells))]
     repeated = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     if repeated:
         raise ValueError(
             f"Dataset: {path}: the columns {', '.join(map(repr, repeated))} occur twice; rename one of each"
         )
-    spot = _Spot(path, delimiter, len(names), reader.line_num if header else 0)
-    arrow = _read(path, names, spot, options)
+    spot = _Spot(path, delimiter, len(names), first_lines if header else 0, options.encoding)
+    texts = {*table.categories, *([table.text] if table.text else [])}
+    bytes_only = bool(sample) and not texts and all(_is_byte(cell) for row in sample for cell in row)
+    arrow = _read(path, names, spot, options, texts, bytes_only)
     if not arrow.num_rows:
         raise ValueError(f"Dataset: {path} has a header and no rows")
-    columns = {
-        name: _column(arrow.column(i), name, spot, i, name in table.categories or name == table.text)
-        for i, name in enumerate(names)
-    }
+    columns = {name: _column(arrow.column(i), name, spot, i, name in texts) for i, name in enumerate(names)}
     if labels is not None:
         table = dataclasses.replace(table, label=False)
     return with_labels(from_columns(columns, str(path), table, spot.line), labels)
 
 
-def _read(path: pathlib.Path, names: list[str], spot: "_Spot", options: CsvOptions) -> Any:
+def _read(
+    path: pathlib.Path, names: list[str], spot: "_Spot", options: CsvOptions, texts: set[str], bytes_only: bool
+) -> Any:
     try:
         import pyarrow as pa
         from pyarrow import csv as arrow_csv
     except ImportError:
         raise errors.missing_package("Dataset from CSV", "pyarrow") from None
-    types: dict[str, Any] = {}
+    kept: dict[str, Any] = {name: pa.string() for name in texts}
+    # Tables of pixels are large: as bytes they take an eighth of the memory of the int64 that pyarrow would guess.
+    types = {name: pa.uint8() for name in names} if bytes_only else dict(kept)
     while True:
         try:
             return arrow_csv.read_csv(
                 path,
-                read_options=arrow_csv.ReadOptions(column_names=names, skip_rows=spot.skip, block_size=1 << 23),
+                read_options=arrow_csv.ReadOptions(
+                    column_names=names, skip_rows=spot.skip, block_size=1 << 23, encoding=options.encoding
+                ),
                 parse_options=arrow_csv.ParseOptions(delimiter=spot.delimiter, newlines_in_values=True),
                 convert_options=arrow_csv.ConvertOptions(
                     null_values=[*NULLS, *options.na_values],
@@ -82,7 +94,12 @@ def _read(path: pathlib.Path, names: list[str], spot: "_Spot", options: CsvOptio
                 ),
             )
         except pa.ArrowInvalid as error:
+            if bytes_only:
+                bytes_only, types = False, dict(kept)
+                continue
             spot.refuse_ragged()
+            if "UTF8" in str(error):
+                raise _wrong_encoding(spot, "it") from None
             # Types are guessed from the first block: widen the column in which a later block holds something else.
             column = re.search(r"In CSV column #(\d+)", str(error))
             name = names[int(column.group(1))] if column else None
@@ -100,6 +117,8 @@ def _column(column: Any, name: str, spot: "_Spot", position: int, as_text: bool)
     if as_text or not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
         if pa.types.is_null(kind):
             return np.full(len(column), np.nan)
+        if pa.types.is_binary(kind):
+            raise _wrong_encoding(spot, f"column {name!r}")
         text = column.cast(pa.string()).to_numpy().astype(object)
         if not as_text:
             _refuse_words_among_numbers(text, name, spot, position)
@@ -109,6 +128,13 @@ def _column(column: Any, name: str, spot: "_Spot", position: int, as_text: bool)
         column = column.cast(pa.uint8())
     values = column.to_numpy()
     return values.astype(np.float64) if values.dtype.kind == "f" else values
+
+
+def _wrong_encoding(spot: "_Spot", what: str) -> ValueError:
+    return ValueError(
+        f"Dataset: {spot.path} is no {spot.encoding}: {what} holds other bytes; say which encoding it is with "
+        "encoding=, for instance 'latin-1'"
+    )
 
 
 def _refuse_words_among_numbers(text: np.ndarray, name: str, spot: "_Spot", position: int) -> None:
@@ -127,8 +153,8 @@ def _refuse_words_among_numbers(text: np.ndarray, name: str, spot: "_Spot", posi
 class _Spot:
     """Where a row stands in the file; the file is read again only to word an error."""
 
-    def __init__(self, path: pathlib.Path, delimiter: str, width: int, skip: int):
-        self.path, self.delimiter, self.width, self.skip = path, delimiter, width, skip
+    def __init__(self, path: pathlib.Path, delimiter: str, width: int, skip: int, encoding: str):
+        self.path, self.delimiter, self.width, self.skip, self.encoding = path, delimiter, width, skip, encoding
 
     def line(self, row: int) -> str:
         for index, (number, _) in enumerate(self._rows()):
@@ -149,7 +175,7 @@ class _Spot:
             raise ValueError(f"Dataset: {self.path} is not readable as CSV: {error}") from None
 
     def _rows(self):
-        with _open(self.path) as file:
+        with _open(self.path, self.encoding) as file:
             reader = csv.reader(file, delimiter=self.delimiter)
             while reader.line_num < self.skip:
                 next(reader)
@@ -160,15 +186,15 @@ class _Spot:
                 start = reader.line_num + 1
 
 
-def _open(path: pathlib.Path) -> io.TextIOBase:
+def _open(path: pathlib.Path, encoding: str) -> io.TextIOBase:
     opener = gzip.open if path.suffix == ".gz" else open
-    return opener(path, "rt", encoding="utf-8-sig", errors="replace", newline="")  # type: ignore[return-value]
+    return opener(path, "rt", encoding="utf-8-sig" if encoding == "utf-8" else encoding, errors="replace", newline="")  # type: ignore[return-value]
 
 
-def _first_lines(path: pathlib.Path) -> str:
+def _beginning(path: pathlib.Path, encoding: str) -> str:
     try:
-        with _open(path) as file:
-            first = file.read(1 << 20)
+        with _open(path, encoding) as file:
+            first = file.read(_SAMPLE)
     except (OSError, EOFError) as error:
         raise ValueError(f"Dataset: {path} is damaged: {error}") from None
     if not first.strip():
@@ -176,6 +202,25 @@ def _first_lines(path: pathlib.Path) -> str:
     if "\0" in first:
         raise ValueError(f"Dataset: {path} is no text: it holds zero bytes; kind= says what else it may be")
     return first
+
+
+def _rows_below(reader: Any, whole: bool) -> list[list[str]]:
+    try:
+        rows = list(itertools.islice(reader, 20))
+    except csv.Error:
+        # A text longer than the csv module takes; pyarrow reads it all the same.
+        return []
+    # What was read of the file may end in the middle of a row.
+    return rows if whole else rows[:-1]
+
+
+def _is_header(cells: list[str], below: list[str]) -> bool:
+    words = [not _is_number(cell) and cell not in NULLS for cell in cells]
+    return all(words) or any(word and _is_number(cell) for word, cell in zip(words, below))
+
+
+def _is_byte(cell: str) -> bool:
+    return cell.isascii() and cell.isdigit() and int(cell) <= 255
 
 
 def _is_number(cell: str) -> bool:

@@ -8,9 +8,12 @@ import numpy as np
 
 from llmasos_xla import errors
 from llmasos_xla.data.readers.content import IMAGE, Content, require_as_many
+from llmasos_xla.data.readers.files import files_by_class
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+_CHANNELS = {"1": 1, "L": 1, "LA": 4, "RGBA": 4, "PA": 4}
 
 
 def from_folder(
@@ -18,18 +21,23 @@ def from_folder(
 ) -> Content:
     """Finds the pictures; classes are the names of the folders in it, sorted.
 
-    Raises ValueError if there are none; on taking rows, for a picture that is damaged or of another size.
+    Without `size` and `channels` the first picture's are wanted of all. Raises ValueError if there are no pictures; on
+    taking rows, for one that is damaged, of another size, or in color where grey is wanted.
     """
     if channels is not None and channels not in MODES:
         raise ValueError(f"Dataset: channels={channels}; 1 (grey), 3 (RGB) or 4 (RGBA) are wanted")
+    if size is not None and (len(size) != 2 or min(size) < 1):
+        raise ValueError(f"Dataset: image_size={size}; (height, width) in pixels is wanted")
     files, classes, ids = files_by_class(folder, SUFFIXES, "pictures")
-    if size is None or channels is None:
-        first_size, first_channels = _look(files[0])
-        size, channels = size or first_size, channels or first_channels
-        given = False
-    else:
-        given = True
-    pictures = Pictures(tuple(files), (int(size[0]), int(size[1])), channels, resize=given)
+    with _opened(files[0]) as first:
+        height, width = size or (first.size[1], first.size[0])
+        pictures = Pictures(
+            tuple(files),
+            (int(height), int(width)),
+            channels or _CHANNELS.get(first.mode, 3),
+            resize=size is not None,
+            convert=channels is not None,
+        )
     y = ids if labels is None else labels
     require_as_many(y, len(files), f"{folder} holds {len(files)} pictures")
     return Content(IMAGE, pictures, y, str(folder), classes=classes if labels is None else None)
@@ -43,6 +51,11 @@ class Pictures:
     size: tuple[int, int]
     channels: int
     resize: bool
+    """Bring other sizes to `size`; otherwise they are an error."""
+    convert: bool
+    """Bring color to grey where `channels` says so; otherwise it is an error."""
+
+    threads = 4
 
     def __len__(self) -> int:
         return len(self.files)
@@ -55,61 +68,37 @@ class Pictures:
         return out, None
 
     def _decode(self, file: pathlib.Path) -> np.ndarray:
-        image_module, _ = pillow()
         height, width = self.size
-        try:
-            with image_module.open(file) as picture:
-                if picture.size != (width, height):
-                    if not self.resize:
-                        raise ValueError(
-                            f"Dataset: {file} is {picture.size[1]}x{picture.size[0]}, the first picture "
-                            f"{height}x{width}; bring all to one size with image_size=(height, width)"
-                        )
-                    picture = picture.convert(MODES[self.channels]).resize((width, height))
-                return np.asarray(picture.convert(MODES[self.channels])).reshape(height, width, self.channels)
-        except (OSError, SyntaxError) as error:
-            raise ValueError(f"Dataset: {file} is damaged or no picture: {error}") from None
+        with _opened(file) as picture:
+            if picture.size != (width, height) and not self.resize:
+                raise ValueError(
+                    f"Dataset: {file} is {picture.size[1]}x{picture.size[0]}, the first picture {height}x{width}; "
+                    "bring all to one size with image_size=(height, width)"
+                )
+            if picture.mode.startswith(("I", "F")):
+                raise ValueError(
+                    f"Dataset: {file} has more than 8 bits a channel ({picture.mode}); bring it to 8 first"
+                )
+            if _CHANNELS.get(picture.mode, 3) > self.channels and not self.convert:
+                raise ValueError(
+                    f"Dataset: {file} has colors ({picture.mode}) that the first picture has not; say with channels= "
+                    "what all are brought to: 1, 3 or 4"
+                )
+            try:
+                picture = picture.convert(MODES[self.channels])
+            except (OSError, SyntaxError) as error:
+                raise ValueError(f"Dataset: {file} is damaged: {error}") from None
+            if picture.size != (width, height):
+                picture = picture.resize((width, height))
+            return np.asarray(picture).reshape(height, width, self.channels)
 
 
-def files_by_class(
-    folder: pathlib.Path, suffixes: tuple[str, ...], what: str
-) -> tuple[list[pathlib.Path], tuple[str, ...] | None, np.ndarray | None]:
-    """The files, the class names and a class id for each file; no classes if the files lie in the folder itself."""
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    found = {name: _media(folder / name, suffixes) for name in names}
-    found = {name: files for name, files in found.items() if files}
-    loose = [file for file in sorted(folder.iterdir()) if file.suffix.lower() in suffixes]
-    if found and loose:
-        raise ValueError(
-            f"Dataset: {folder} holds folders of {what} ({', '.join(list(found)[:4])}) and {what} beside them "
-            f"({loose[0].name}); put each into the folder of its class"
-        )
-    if not found and not loose:
-        raise ValueError(f"Dataset: the folder {folder} holds no {what} ({', '.join(suffixes)})")
-    if loose:
-        return loose, None, None
-    ids = np.repeat(np.arange(len(found), dtype=np.int32), [len(files) for files in found.values()])
-    return [file for files in found.values() for file in files], tuple(found), ids
-
-
-def pillow() -> Any:
-    """Pillow's Image module and its error, imported only when a picture is read."""
+def _opened(file: pathlib.Path) -> Any:
     try:
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image
     except ImportError:
         raise errors.missing_package("Dataset of images", "pillow") from None
-    return Image, UnidentifiedImageError
-
-
-def _look(file: pathlib.Path) -> tuple[tuple[int, int], int]:
-    image_module, _ = pillow()
     try:
-        with image_module.open(file) as picture:
-            channels = {"1": 1, "L": 1, "I": 1, "F": 1, "I;16": 1, "RGBA": 4}.get(picture.mode, 3)
-            return (picture.size[1], picture.size[0]), channels
+        return Image.open(file)
     except (OSError, SyntaxError) as error:
         raise ValueError(f"Dataset: {file} is damaged or no picture: {error}") from None
-
-
-def _media(folder: pathlib.Path, suffixes: tuple[str, ...]) -> list[pathlib.Path]:
-    return [file for file in sorted(folder.rglob("*")) if file.suffix.lower() in suffixes]

@@ -22,21 +22,18 @@ def from_npz(path: pathlib.Path, labels: np.ndarray | None, mode: str, x_key: st
 
     Raises ValueError for a damaged file, pickled objects, and arrays that cannot be told (listing those there are).
     """
-    try:
-        archive = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"Dataset: {path} is damaged or no .npz file: {error}") from None
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise ValueError(f"Dataset: {path} is a single array (.npy), not a .npz; read it with kind='npy'")
-    with archive:
+    # np.load leaves a file that it opened itself open if the archive in it is damaged.
+    with path.open("rb") as file:
+        try:
+            archive = np.load(file, allow_pickle=False)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"Dataset: {path} is damaged or no .npz file: {error}") from None
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError(f"Dataset: {path} is a single array (.npy), not a .npz; read it with kind='npy'")
         names = list(archive.files)
-        x_name = _key(
-            x_key, [f"x_{mode}", f"{mode}_images", f"X_{mode}", f"{mode}_x", f"{mode}_data", *_X], names, path, "x"
-        )
-        x = _member(archive, x_name, path)
-        y_name = None
-        if labels is None:
-            y_name = _label_key(y_key, mode, names, path)
+        usual = [f"x_{mode}", f"{mode}_images", f"X_{mode}", f"{mode}_x", f"{mode}_data", *_X]
+        x = _member(archive, _key(x_key, usual, names, path), path)
+        y_name = _label_key(y_key, mode, names, path) if labels is None else None
         y = labels if y_name is None else _member(archive, y_name, path)
     return dataclasses.replace(from_arrays(x, y), name=str(path))
 
@@ -51,10 +48,11 @@ def from_npy(path: pathlib.Path, labels: Any) -> Content:
 
 
 def _load(path: pathlib.Path) -> np.ndarray:
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise _damaged(path, "", error) from None
+    with path.open("rb") as file:
+        try:
+            array = np.load(file, allow_pickle=False)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise _damaged(path, "", error) from None
     if not isinstance(array, np.ndarray):
         raise ValueError(f"Dataset: {path} is a .npz archive, not a single array; read it with kind='npz'")
     return array

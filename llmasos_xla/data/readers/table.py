@@ -25,10 +25,6 @@ class TableOptions:
     text: str | None = None
     missing: str = "mean"
 
-    def __post_init__(self) -> None:
-        if self.missing not in MISSING:
-            raise errors.unknown("Dataset", "missing=", self.missing, MISSING)
-
 
 def from_columns(
     table: dict[str, np.ndarray], name: str, options: TableOptions, line: Callable[[int], str] = "row {}".format
@@ -54,15 +50,16 @@ def from_columns(
         gaps = np.flatnonzero(missing_in(table[text]))
         if len(gaps):
             raise ValueError(
-                f"Dataset: {name}: {len(gaps)} rows have no text in {text!r}, the first at {line(gaps[0])}"
+                f"Dataset: {name}: {len(gaps)} rows have no text in {text!r}, the first at {line(int(gaps[0]))}"
             )
         return Content(TEXT, table[text], y, name)
     if options.missing == "error":
         _refuse_missing(table, features, name, line)
     _refuse_infinite(table, features, name, line)
     chosen = {column: table[column] for column in features}
-    plain = all(column.dtype.kind != "O" for column in chosen.values()) and not options.categories
-    return Content(TABLE, _matrix(chosen) if plain else chosen, y, name, tuple(features), categories=options.categories)
+    categories = tuple(name for name in options.categories if name in features)
+    plain = not categories and all(column.dtype.kind != "O" for column in chosen.values())
+    return Content(TABLE, _matrix(chosen) if plain else chosen, y, name, tuple(features), categories=categories)
 
 
 def missing_in(column: np.ndarray) -> np.ndarray:
@@ -70,7 +67,7 @@ def missing_in(column: np.ndarray) -> np.ndarray:
     if column.dtype.kind == "f":
         return np.isnan(column)
     if column.dtype.kind == "O":
-        return np.equal(column, None)
+        return np.fromiter((value is None for value in column), bool, len(column))
     return np.zeros(len(column), bool)
 
 
@@ -156,9 +153,10 @@ def _labels(column: np.ndarray, label: str, name: str, line: Callable[[int], str
     if len(gaps):
         raise ValueError(
             f"Dataset: {name}: the label column {label!r} is missing in {len(gaps)} rows, the first at "
-            f"{line(gaps[0])}; fill them in, or leave those rows out with missing='drop'"
+            f"{line(int(gaps[0]))}; fill them in, or leave those rows out with missing='drop'"
         )
-    return column
+    # Bytes would wrap around in the user's own arithmetic.
+    return column.astype(np.int64) if column.dtype == np.uint8 else column
 
 
 def _drop_missing(
@@ -184,7 +182,7 @@ def _refuse_missing(table: dict[str, np.ndarray], features: list[str], source: s
         name, rows = next(iter(gaps.items()))
         raise ValueError(
             f"Dataset: {source}: {sum(map(len, gaps.values()))} values are missing in {_list(list(gaps))}, the "
-            f"first in {name!r} at {line(rows[0])}; "
+            f"first in {name!r} at {line(int(rows[0]))}; "
             "missing='mean', 'median' or 'zero' fills them, 'drop' leaves the rows out"
         )
 
@@ -195,8 +193,8 @@ def _refuse_infinite(
     for name in features:
         if table[name].dtype.kind == "f" and len(rows := np.flatnonzero(np.isinf(table[name]))):
             raise ValueError(
-                f"Dataset: {source}: {len(rows)} infinite values in column {name!r}, the first at {line(rows[0])}; "
-                "mend or remove them"
+                f"Dataset: {source}: {len(rows)} infinite values in column {name!r}, the first at "
+                f"{line(int(rows[0]))}; mend or remove them"
             )
 
 

@@ -58,7 +58,7 @@ def sum_slices(x: jax.Array, g: Window) -> jax.Array:
 
 def average(x: jax.Array, g: Window, total, count_include_pad: bool) -> jax.Array:
     """The sum over each window, in float32 at least, over the number of elements in it."""
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = x.dtype if x.dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
     return (total(x.astype(wide), g) / jnp.asarray(counts(g, count_include_pad), wide)).astype(x.dtype)
 
 

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-Unary = Callable[[jax.Array], jax.Array]
+from llmasos_xla.kernels.activation import Activation
+
 Cell = Callable[[Any, jax.Array], Any]
 
 
@@ -26,13 +27,15 @@ def matmul(a: jax.Array, w: jax.Array) -> jax.Array:
     return lax.dot_general(a.astype(w.dtype), w, contract, preferred_element_type=state_dtype(w.dtype))
 
 
-def project(x: jax.Array, w_input: jax.Array, bias: jax.Array | None) -> jax.Array:
-    """The gates' share of the input at all steps: `[batch, time, cin]` to `[time, batch, gates * hidden]`."""
-    p = matmul(jnp.swapaxes(x, 0, 1), w_input)
-    return p if bias is None else p + bias.astype(p.dtype)[None, None]
+def project(x: jax.Array, w_input: jax.Array) -> jax.Array:
+    """The gates' share of the input at all steps: `[time, batch, cin]` to `[time, batch, gates * hidden]`."""
+    time, batch, cin = x.shape
+    return matmul(x.reshape(time * batch, cin), w_input).reshape(time, batch, w_input.shape[1])
 
 
-def lstm_cell(w_recurrent: jax.Array, activation: Unary = jnp.tanh, recurrent_activation: Unary = jax.nn.sigmoid) -> Cell:
+def lstm_cell(
+    w_recurrent: jax.Array, activation: Activation = jnp.tanh, recurrent_activation: Activation = jax.nn.sigmoid
+) -> Cell:
     """One step `((h, c), p) -> (h, c)`, with c' = f c + i g and h' = o tanh(c'); gate order i f g o."""
 
     def step(state: tuple[jax.Array, jax.Array], p: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -47,8 +50,8 @@ def lstm_cell(w_recurrent: jax.Array, activation: Unary = jnp.tanh, recurrent_ac
 def gru_cell(
     w_recurrent: jax.Array,
     recurrent_bias: jax.Array | None = None,
-    activation: Unary = jnp.tanh,
-    recurrent_activation: Unary = jax.nn.sigmoid,
+    activation: Activation = jnp.tanh,
+    recurrent_activation: Activation = jax.nn.sigmoid,
     reset_after: bool = True,
 ) -> Cell:
     """One step `((h,), p) -> (h,)`, with h' = (1 - z) n + z h; gate order r z n."""
@@ -72,7 +75,7 @@ def gru_cell(
     return step
 
 
-def rnn_cell(w_recurrent: jax.Array, activation: Unary = jnp.tanh) -> Cell:
+def rnn_cell(w_recurrent: jax.Array, activation: Activation = jnp.tanh) -> Cell:
     """One step `((h,), p) -> (h,)`, with h' = activation(p + h U)."""
     return lambda state, p: (activation(p + matmul(state[0], w_recurrent)),)
 

@@ -34,8 +34,9 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*", re.ASCII)
 class Layer:
     """Base of all layer specifications.
 
-    Arguments are put into one form and checked on construction: an `int` is a count of at least 1, a `float` is finite,
-    activations and initializers are known names, anything else is the layer's own `check`.
+    Arguments are put into one form and checked on construction: an `int` is a count of at least 1 (unless the field's
+    metadata says `checked: False`), a `float` is finite, activations and initializers are known names; anything else is
+    the layer's own `check`.
 
     Attributes:
         input_shape: shape of one sample, without the batch axis; needed on a model's first layer only, and there too
@@ -57,7 +58,7 @@ class Layer:
     def __post_init__(self) -> None:
         if self.name is not None and not (isinstance(self.name, str) and _NAME.fullmatch(self.name)):
             raise ValueError(
-                f"{type(self).__name__}: name wants letters, digits, '_', '.' and '-' after a first letter, got {self.name!r}"
+                f"{type(self).__name__}: name wants a letter, then letters, digits, '_', '.' and '-', got {self.name!r}"
             )
         if self.input_shape is not None:
             self._set(input_shape=_input_shape(self.who, self.input_shape))
@@ -68,7 +69,7 @@ class Layer:
             elif field.name.endswith("initializer"):
                 initializer(value, self.who)
                 self._set(**{field.name: value.lower()})
-            elif field.type in _FIELD_CHECKS:
+            elif field.type in _FIELD_CHECKS and field.metadata.get("checked", True):
                 self._set(**{field.name: _FIELD_CHECKS[field.type](self.who, field.name, value)})
         self.check()
 
@@ -106,9 +107,9 @@ class Layer:
         return dataclasses.replace(self, **{"activation": None}), head
 
     def to_json(self) -> dict[str, Any]:
-        """`{"layer": class name, argument: value, ...}`, arguments at their default left out."""
+        """`{"class": class name, argument: value, ...}`, arguments at their default left out."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
-        return {"layer": type(self).__name__, **{name: _value_to_json(value) for name, value in values.items()}}
+        return {"class": type(self).__name__, **{name: _value_to_json(value) for name, value in values.items()}}
 
 
 _FIELD_CHECKS = {int: whole, float: number, bool: flag}
@@ -133,16 +134,16 @@ def layer_from_json(config: Any, depth: int = 0) -> Layer:
     Raises ValueError if the configuration is not one that `to_json` could have written.
 
     >>> from llmasos_xla.models.layers.dense import Dense
-    >>> layer_from_json({"layer": "Dense", "units": 3}) == Dense(3)
+    >>> layer_from_json({"class": "Dense", "units": 3}) == Dense(3)
     True
     """
-    if not isinstance(config, dict) or "layer" not in config:
-        raise ValueError(f"layer_from_json: wanted an object with a 'layer' entry, got {str(config)[:80]!r}")
-    kind = config["layer"]
+    if not isinstance(config, dict) or "class" not in config:
+        raise ValueError(f"layer_from_json: wanted an object with a 'class' entry, got {str(config)[:80]!r}")
+    kind = config["class"]
     if not isinstance(kind, str) or kind not in LAYERS:
         raise unknown("layer_from_json", "layer", kind if isinstance(kind, str) else str(kind)[:80], LAYERS)
     names = {f.name for f in dataclasses.fields(LAYERS[kind])}
-    arguments = {name: value for name, value in config.items() if name != "layer"}
+    arguments = {name: value for name, value in config.items() if name != "class"}
     if extra := sorted(str(name)[:80] for name in arguments.keys() - names):
         raise ValueError(f"layer_from_json: {kind} has no argument {', '.join(extra)}")
     arguments = {name: _value_from_json(value, depth + 1) for name, value in arguments.items()}

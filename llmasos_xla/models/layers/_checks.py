@@ -8,6 +8,10 @@ from typing import Any
 from llmasos_xla.errors import unknown
 
 Shape = tuple[int | None, ...]
+PerAxis = Any
+"""An int or one for each axis; the tuple of them once the layer is made (`per_axis`)."""
+Edges = Any
+"""An int, one for each axis, or a pair (low, high) for each; the pairs once the layer is made (`edges`)."""
 
 LARGEST = 2**31 - 1
 """Sizes above it come from a mistake or a hostile file: XLA's own indices are 32 bits wide."""
@@ -116,7 +120,9 @@ def known_channels(who: str, shape: Shape, axis: int = -1) -> int:
 def sample_rank(who: str, shape: Shape, names: str) -> None:
     """Refuses samples that have other axes than `names`, such as "time, channels"."""
     if len(shape) != len(names.split(", ")):
-        raise ValueError(f"{who}: wants samples of shape ({names}), got {shape}; Reshape or Flatten can change the rank")
+        raise ValueError(
+            f"{who}: wants samples of shape ({names}), got {shape}; Reshape or Flatten can change the rank"
+        )
 
 
 def as_int(value: Any) -> int | None:

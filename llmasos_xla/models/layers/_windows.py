@@ -23,7 +23,9 @@ def window_output(who: str, size: int | None, window: int, stride: int, padding:
     if padding in ("same", "causal"):
         return -(-size // stride)
     if reach > size:
-        raise ValueError(f"{who}: a window of {reach} does not fit an axis of {size}; use padding='same' or a smaller window")
+        raise ValueError(
+            f"{who}: a window of {reach} does not fit an axis of {size}; use padding='same' or a smaller window"
+        )
     return (size - reach) // stride + 1
 
 

@@ -50,10 +50,10 @@ class ReLU(Layer):
 
     def check(self) -> None:
         """Refuses negative slopes and caps."""
-        number(self.who, "negative_slope", self.negative_slope, least=0)
-        number(self.who, "threshold", self.threshold, least=0)
+        number(self.who, "negative_slope", self.negative_slope, least=0.0)
+        number(self.who, "threshold", self.threshold, least=0.0)
         if self.max_value is not None:
-            self._set(max_value=number(self.who, "max_value", self.max_value, least=0))
+            self._set(max_value=number(self.who, "max_value", self.max_value, least=0.0))
 
     def build(self, shape: Shape, rngs: nnx.Rngs) -> nnx.Module:
         """A module without arrays."""
@@ -80,7 +80,7 @@ class LeakyReLU(Layer):
 
     def check(self) -> None:
         """Refuses negative slopes."""
-        number(self.who, "negative_slope", self.negative_slope, least=0)
+        number(self.who, "negative_slope", self.negative_slope, least=0.0)
 
     def build(self, shape: Shape, rngs: nnx.Rngs) -> nnx.Module:
         """A module without arrays."""
@@ -120,7 +120,8 @@ class PReLU(Layer):
         return shape
 
     def _alpha_shape(self, shape: Shape) -> tuple[int, ...]:
-        shared = {array_axis(self.who, axis, len(shape)) - 1 for axis in self.shared_axes or ()}
+        axes = self.shared_axes if isinstance(self.shared_axes, tuple) else ()
+        shared = {array_axis(self.who, axis, len(shape)) - 1 for axis in axes}
         return tuple(1 if i in shared else known_channels(self.who, shape, i) for i in range(len(shape)))
 
 
@@ -189,7 +190,7 @@ class Softmax(Layer):
 class Rescaling(Layer):
     """x * scale + offset, such as `Rescaling(1 / 255)` for pixels; integers become float32.
 
-    >>> Rescaling(1 / 127.5, offset=-1).output_shape((28, 28, 3))
+    >>> Rescaling(1 / 127.5, offset=-1.0).output_shape((28, 28, 3))
     (28, 28, 3)
     """
 

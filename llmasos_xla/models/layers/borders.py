@@ -1,14 +1,14 @@
 """Layers that add to, cut from or enlarge space: zero padding, cropping, upsampling."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from llmasos_xla.models.layers._base import Layer, Shape
-from llmasos_xla.models.layers._checks import edges, one_of, per_axis
+from llmasos_xla.models.layers._checks import Edges, PerAxis, edges, one_of, per_axis
 from llmasos_xla.models.layers._modules import Pointwise
 from llmasos_xla.models.layers._windows import check_space
 
@@ -17,7 +17,7 @@ from llmasos_xla.models.layers._windows import check_space
 class _ZeroPadding(Layer):
     rank: ClassVar[int]
 
-    padding: Any = 1
+    padding: Edges = 1
 
     def check(self) -> None:
         """Normalizes to a pair an axis."""
@@ -40,7 +40,7 @@ class _ZeroPadding(Layer):
 class _Cropping(Layer):
     rank: ClassVar[int]
 
-    cropping: Any = 1
+    cropping: Edges = 1
 
     def check(self) -> None:
         """Normalizes to a pair an axis."""
@@ -54,7 +54,9 @@ class _Cropping(Layer):
     def output_shape(self, shape: Shape) -> Shape:
         """Space shrinks by both ends; something must be left."""
         channels = check_space(self.who, shape, self.rank)
-        sizes = [None if n is None else n - low - high for n, (low, high) in zip(shape[:-1], self.cropping, strict=True)]
+        sizes = [
+            None if n is None else n - low - high for n, (low, high) in zip(shape[:-1], self.cropping, strict=True)
+        ]
         if any(n is not None and n < 1 for n in sizes):
             raise ValueError(f"{self.who}: cropping {self.cropping} leaves nothing of samples of shape {shape}")
         return (*sizes, channels)
@@ -68,7 +70,7 @@ class _Cropping(Layer):
 class _UpSampling(Layer):
     rank: ClassVar[int]
 
-    size: int | tuple[int, ...] = 2
+    size: PerAxis = 2
 
     def check(self) -> None:
         """Normalizes the factors to a tuple."""
@@ -103,7 +105,7 @@ class ZeroPadding1D(_ZeroPadding):
 
 @dataclasses.dataclass(frozen=True)
 class ZeroPadding2D(_ZeroPadding):
-    """Zeros around [batch, height, width, channels]; `padding` is an int, (height, width) or a (low, high) for each.
+    """Zeros around [batch, height, width, channels]; `padding` is an int, one an axis or a (low, high) for each.
 
     >>> ZeroPadding2D(((1, 0), (2, 2))).output_shape((5, 5, 3))
     (6, 9, 3)
@@ -136,7 +138,7 @@ class Cropping1D(_Cropping):
 
 @dataclasses.dataclass(frozen=True)
 class Cropping2D(_Cropping):
-    """Cuts borders off [batch, height, width, channels]; `cropping` is an int, (height, width) or a (low, high) for each.
+    """Cuts borders off [batch, height, width, channels]; `cropping` is an int, one an axis or a (low, high) for each.
 
     >>> Cropping2D(((1, 0), (2, 2))).output_shape((5, 5, 3))
     (4, 1, 3)
@@ -144,7 +146,7 @@ class Cropping2D(_Cropping):
 
     rank: ClassVar[int] = 2
 
-    cropping: Any = 0
+    cropping: Edges = 0
 
 
 @dataclasses.dataclass(frozen=True)

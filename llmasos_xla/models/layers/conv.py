@@ -8,7 +8,7 @@ from flax import nnx
 
 from llmasos_xla import kernels
 from llmasos_xla.models.layers._base import Layer, Shape
-from llmasos_xla.models.layers._checks import one_of, per_axis
+from llmasos_xla.models.layers._checks import PerAxis, one_of, per_axis
 from llmasos_xla.models.layers._modules import parameter
 from llmasos_xla.models.layers._windows import check_space, window_output
 
@@ -23,10 +23,10 @@ class _Conv(Layer):
     rank: ClassVar[int]
 
     filters: int
-    kernel_size: int | tuple[int, ...]
-    strides: int | tuple[int, ...] = 1
+    kernel_size: PerAxis
+    strides: PerAxis = 1
     padding: str = "valid"
-    dilation_rate: int | tuple[int, ...] = 1
+    dilation_rate: PerAxis = 1
     groups: int = 1
     activation: str | None = None
     use_bias: bool = True

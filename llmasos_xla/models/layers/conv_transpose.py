@@ -8,7 +8,7 @@ from flax import nnx
 
 from llmasos_xla import kernels
 from llmasos_xla.models.layers._base import Layer, Shape
-from llmasos_xla.models.layers._checks import one_of, per_axis
+from llmasos_xla.models.layers._checks import PerAxis, one_of, per_axis
 from llmasos_xla.models.layers._modules import parameter
 from llmasos_xla.models.layers._windows import check_space, transposed_extra, transposed_pads
 from llmasos_xla.models.layers.conv import DIMENSIONS
@@ -32,11 +32,11 @@ class Conv2DTranspose(Layer):
     ends_in_activation: ClassVar[bool] = True
 
     filters: int
-    kernel_size: int | tuple[int, ...]
-    strides: int | tuple[int, ...] = 1
+    kernel_size: PerAxis
+    strides: PerAxis = 1
     padding: str = "valid"
-    output_padding: int | tuple[int, ...] | None = None
-    dilation_rate: int | tuple[int, ...] = 1
+    output_padding: PerAxis = None
+    dilation_rate: PerAxis = 1
     activation: str | None = None
     use_bias: bool = True
     kernel_initializer: str = "glorot_uniform"
@@ -51,7 +51,7 @@ class Conv2DTranspose(Layer):
             self._set(output_padding=per_axis(self.who, "output_padding", self.output_padding, 2, least=0))
             if any(p >= s for p, s in zip(self.output_padding, self.strides, strict=True)):
                 raise ValueError(
-                    f"{self.who}: output_padding {self.output_padding} must be less than strides {self.strides} on each axis"
+                    f"{self.who}: output_padding {self.output_padding} must be less than strides {self.strides}"
                 )
 
     @property
@@ -60,7 +60,8 @@ class Conv2DTranspose(Layer):
         reaches = [(k - 1) * d + 1 for k, d in zip(self.kernel_size, self.dilation_rate, strict=True)]
         paddings = self.output_padding or (None, None)
         return tuple(
-            (k, transposed_extra(k, s, self.padding, p)) for k, s, p in zip(reaches, self.strides, paddings, strict=True)
+            (k, transposed_extra(k, s, self.padding, p))
+            for k, s, p in zip(reaches, self.strides, paddings, strict=True)
         )
 
     def build(self, shape: Shape, rngs: nnx.Rngs) -> nnx.Module:

@@ -1,5 +1,7 @@
 """Initial values of arrays by the names Keras uses."""
 
+from typing import Any
+
 import jax
 from jax.nn import initializers as init
 
@@ -8,9 +10,9 @@ from llmasos_xla.errors import unknown
 Initializer = jax.nn.initializers.Initializer
 
 
-def random_uniform(key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike = float, **_: object) -> jax.Array:
+def random_uniform(key: jax.Array, shape: Any, dtype: Any = None, out_sharding: Any = None) -> jax.Array:
     """Uniform in [-0.05, 0.05), as Keras' RandomUniform; jax's own spans 0 to its scale."""
-    return jax.random.uniform(key, shape, dtype, -0.05, 0.05)
+    return jax.random.uniform(key, shape, dtype or float, -0.05, 0.05, out_sharding=out_sharding)
 
 
 INITIALIZERS: dict[str, Initializer] = {

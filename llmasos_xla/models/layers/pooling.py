@@ -7,7 +7,7 @@ from flax import nnx
 
 from llmasos_xla import kernels
 from llmasos_xla.models.layers._base import Layer, Shape
-from llmasos_xla.models.layers._checks import one_of, per_axis
+from llmasos_xla.models.layers._checks import PerAxis, one_of, per_axis
 from llmasos_xla.models.layers._modules import Pointwise
 from llmasos_xla.models.layers._windows import check_space, window_output
 
@@ -17,8 +17,8 @@ class _Pooling(Layer):
     rank: ClassVar[int]
     reduce: ClassVar[str]
 
-    pool_size: int | tuple[int, ...] = 2
-    strides: int | tuple[int, ...] | None = None
+    pool_size: PerAxis = 2
+    strides: PerAxis = None
     padding: str = "valid"
 
     def check(self) -> None:

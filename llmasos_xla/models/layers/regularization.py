@@ -42,7 +42,7 @@ class _RateNoise(_Noise):
 
     def check(self) -> None:
         """Refuses rates outside [0, 1)."""
-        number(self.who, "rate", self.rate, least=0, below=1)
+        number(self.who, "rate", self.rate, least=0.0, below=1.0)
 
     def _amount(self) -> float:
         return self.rate
@@ -59,7 +59,7 @@ def drop(x: jax.Array, key: jax.Array, rate: float, shape: tuple[int, ...]) -> j
 
 @dataclasses.dataclass(frozen=True)
 class Dropout(_RateNoise):
-    """In training sets a share `rate` of the values to zero and divides the others by 1 - rate (Srivastava et al. 2014).
+    """In training sets a share `rate` of the values to zero, divides the others by 1 - rate (Srivastava et al. 2014).
 
     >>> Dropout(0.5).output_shape((128,))
     (128,)
@@ -127,7 +127,7 @@ class GaussianNoise(_Noise):
 
     def check(self) -> None:
         """Refuses negative deviations."""
-        number(self.who, "stddev", self.stddev, least=0)
+        number(self.who, "stddev", self.stddev, least=0.0)
 
     def _amount(self) -> float:
         return self.stddev

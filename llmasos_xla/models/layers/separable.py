@@ -8,7 +8,7 @@ from flax import nnx
 
 from llmasos_xla import kernels
 from llmasos_xla.models.layers._base import Layer, Shape
-from llmasos_xla.models.layers._checks import one_of, per_axis
+from llmasos_xla.models.layers._checks import PerAxis, one_of, per_axis
 from llmasos_xla.models.layers._modules import parameter
 from llmasos_xla.models.layers._windows import check_space, window_output
 from llmasos_xla.models.layers.conv import DIMENSIONS
@@ -29,11 +29,11 @@ class DepthwiseConv2D(Layer):
 
     ends_in_activation: ClassVar[bool] = True
 
-    kernel_size: int | tuple[int, ...]
-    strides: int | tuple[int, ...] = 1
+    kernel_size: PerAxis
+    strides: PerAxis = 1
     padding: str = "valid"
     depth_multiplier: int = 1
-    dilation_rate: int | tuple[int, ...] = 1
+    dilation_rate: PerAxis = 1
     activation: str | None = None
     use_bias: bool = True
     depthwise_initializer: str = "glorot_uniform"
@@ -70,10 +70,10 @@ class SeparableConv2D(Layer):
     ends_in_activation: ClassVar[bool] = True
 
     filters: int
-    kernel_size: int | tuple[int, ...]
-    strides: int | tuple[int, ...] = 1
+    kernel_size: PerAxis
+    strides: PerAxis = 1
     padding: str = "valid"
-    dilation_rate: int | tuple[int, ...] = 1
+    dilation_rate: PerAxis = 1
     depth_multiplier: int = 1
     activation: str | None = None
     use_bias: bool = True

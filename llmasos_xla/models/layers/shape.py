@@ -43,7 +43,7 @@ class Reshape(Layer):
         """Refuses sizes below 1 other than one -1."""
         target = (self.target_shape,) if as_int(self.target_shape) is not None else self.target_shape
         sizes = [as_int(n) for n in target] if isinstance(target, Sequence) else [None]
-        if any(n is None or n < 1 and n != -1 for n in sizes) or sizes.count(-1) > 1:
+        if any(n is None or (n < 1 and n != -1) for n in sizes) or sizes.count(-1) > 1:
             raise ValueError(
                 f"{self.who}: target_shape wants ints of at least 1, one of them may be -1, got {self.target_shape!r}"
             )
@@ -62,7 +62,9 @@ class Reshape(Layer):
             return tuple(None if n == -1 else n for n in self.target_shape)
         values = math.prod(n for n in shape if n is not None)
         if values != known and (-1 not in self.target_shape or values % known):
-            raise ValueError(f"{self.who}: samples of shape {shape} hold {values} values, {self.target_shape} wants {known}")
+            raise ValueError(
+                f"{self.who}: samples of shape {shape} hold {values} values, {self.target_shape} wants {known}"
+            )
         return tuple(values // known if n == -1 else n for n in self.target_shape)
 
 
@@ -79,8 +81,8 @@ class Permute(Layer):
     def check(self) -> None:
         """Refuses what is no permutation of 1..n."""
         dims = self.dims if isinstance(self.dims, Sequence) and not isinstance(self.dims, str) else ()
-        order = [as_int(d) for d in dims]
-        if not order or None in order or sorted(order) != list(range(1, len(order) + 1)):
+        order = [as_int(d) or 0 for d in dims]
+        if not order or sorted(order) != list(range(1, len(order) + 1)):
             raise ValueError(f"{self.who}: dims wants each of 1, 2, ... once, such as (2, 1), got {self.dims!r}")
         self._set(dims=tuple(order))
 

@@ -1,0 +1,70 @@
+"""The workloads, and the synthetic data that they learn from.
+
+Images are uint8 and every contestant multiplies them by 1/255 inside its step. A tenth of the labels are random: the
+loss then stays away from zero, and with it gradients stay away from the denormal numbers that slow some processors
+(and so some frameworks) down.
+"""
+
+import dataclasses
+
+import numpy as np
+
+CLASSES = 10
+_WRONG_LABELS = 0.1
+_SHAPES = {"cnn": (28, 28, 1), "mlp": (784,), "lstm": (128, 64), "resnet": (32, 32, 3)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One workload.
+
+    Attributes:
+        kind: "cnn", "mlp", "lstm" or "resnet"; each contestant has a model for it.
+        batch: rows an update.
+        steps: updates an epoch; there is no ragged batch.
+        warm_up: epochs before anything is measured.
+        loss: what the last warm-up epoch's mean loss must be below; it starts at about 2.3.
+        about: what it is, for people.
+    """
+
+    kind: str
+    batch: int
+    steps: int
+    warm_up: int
+    about: str
+    loss: float = 1.3
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample."""
+        return _SHAPES[self.kind]
+
+    def data(self, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """x [steps * batch, *shape], uint8 images or float32 series, and y [steps * batch] int32, in random order."""
+        rng = np.random.default_rng(seed)
+        count = self.steps * self.batch
+        truth = rng.integers(0, CLASSES, count)
+        if self.kind == "lstm":
+            waves = rng.normal(size=(CLASSES, *self.shape)).astype(np.float32)
+            x = 0.5 * waves[truth] + rng.normal(size=(count, *self.shape)).astype(np.float32)
+        else:
+            height, width, channels = (28, 28, 1) if self.kind == "mlp" else self.shape
+            # Patches larger than a 3x3 kernel, so that a convolution sees them.
+            patches = rng.random((CLASSES, 4, 4, channels), np.float32)
+            pictures = patches.repeat(height // 4, axis=1).repeat(width // 4, axis=2)
+            noise = rng.random((count, height, width, channels), np.float32)
+            x = (255 * (0.6 * pictures[truth] + 0.4 * noise)).astype(np.uint8).reshape(count, *self.shape)
+        wrong = rng.random(count) < _WRONG_LABELS
+        y = np.where(wrong, rng.integers(0, CLASSES, count), truth).astype(np.int32)
+        return x, y
+
+
+ROWS = {
+    "cnn-32": Row("cnn", 32, 200, 3, "seed CNN, 28x28x1, batch 32"),
+    "cnn-128": Row("cnn", 128, 50, 4, "seed CNN, 28x28x1, batch 128"),
+    "cnn-512": Row("cnn", 512, 20, 5, "seed CNN, 28x28x1, batch 512"),
+    "mlp-32": Row("mlp", 32, 500, 3, "MLP 784-128-10, batch 32"),
+    "lstm-32": Row("lstm", 32, 20, 5, "LSTM(256), 128 steps of 64 features, batch 32"),
+    "resnet-64": Row("resnet", 64, 20, 5, "ResNet of 6 blocks (16/32/64), 32x32x3, batch 64"),
+}
+"""Name on the command line -> workload."""

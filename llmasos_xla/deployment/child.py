@@ -1,0 +1,145 @@
+"""The parent's side of the server process: its start, what it says, its end."""
+
+import collections
+import contextlib
+import json
+import os
+import pathlib
+import queue
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any, final
+
+_KINDS = {kind.__name__: kind for kind in (ValueError, TypeError, FileNotFoundError, OSError, ImportError)}
+# The server gives its requests five seconds to end; past this it hangs.
+_GRACE_SECONDS = 8.0
+
+
+@final
+class Child:
+    """A server process. It ends when its standard input does: at `stop`, or when this process is gone, even killed.
+
+    It is in a session of its own, so that Ctrl-C in the terminal reaches only the parent, which then decides. What it
+    writes to standard error appears on this process's `sys.stderr`, in Jupyter too.
+    """
+
+    def __init__(self, arguments: Sequence[str]):
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "llmasos_xla.deployment.server", *arguments, "--watch-parent"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
+            env=_environment(),
+            start_new_session=True,
+        )
+        self._messages: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._last_lines: collections.deque[str] = collections.deque(maxlen=20)
+        self._threads = [threading.Thread(target=f, daemon=True) for f in (self._listen, self._pass_on)]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self._process.pid
+
+    def status(self) -> int | None:
+        """The exit status; None while it runs. Negative: the signal that ended it."""
+        return self._process.poll()
+
+    def wait_ready(self, timeout: float) -> dict[str, Any]:
+        """What the server says of itself once it is ready: port, example, preprocessing.
+
+        Raises the server's own error if it could not start, TimeoutError if it took too long; the process is gone then.
+        """
+        deadline = time.monotonic() + timeout
+        said: dict[str, Any] = {}
+        try:
+            while True:
+                try:
+                    message = self._messages.get(timeout=max(0.0, deadline - time.monotonic()))
+                except queue.Empty:
+                    raise TimeoutError(
+                        f"deploy: the server was not ready within {timeout:g} s; pass a larger timeout="
+                        f"{self.last_words()}"
+                    ) from None
+                if message is None:
+                    self._process.wait(_GRACE_SECONDS)
+                    raise RuntimeError(
+                        f"deploy: the server ended before it was ready, {self.how_it_ended()}{self.last_words()}"
+                    )
+                if "error" in message:
+                    raise _KINDS.get(message["kind"], RuntimeError)(message["error"])
+                said |= message
+                if "ready" in message:
+                    return {"port": said["port"], **said["ready"]}
+        except BaseException:
+            self.stop(0.0)
+            raise
+
+    def how_it_ended(self) -> str:
+        """The exit status in words."""
+        status = self.status()
+        return f"killed by signal {-status}" if status is not None and status < 0 else f"with exit status {status}"
+
+    def last_words(self) -> str:
+        """The end of what it wrote to standard error, to be put behind a message; empty if it wrote nothing."""
+        if self.status() is not None:
+            self._threads[1].join(1.0)
+        return "".join(["\nIts last output:\n", *self._last_lines]).rstrip() if self._last_lines else ""
+
+    def stop(self, grace: float = _GRACE_SECONDS) -> None:
+        """Lets requests in flight end, then the process; kills it if that takes longer than `grace` seconds."""
+        process = self._process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+        try:
+            process.wait(grace)
+        except BaseException as error:
+            process.kill()
+            process.wait()
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+        finally:
+            for thread in self._threads:
+                thread.join(1.0)
+            process.stdout.close()
+            process.stderr.close()
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        with contextlib.suppress(ValueError):
+            for line in self._process.stdout:
+                self._messages.put(json.loads(line))
+        self._messages.put(None)
+
+    def _pass_on(self) -> None:
+        assert self._process.stderr is not None
+        with contextlib.suppress(ValueError):
+            for line in self._process.stderr:
+                self._last_lines.append(line)
+                # The stream may be a captured one that is closed by now.
+                with contextlib.suppress(ValueError, OSError, AttributeError):
+                    sys.stderr.write(line)
+                    sys.stderr.flush()
+
+
+def _environment() -> dict[str, str]:
+    environment = dict(os.environ)
+    # This process may hold most of a GPU's memory already; the server takes what it needs and no more.
+    environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    root = str(pathlib.Path(__file__).parents[2])
+    if root != sysconfig.get_path("purelib"):
+        # Not installed but found beside a script or in a checkout: the server must find the same package.
+        paths = [environment["PYTHONPATH"]] if environment.get("PYTHONPATH") else []
+        environment["PYTHONPATH"] = os.pathsep.join([*paths, root])
+    return environment

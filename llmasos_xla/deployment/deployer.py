@@ -1,0 +1,103 @@
+"""`Deployer`: a saved model behind an HTTP server in a process of its own."""
+
+import os
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any, final
+
+from llmasos_xla.deployment import lifecycle, protocol
+from llmasos_xla.deployment.child import Child
+from llmasos_xla.deployment.handle import Handle
+
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")
+
+
+@final
+class Deployer:
+    """Serves the model that `model.save(path)` wrote.
+
+    Raises FileNotFoundError, or ValueError with the reason if the file is damaged, is no model, or holds a model that
+    has never seen data.
+
+    >>> import llmasos_xla as lm, numpy as np, pathlib, tempfile
+    >>> model = lm.Sequential([lm.layers.Dense(2, activation="softmax", input_shape=(3,))])
+    >>> x = np.ones((1, 3), np.float32)
+    >>> answer = model.predict(x)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     model.save(pathlib.Path(folder, "tiny.h5"))
+    ...     with lm.Deployer(pathlib.Path(folder, "tiny.h5")).deploy() as server:
+    ...         server.name, bool((server.predict(x) == answer).all())
+    ('tiny', True)
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = pathlib.Path(path).absolute()
+        self._check_file()
+
+    def deploy(
+        self,
+        port: int = 0,
+        host: str = "127.0.0.1",
+        name: str | None = None,
+        *,
+        warm: Sequence[int] = (1,),
+        max_body: int = protocol.MAX_BODY,
+        access_log: bool = False,
+        wait: bool | None = None,
+        timeout: float = 120.0,
+    ) -> Handle:
+        """Starts the server and returns when it is ready to answer.
+
+        Args:
+            port: where to listen; 0 takes a free one.
+            host: the address to listen on; "0.0.0.0" lets other machines ask, and anyone on them: there is no password.
+            name: what the model is called in addresses; the file's name without its ending by default.
+            warm: numbers of rows to compile for before it is ready; others are compiled when first asked for.
+            max_body: bytes of a request; larger ones are refused.
+            access_log: prints a line for each request.
+            wait: whether a script that ends goes on serving until Ctrl-C; by default unless the interpreter is
+                interactive.
+            timeout: seconds until ready, at most.
+
+        Raises OSError if the port is in use, ValueError for a file that is no model, TimeoutError, or RuntimeError with
+        the server's last output if it ends early.
+        """
+        name = _checked_name(name, self.path)
+        _check_whole("port", port, 0, 65535)
+        _check_whole("max_body", max_body, 1, 1 << 40)
+        for rows in warm:
+            _check_whole("warm", rows, 1, 1 << 20)
+        self._check_file()
+        arguments = ["--name", name, "--host", host, "--port", str(port), "--max-body", str(max_body)]
+        if access_log:
+            arguments.append("--access-log")
+        child = Child([str(self.path), *arguments, "--warm", *map(str, warm)])
+        handle = Handle(child, name, host, max_body, child.wait_ready(timeout))
+        lifecycle.keep(handle, wait)
+        return handle
+
+    def __repr__(self) -> str:
+        return f"Deployer({str(self.path)!r})"
+
+    def _check_file(self) -> None:
+        from llmasos_xla.api import saving
+
+        if saving.read(self.path).spec.get("preprocessing") is None:
+            raise ValueError(
+                f"Deployer: the model in {self.path.name!r} has never seen data, so it is not known how to prepare its "
+                "input; fit it, or call predict once, and save it again"
+            )
+
+
+def _checked_name(name: str | None, path: pathlib.Path) -> str:
+    if name is None:
+        return re.sub(r"[^A-Za-z0-9._-]", "_", path.stem)[:200] or "model"
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ValueError(f"deploy: name is part of an address: letters, digits, . _ and -; {name!r} came")
+    return name
+
+
+def _check_whole(what: str, value: Any, least: int, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ValueError(f"deploy: {what} is a whole number from {least} to {most}, {value!r} came")

@@ -1,0 +1,178 @@
+"""What `deploy` returns: a running server's address, and a way to ask it and to stop it."""
+
+import contextlib
+import functools
+import http.client
+import os
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, final
+
+import numpy as np
+import orjson
+
+from llmasos_xla.deployment import protocol
+from llmasos_xla.deployment.child import Child
+from llmasos_xla.deployment.raw_input import to_tensors
+
+# `predict` runs batches of this size; a request of whole batches gets the same programs, so the same bits.
+_BATCH = 256
+# Values up to here are written out in the curl line.
+_MOST_VALUES = 32
+
+
+@final
+class Handle:
+    """A server in a process of its own, until `stop`; a context manager that stops it.
+
+    Threads may share it. Copies in forked processes may ask but not stop it.
+    """
+
+    def __init__(self, child: Child, name: str, host: str, max_body: int, said: Mapping[str, Any]):
+        self._child, self._said, self._max_body = child, said, max_body
+        self._stopped, self._owner = False, os.getpid()
+        self.name: str = name
+        self.port: int = said["port"]
+        # An address to listen on everywhere is none to go to.
+        self._host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+
+    @property
+    def url(self) -> str:
+        """Where it answers, without a slash at the end: "http://127.0.0.1:8000"."""
+        return f"http://[{self._host}]:{self.port}" if ":" in self._host else f"http://{self._host}:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        """The number of the server's process."""
+        return self._child.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether the process lives and is this process's own."""
+        return not self._stopped and self._owner == os.getpid() and self._child.status() is None
+
+    @property
+    def curl(self) -> str:
+        """A command line that asks the server about one made-up row."""
+        inputs = ",".join(map(_curl_tensor, self._said["example"]))
+        address = shlex.quote(f"{self.url}/v2/models/{self.name}/infer")
+        return f"curl -s {address} -H 'Content-Type: application/json' -d '{{\"inputs\":[{inputs}]}}'"
+
+    def predict(self, x: Any, *, timeout: float = 300.0) -> np.ndarray:
+        """Outputs [rows, ...] in float32, as `model.predict(x)` gives them, asked over HTTP.
+
+        `x` is what `model.predict` takes. Many rows go in several requests; each may take `timeout` seconds.
+
+        Raises ValueError with the server's reason if it refuses the input, RuntimeError if the model failed or the
+        server is gone.
+        """
+        self._check_running()
+        tensors = to_tensors(x, self._preprocessing)
+        return np.concatenate([self._infer(part, timeout) for part in _parts(tensors, self._max_body)])
+
+    def ready(self) -> bool:
+        """Whether the server answers and its model can be asked."""
+        if self._stopped:
+            return False
+        try:
+            return self._ask("GET", f"/v2/models/{self.name}/ready", timeout=10.0)[0] == 200
+        except (OSError, http.client.HTTPException):
+            return False
+
+    def stop(self) -> None:
+        """Ends the server after the requests in flight; the second time does nothing."""
+        if self._stopped or self._owner != os.getpid():
+            return
+        self._stopped = True
+        self._child.stop()
+
+    def last_words(self) -> str:
+        """The end of what the server wrote to standard error."""
+        return self._child.last_words()
+
+    def __enter__(self) -> "Handle":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        return f"Handle({self.name!r} at {self.url}, {self._state()})"
+
+    @functools.cached_property
+    def _preprocessing(self) -> Any:
+        from llmasos_xla.data.preprocessing import Preprocessing
+
+        return Preprocessing.from_json(self._said["preprocessing"])
+
+    def _state(self) -> str:
+        if self._stopped:
+            return "stopped"
+        return f"pid {self.pid}" if self._child.status() is None else f"ended {self._child.how_it_ended()}"
+
+    def _check_running(self) -> None:
+        if self._stopped:
+            raise RuntimeError(f"predict: the server {self.name!r} was stopped; deploy it again")
+        if self._owner == os.getpid() and self._child.status() is not None:
+            raise RuntimeError(
+                f"predict: the server {self.name!r} ended by itself, {self._child.how_it_ended()}; deploy it again"
+                f"{self._child.last_words()}"
+            )
+
+    def _infer(self, tensors: Mapping[str, np.ndarray], timeout: float) -> np.ndarray:
+        body = protocol.write_request(tensors, ["output"])
+        try:
+            status, content, json_length = self._ask("POST", f"/v2/models/{self.name}/infer", body, timeout)
+        except TimeoutError:
+            raise TimeoutError(
+                f"predict: no answer from {self.url} within {timeout:g} s; pass a larger timeout="
+            ) from None
+        except (OSError, http.client.HTTPException) as error:
+            self._check_running()
+            raise RuntimeError(f"predict: no answer from {self.url}: {error!r}") from error
+        if status == 200:
+            return protocol.read_answer(content, json_length)["output"]
+        reason = orjson.loads(content).get("error", "no reason given")
+        raise (ValueError if 400 <= status < 500 else RuntimeError)(f"predict: the server answered {status}: {reason}")
+
+    def _ask(
+        self, method: str, path: str, body: protocol.Body | None = None, timeout: float | None = None
+    ) -> tuple[int, bytes, str | None]:
+        # Not urllib: it would go through a proxy that the environment names.
+        with contextlib.closing(http.client.HTTPConnection(self._host, self.port, timeout=timeout)) as connection:
+            connection.request(method, path, body.content if body else None, body.headers if body else {})
+            answer = connection.getresponse()
+            return answer.status, answer.read(), answer.headers.get(protocol.JSON_LENGTH)
+
+
+def _parts(tensors: Mapping[str, np.ndarray], max_body: int) -> Iterator[dict[str, np.ndarray]]:
+    """Pieces of whole batches that fit a request each."""
+    sizes = {len(array) if array.ndim else 0 for array in tensors.values()}
+    rows = max(sizes, default=0)
+    # Twice the size where text is written as JSON; room for names and shapes.
+    row_bytes = max(1, sum(_bytes(array) for array in tensors.values()) // max(rows, 1))
+    fit = max(1, (max_body - min(max_body // 2, 1 << 16)) // row_bytes)
+    size = fit - fit % _BATCH if fit >= _BATCH else 1 << (fit.bit_length() - 1)
+    if len(sizes) != 1 or rows <= size:
+        # Rows that differ in number are for the server to refuse.
+        yield dict(tensors)
+        return
+    for start in range(0, rows, size):
+        yield {name: array[start : start + size] for name, array in tensors.items()}
+
+
+def _bytes(array: np.ndarray) -> int:
+    return array.nbytes if array.dtype.kind != "O" else sum(6 * len(v) + 8 for v in array.flat if isinstance(v, str))
+
+
+def _curl_tensor(example: Mapping[str, Any]) -> str:
+    """The JSON of one tensor inside single quotes; many values come from printf."""
+    shape: Sequence[int] = example["shape"]
+    count = int(np.prod(shape))
+    value = orjson.dumps(example["fill"]).decode()
+    head = orjson.dumps({"name": example["name"], "shape": shape, "datatype": example["datatype"]}).decode()[:-1]
+    if count <= _MOST_VALUES:
+        data = ",".join([value] * count)
+        return f'{head},"data":[{data}]}}'.replace("'", "'\\''")
+    quoted = head.replace("'", "'\\''")
+    return f"{quoted},\"data\":['$(printf '{value},%.0s' $(seq {count - 1}))'{value}]}}"

@@ -1,0 +1,174 @@
+"""The server process: `python -m llmasos_xla.deployment.server model.h5 --port 8000`.
+
+It answers health at once, loads and warms the model meanwhile, and drains on SIGTERM or Ctrl-C. What happens is told
+in JSON lines on standard output: `{"port": ...}`, then `{"ready": {...}}` or `{"error": ..., "kind": ...}`.
+"""
+
+import argparse
+import json
+import logging
+import os
+import select
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any, TextIO
+
+from llmasos_xla.deployment import protocol
+
+# The model's own errors; anything else is a fault whose traceback is wanted.
+_PLAIN = (ValueError, FileNotFoundError, PermissionError, ImportError)
+_DRAIN_SECONDS = 5
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serves until it is told to stop; returns the exit status."""
+    options = _options(arguments)
+    tell = _teller()
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    try:
+        listener = listen(options.host, options.port)
+    except OSError as error:
+        tell({"error": str(error), "kind": "OSError"})
+        return 1
+    tell({"port": listener.getsockname()[1]})
+    try:
+        return _serve(options, listener, tell)
+    except Exception as error:
+        _tell_error(error, tell)
+        return 1
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; connections wait in it until the application accepts them.
+
+    Raises OSError that says which address, why not, and what to do.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except socket.gaierror as error:
+        raise OSError(f"deploy: host {host!r} is no address of this machine: {error.strerror}") from None
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    if os.name == "posix":
+        # A port whose last connections are still fading is free; on Windows the option means another thing.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        raise OSError(f"deploy: port {port} on {host} {_why_not(error)}; port=0 takes a free one") from None
+    return listener
+
+
+def _why_not(error: OSError) -> str:
+    import errno
+
+    known = {errno.EADDRINUSE: "is in use", errno.EACCES: "needs more rights than this user has"}
+    return known.get(error.errno or 0, f"cannot be bound ({error.strerror or error})")
+
+
+def _serve(options: argparse.Namespace, listener: socket.socket, tell: Callable[[dict], None]) -> int:
+    import uvicorn
+
+    from llmasos_xla.deployment.app import Slot, app
+
+    slot = Slot(options.name)
+    config = uvicorn.Config(
+        app(slot, max_body=options.max_body),
+        access_log=options.access_log,
+        lifespan="off",
+        log_level="info" if options.access_log else "warning",
+        server_header=False,
+        timeout_graceful_shutdown=_DRAIN_SECONDS,
+        ws="none",
+    )
+    server = uvicorn.Server(config)
+    failed = threading.Event()
+
+    def stop() -> None:
+        server.should_exit = True
+
+    def load() -> None:
+        try:
+            from llmasos_xla.api.load import load as load_model
+            from llmasos_xla.deployment.served import Served
+
+            served = Served(load_model(options.path), options.name)
+            for rows in options.warm:
+                served.warm(rows)
+            slot.served = served
+            tell({"ready": {"example": served.example(), "preprocessing": served.preprocessing.to_json()}})
+        except Exception as error:
+            _tell_error(error, tell)
+            failed.set()
+            stop()
+
+    threading.Thread(target=load, name="load", daemon=True).start()
+    if options.watch_parent:
+        threading.Thread(target=_watch_parent, args=(stop,), name="watch", daemon=True).start()
+    server.run(sockets=[listener])
+    # The requests had their time to drain; a call into the model cannot be interrupted and would hold the exit up.
+    sys.stderr.flush()
+    os._exit(1 if failed.is_set() else 0)
+
+
+def _watch_parent(stop: Callable[[], None]) -> None:
+    """Stops the server when standard input ends: the parent closed it, or is gone.
+
+    The parent's number is looked at too: a process that the parent forked may hold the pipe open.
+    """
+    parent = os.getppid()
+    while os.getppid() == parent:
+        if os.name == "posix" and not select.select([0], [], [], 1.0)[0]:
+            continue
+        if not os.read(0, 1):
+            break
+    stop()
+
+
+def _teller() -> Callable[[dict[str, Any]], None]:
+    """A function that writes a line to standard output, which nothing else can reach from then on."""
+    out: TextIO = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    lock = threading.Lock()
+
+    def tell(message: dict[str, Any]) -> None:
+        with lock:
+            try:
+                out.write(json.dumps(message) + "\n")
+                out.flush()
+            except BrokenPipeError:
+                # Nobody listens any more; whether to go on is for the watch to say.
+                pass
+
+    return tell
+
+
+def _tell_error(error: Exception, tell: Callable[[dict], None]) -> None:
+    if not isinstance(error, _PLAIN):
+        traceback.print_exception(error, file=sys.stderr)
+    kind = next((base.__name__ for base in (*_PLAIN, OSError, TypeError) if isinstance(error, base)), "RuntimeError")
+    text = str(error) if isinstance(error, _PLAIN) else f"{type(error).__name__}: {error}"
+    tell({"error": text, "kind": kind})
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m llmasos_xla.deployment.server", description="Serves a saved model."
+    )
+    parser.add_argument("path", help="the .h5 or .safetensors file")
+    parser.add_argument("--name", required=True, help="what the model is called in addresses")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
+    parser.add_argument("--warm", type=int, nargs="*", default=[1], help="numbers of rows to compile for before ready")
+    parser.add_argument("--max-body", type=int, default=protocol.MAX_BODY, help="bytes of a request, at most")
+    parser.add_argument("--access-log", action="store_true", help="a line for each request on standard error")
+    parser.add_argument("--watch-parent", action="store_true", help="stop when standard input ends")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

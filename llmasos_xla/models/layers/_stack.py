@@ -1,0 +1,84 @@
+"""A list of layers as one nnx module."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from flax import nnx
+
+from llmasos_xla.models.layers._base import Layer, Shape, layer_names
+from llmasos_xla.models.layers._modules import MaskModule, call_module
+
+
+class Stack(MaskModule):
+    """Layers applied one after the other.
+
+    Submodules are attributes named as `layer_names` says, so arrays are called "conv2d/kernel", "dense_1/bias".
+    A mask [batch, time] that a layer makes (Embedding with mask_zero) goes on to the layers that read one, for as
+    long as the time axis is there. Errors say which layer refused what.
+    """
+
+    def __init__(self, layers: Sequence[Layer], shape: Shape, *, rngs: nnx.Rngs):
+        output_shapes(layers, shape)
+        self._names = layer_names(layers)
+        for name, layer in zip(self._names, layers, strict=True):
+            setattr(self, name, layer.build(shape, rngs))
+            shape = layer.output_shape(shape)
+
+    def __call__(
+        self,
+        x: Any,
+        *,
+        train: bool,
+        rngs: nnx.Rngs | None = None,
+        mask: jax.Array | None = None,
+        watch: Callable[[str, Any], None] | None = None,
+    ) -> Any:
+        """Maps [batch, *shape] to the last layer's output; `watch(name, y)` sees each layer's output on the way."""
+        return self.masked(x, mask, train=train, rngs=rngs, watch=watch)[0]
+
+    def masked(
+        self,
+        x: Any,
+        mask: jax.Array | None,
+        *,
+        train: bool,
+        rngs: nnx.Rngs | None,
+        watch: Callable[[str, Any], None] | None = None,
+    ) -> tuple[Any, jax.Array | None]:
+        """The output and the mask that holds for it."""
+        for number, name in enumerate(self._names):
+            try:
+                x, mask = call_module(getattr(self, name), x, train=train, rngs=rngs, mask=mask)
+            except Exception as error:
+                raise _located(error, number, name, x) from error
+            if watch is not None:
+                watch(name, x)
+        return x, mask
+
+
+def output_shapes(layers: Sequence[Layer], shape: Shape) -> list[Shape]:
+    """The output shape of each layer; an error names the layer that refuses its input."""
+    shapes = []
+    for number, layer in enumerate(layers):
+        try:
+            shape = layer.output_shape(shape)
+        except ValueError as error:
+            raise ValueError(
+                f"layer {number} ({type(layer).__name__}) does not fit its input {shape}: {error}"
+            ) from error
+        shapes.append(shape)
+    return shapes
+
+
+def _located(error: Exception, number: int, name: str, x: Any) -> Exception:
+    """The error with the place where it happened: in its text where that is all it is, otherwise as a note."""
+    where = (
+        f"layer {number} ({name}), called with {x.dtype}{list(x.shape)}"
+        if hasattr(x, "dtype")
+        else f"layer {number} ({name})"
+    )
+    if type(error) in (ValueError, TypeError) and len(error.args) == 1:
+        return type(error)(f"{where}: {error}")
+    error.add_note(where)
+    return error

@@ -1,0 +1,263 @@
+"""Fitting through the front doors: laws of order, seeds, resuming, padding and callbacks."""
+
+import csv
+import os
+import signal
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+import llmasos_xla as lm
+from llmasos_xla.training import evaluation, loop
+from llmasos_xla.training.diagnose import NonFiniteLossError
+
+QUIET = {"verbose": 0, "batch_size": 16}
+
+
+def test_loss_falls_and_history_tells(sequential, blobs):
+    model = sequential(optimizer=lm.Optimizer("adam", lr=0.02))
+    history = model.fit(*blobs, epochs=8, **QUIET)
+    losses = history.history["loss"]
+    assert losses[-1] < 0.8 * losses[0]
+    assert history.history["accuracy"][-1] > 0.6
+    assert history.epoch == list(range(8))
+    assert [r.what.split(" x")[0] for r in history.compiled].count("train step") == 1
+    assert "samples/s" in str(history)
+
+
+def test_the_same_seed_gives_the_same_weights_bit_for_bit(sequential, blobs):
+    a, b, c = sequential(1), sequential(1), sequential(2)
+    for model in (a, b, c):
+        model.fit(*blobs, epochs=2, **QUIET)
+    chex.assert_trees_all_equal(a.variables, b.variables)
+    assert not np.array_equal(a.variables.params["dense/kernel"], c.variables.params["dense/kernel"])
+
+
+def test_both_doors_give_the_same_weights(sequential, blobs):
+    first = sequential(3)
+    first.fit(*blobs, epochs=2, **QUIET)
+    second = lm.Model(input_dim=4, output_dim=3, seed=3)
+    second.add_layer("Dense", 8, activation="relu")
+    second.add_layer("BatchNormalization")
+    second.add_layer("dropout", 0.1)
+    second.add_layer("Dense", 3, activation="softmax")
+    second.train(lm.Dataset(blobs), lm.Optimizer("Adam", lr=0.001), epochs=2, **QUIET)
+    chex.assert_trees_all_equal(first.variables, second.variables)
+    assert first.evaluate(*blobs, verbose=0) == second.evaluate(lm.Dataset(blobs), verbose=0)
+
+
+def test_two_fits_equal_one(sequential, blobs):
+    once, twice = sequential(), sequential()
+    once.fit(*blobs, epochs=4, **QUIET)
+    twice.fit(*blobs, epochs=1, **QUIET)
+    twice.fit(*blobs, epochs=3, **QUIET)
+    chex.assert_trees_all_equal(once.variables, twice.variables)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_steps_per_dispatch_do_not_change_what_is_learnt(sequential, blobs, steps):
+    many, few = sequential(), sequential()
+    many.fit(*blobs, epochs=2, **QUIET)
+    few.fit(*blobs, epochs=2, steps_per_dispatch=steps, **QUIET)
+    chex.assert_trees_all_close(many.variables, few.variables, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def interrupted_at(monkeypatch):
+    """Sends the process Ctrl-C's signal when the fit takes its n-th group of batches."""
+
+    def arm(number):
+        taken = iter(range(1, 1000))
+
+        def arrays_of(group):
+            if next(taken) == number:
+                os.kill(os.getpid(), signal.SIGINT)
+            return evaluation.arrays_of(group)
+
+        monkeypatch.setattr(loop, "arrays_of", arrays_of)
+
+    return arm
+
+
+def test_an_interrupted_fit_goes_on_in_mid_epoch_bit_for_bit(sequential, blobs, tmp_path, interrupted_at):
+    undisturbed, stopped = sequential(), sequential()
+    whole = undisturbed.fit(*blobs, epochs=3, steps_per_dispatch=2, **QUIET)
+    interrupted_at(7)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.fit(*blobs, epochs=3, steps_per_dispatch=2, **QUIET)
+    assert stopped.learner.unfinished.position.totals is not None
+    stopped.save(tmp_path / "halfway.h5")
+    elsewhere = lm.load(tmp_path / "halfway.h5")
+    for model in (stopped, elsewhere):
+        rest = model.fit(*blobs, epochs=3, steps_per_dispatch=2, **QUIET)
+        chex.assert_trees_all_equal(model.variables, undisturbed.variables)
+        assert rest.history == whole.history
+        assert model.learner.unfinished is None
+
+
+def test_another_request_starts_a_fit_of_its_own(sequential, blobs, interrupted_at):
+    model = sequential()
+    interrupted_at(4)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(*blobs, epochs=3, steps_per_dispatch=2, **QUIET)
+    assert len(model.fit(*blobs, epochs=1, steps_per_dispatch=2, **QUIET).epoch) == 1
+
+
+def test_an_error_in_a_callback_keeps_the_weights(sequential, blobs):
+    model = sequential()
+
+    def broken(event):
+        if event.epoch == 1:
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        model.fit(*blobs, epochs=3, callbacks=[broken], **QUIET)
+    chex.assert_tree_all_finite(model.variables)
+    reference = sequential()
+    reference.fit(*blobs, epochs=2, **QUIET)
+    chex.assert_trees_all_equal(model.variables, reference.variables)
+
+
+def test_a_reference_to_old_weights_stays_alive(sequential, blobs):
+    model = sequential()
+    before = model.variables
+    copy = jax.tree.map(np.array, before)
+    model.fit(*blobs, epochs=1, **QUIET)
+    chex.assert_trees_all_equal(jax.tree.map(np.asarray, before), copy)
+
+
+def test_ragged_ends_compile_nothing_new(sequential, blobs):
+    model = sequential()
+    x, y = blobs
+    history = model.fit(x, y, validation_data=(x[:37], y[:37]), epochs=2, **QUIET)
+    assert sorted(r.what.split(" x")[0] for r in history.compiled) == ["evaluation", "initial weights", "train step"]
+    model.evaluate(x[:37], y[:37], verbose=0)
+    assert sum(r.what == "evaluation" for r in model.learner.compiled) == 1
+
+
+def test_evaluate_is_the_mean_over_rows_whatever_the_batches(sequential, blobs):
+    model = sequential()
+    model.fit(*blobs, epochs=1, **QUIET)
+    x, y = blobs
+    p = model.predict(x).astype(np.float64)
+    expected = {"loss": -np.log(p[np.arange(len(y)), y]).mean(), "accuracy": (p.argmax(1) == y).mean()}
+    for size in (None, 10, 101):
+        assert model.evaluate(x, y, batch_size=size, verbose=0) == pytest.approx(expected, rel=1e-4)
+
+
+def test_validation_split_takes_the_last_rows(sequential, blobs):
+    x, y = blobs
+    split, given = sequential(), sequential()
+    a = split.fit(x, y, validation_split=0.2, epochs=2, **QUIET).history
+    b = given.fit(x[:81], y[:81], validation_data=(x[81:], y[81:]), epochs=2, **QUIET).history
+    assert a == b
+    assert set(a) == {"loss", "accuracy", "val_loss", "val_accuracy"}
+
+
+def test_sample_weight_zero_leaves_a_row_out_of_the_loss(sequential, blobs):
+    x, y = blobs
+    weight = np.ones(len(x), np.float32)
+    weight[::2] = 0.0
+    wrong = np.where(weight > 0, y, (y + 1) % 3).astype(np.int32)
+    a, b = sequential(), sequential()
+    a.fit(x, y, sample_weight=weight, epochs=2, **QUIET)
+    b.fit(x, wrong, sample_weight=weight, epochs=2, **QUIET)
+    chex.assert_trees_all_equal(a.variables, b.variables)
+
+
+def test_averaged_weights_are_what_predicts(sequential, blobs):
+    model = sequential(optimizer=lm.Optimizer("adam", lr=0.05, ema=0.9))
+    model.fit(*blobs, epochs=2, **QUIET)
+    averaged = model.predict(blobs[0])
+    average = model.learner.evaluation_variables
+    assert not np.array_equal(average.params["dense/kernel"], model.variables.params["dense/kernel"])
+    model.variables = average
+    np.testing.assert_array_equal(model.predict(blobs[0]), averaged)
+
+
+def test_a_loss_that_is_not_finite_names_step_and_layer(blobs):
+    x, y = blobs
+    model = lm.Sequential(
+        [
+            lm.layers.Dense(8, input_shape=(4,), name="first"),
+            lm.layers.Activation("exponential", name="blows_up"),
+            lm.layers.Dense(3, activation="softmax"),
+        ]
+    )
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    with pytest.raises(
+        NonFiniteLossError, match=r"not finite at step 0 \(epoch 1\).*output of layer 'blows_up'.*learning rate"
+    ):
+        model.fit(np.full_like(x, 1e4), y, epochs=1, **QUIET)
+    chex.assert_tree_all_finite(model.variables)
+
+
+def test_early_stopping_and_best_checkpoint(sequential, blobs, tmp_path):
+    scripted = iter([3.0, 2.0, 2.5, 2.6, 9.0, 9.0])
+
+    def metric_of_the_epoch(event):
+        if event.kind == "epoch":
+            event.logs["score"] = next(scripted)
+
+    model = sequential()
+    at_epoch = {}
+    remember = lambda e: at_epoch.update({e.epoch: jax.tree.map(np.array, e.model.variables)})  # noqa: E731
+    history = model.fit(
+        *blobs,
+        epochs=6,
+        callbacks=[
+            metric_of_the_epoch,
+            remember,
+            lm.callbacks.best_checkpoint(tmp_path / "best.h5", monitor="score"),
+            lm.callbacks.csv_log(tmp_path / "log.csv"),
+            lm.callbacks.tensorboard(tmp_path / "board"),
+            lm.callbacks.early_stopping("score", patience=1, restore_best=True),
+        ],
+        **QUIET,
+    )
+    assert history.epoch == [0, 1, 2, 3]
+    chex.assert_trees_all_equal(jax.tree.map(np.array, model.variables), at_epoch[1])
+    chex.assert_trees_all_equal(jax.tree.map(np.array, lm.load(tmp_path / "best.h5").variables), at_epoch[1])
+    with open(tmp_path / "log.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(r["score"]) for r in rows] == [3.0, 2.0, 2.5, 2.6]
+    assert [float(r["loss"]) for r in rows] == history.history["loss"]
+    assert any((tmp_path / "board").iterdir())
+
+
+def test_history_plots(sequential, blobs):
+    history = sequential().fit(*blobs, epochs=2, validation_split=0.2, **QUIET)
+    figure = history.plot()
+    assert [a.get_ylabel() for a in figure.axes] == ["loss", "accuracy"]
+    np.testing.assert_array_equal(figure.axes[0].lines[0].get_ydata(), history.history["loss"])
+
+
+def test_lines_where_there_is_no_terminal(sequential, blobs, capsys):
+    model = sequential()
+    model.fit(*blobs, epochs=2, batch_size=16)
+    model.evaluate(*blobs)
+    out = capsys.readouterr().out
+    assert "compiled train step in" in out
+    assert "Epoch 2/2" in out
+    assert "accuracy" in out
+    assert "evaluate" in out
+
+
+def test_summary(sequential, blobs, capsys):
+    model = sequential()
+    model.fit(*blobs, epochs=1, **QUIET)
+    model.summary()
+    out = capsys.readouterr().out
+    assert "dense (Dense)" in out
+    assert "(batch, 8)" in out
+    assert "83 parameters, 16 values carried" in out
+
+
+def test_bfloat16_learns(sequential, blobs):
+    model = sequential(precision="bfloat16")
+    history = model.fit(*blobs, epochs=6, **QUIET)
+    assert history.history["loss"][-1] < history.history["loss"][0]
+    assert {str(a.dtype) for a in jax.tree.leaves(model.variables)} == {"float32"}
+    assert model.predict(blobs[0]).dtype == np.float32

@@ -1,0 +1,110 @@
+"""What users get wrong, and what they are told. Each text is part of the interface."""
+
+import numpy as np
+import pytest
+
+import llmasos_xla as lm
+
+pytestmark = pytest.mark.usefixtures("unchecked")
+
+
+def model(units=3, shape=(4,), compiled=True):
+    made = lm.Sequential([lm.layers.Dense(units, activation="softmax", input_shape=shape)])
+    if compiled:
+        made.compile("adam", "sparse_categorical_crossentropy", ["accuracy"])
+    return made
+
+
+def image_model():
+    made = lm.Sequential(
+        [
+            lm.layers.Conv2D(2, 3, input_shape=(8, 8, 1)),
+            lm.layers.Flatten(),
+            lm.layers.Dense(2, activation="softmax"),
+        ]
+    )
+    made.compile("adam", "sparse_categorical_crossentropy")
+    return made
+
+
+X, Y = np.ones((6, 4), np.float32), np.array([0, 1, 2, 0, 1, 2])
+NAN = X.copy()
+NAN[3, 1] = np.nan
+
+CASES = {
+    "wrong width": (lambda: model().fit(np.ones((6, 5)), Y, verbose=0), r"\(4,\)|4.*5"),
+    "wrong image shape": (
+        lambda: image_model().fit(np.ones((6, 9, 9), np.uint8), Y % 2, verbose=0),
+        r"9, 9.*8, 8|8, 8.*9, 9",
+    ),
+    "one sample without its batch axis": (lambda: (m := model(), m.fit(X, Y, verbose=0), m.predict(X[0])), r"\[None"),
+    "text for numbers": (lambda: model().fit(np.array([["a"] * 4] * 6), Y, verbose=0), "text|str|wanted"),
+    "lengths differ": (lambda: model().fit(X, Y[:5], verbose=0), "6.*5|5.*6"),
+    "labels out of range": (
+        lambda: model().fit(X, Y + 1, verbose=0),
+        "label 3 of row 2 is out of range: the model has 3",
+    ),
+    "float labels": (lambda: model().fit(X, Y + 0.5, verbose=0), "wants integer class labels, got float32"),
+    "no labels": (lambda: model().fit(X, verbose=0), "the data have no labels; pass y"),
+    "nan in the data": (lambda: model().fit(NAN, Y, verbose=0), "(?i)nan.*row 3"),
+    "empty data": (lambda: model().fit(X[:0], Y[:0], verbose=0), "no rows"),
+    "not compiled": (
+        lambda: model(compiled=False).fit(X, Y, verbose=0),
+        r"call compile\(optimizer=, loss=, metrics=\) first",
+    ),
+    "no layers": (lambda: lm.Sequential([]).predict(X), "it has no layers"),
+    "no shape yet": (lambda: lm.Sequential([lm.layers.Dense(2)]).summary(), "give the first layer input_shape="),
+    "unknown optimizer": (lambda: model().compile("adamm", "mse"), "unknown optimizer 'adamm'; did you mean 'adam"),
+    "unknown loss": (lambda: model().compile("adam", "crossentropy"), "unknown loss 'crossentropy'.*Known: .*huber"),
+    "unknown metric": (lambda: model().compile("adam", "mse", ["acc2"]), "unknown metric 'acc2'"),
+    "unknown precision": (lambda: model().compile("adam", "mse", precision="int8"), "unknown precision 'int8'"),
+    "unknown layer": (lambda: lm.Model(4, 2).add_layer("Dence", 3), "unknown layer 'Dence'; did you mean 'Dense'"),
+    "unknown activation": (
+        lambda: lm.layers.Dense(3, activation="rellu"),
+        "unknown activation 'rellu'; did you mean 'relu'",
+    ),
+    "no layer": (lambda: lm.Sequential(["Dense"]), "wants layers such as lm.layers.Dense"),
+    "layers that do not fit": (
+        lambda: lm.Sequential([lm.layers.Conv2D(4, 9, input_shape=(8, 8, 1))]).summary(),
+        r"layer 0 \(Conv2D\).*a window of 9 does not fit an axis of 8",
+    ),
+    "layer after use": (lambda: (m := model(), m.summary(), m.add(lm.layers.Flatten())), "it is built already"),
+    "output_dim": (
+        lambda: (m := lm.Model(4, 2), m.add_layer("Dense", 3), m.train((X, Y), verbose=0)),
+        "output_dim is 2, but the last layer gives 3",
+    ),
+    "input_dim": (lambda: lm.Model(0, 2), "want positive whole numbers, got 0 and 2"),
+    "seed": (lambda: lm.Model(4, 2, seed="a"), "seed wants a whole number, got 'a'"),
+    "epochs": (lambda: model().fit(X, Y, epochs=0, verbose=0), "epochs wants a whole number >= 1, got 0"),
+    "batch size": (
+        lambda: model().fit(X, Y, batch_size=2.5, verbose=0),
+        "batch_size wants a whole number >= 1, got 2.5",
+    ),
+    "verbose": (lambda: model().fit(X, Y, verbose=2), r"verbose wants 0 \(quiet\) or 1"),
+    "validation split": (lambda: model().fit(X, Y, validation_split=1.5, verbose=0), "between 0 and 1, got 1.5"),
+    "validation data": (lambda: model().fit(X, Y, validation_data=X, verbose=0), r"validation_data wants \(x, y\)"),
+    "class weight": (
+        lambda: model().fit(X, Y, class_weight={7: 1.0}, verbose=0),
+        "names class 7; the classes are 0 to 2",
+    ),
+    "monitor": (
+        lambda: model().fit(X, Y, callbacks=[lm.callbacks.early_stopping()], verbose=0),
+        "no metric 'val_loss', only loss, accuracy; pass validation_data=",
+    ),
+    "variables": (
+        lambda: setattr(m := model(), "variables", lm.Variables({"dense/kernel": X}, {})),
+        r"these params do not fit: dense/bias: wanted \(\(3,\), 'float32'\), got none",
+    ),
+    "a Dataset with y": (lambda: model().fit(lm.Dataset((X, Y)), Y), "a Dataset brings its own labels"),
+    "train without data": (
+        lambda: (m := lm.Model(4, 3), m.add_layer("Dense", 3), m.train(X)),
+        r"wants a Dataset or \(x, y\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_refusal(name):
+    call, text = CASES[name]
+    with pytest.raises((ValueError, TypeError), match=text):
+        call()

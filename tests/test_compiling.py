@@ -1,0 +1,38 @@
+"""Programs compiled ahead of time, with what is known of them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llmasos_xla import compiling
+
+
+def test_the_record_tells_the_bytes_of_the_arguments():
+    log = []
+    program = compiling.compile(lambda a, b: a @ b, jnp.ones((8, 16)), jnp.ones((16, 4)), what="product", log=log)
+    assert log[0].argument_bytes == 4 * (8 * 16 + 16 * 4)
+    assert log[0].flops >= 8 * 16 * 4
+    assert "product: " in str(log[0])
+    np.testing.assert_array_equal(program(jnp.ones((8, 16)), jnp.ones((16, 4))), np.full((8, 4), 16.0))
+
+
+def test_operations_are_known_without_compiling():
+    assert compiling.operations(lambda a, b: a @ b, jnp.ones((8, 16)), jnp.ones((16, 4))) >= 2 * 8 * 16 * 4
+
+
+def test_donated_arguments_are_gone():
+    program = compiling.compile(lambda a: a + 1, jnp.ones(1024), what="increment", donate=(0,))
+    x = jnp.ones(1024)
+    program(x)
+    assert x.is_deleted()
+
+
+def test_unknown_options_are_left_out(monkeypatch):
+    monkeypatch.setattr(compiling, "_CPU_OPTIONS", {"xla_no_such_option": "1"})
+    compiling._supported_cpu_options.cache_clear()
+    try:
+        assert compiling.compiler_options("cpu") == {}
+    finally:
+        compiling._supported_cpu_options.cache_clear()
+    assert compiling.compiler_options("tpu") == {}
+    assert jax.default_backend() == "cpu"

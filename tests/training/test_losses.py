@@ -1,0 +1,149 @@
+"""Losses against float64 NumPy references, and their refusals."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import special
+from tolerances import assert_close
+
+from llmasos_xla.training.losses import ALIASES, LOSSES, check_targets, loss_by_name
+
+B, C = 7, 5
+
+
+def softmax(z):
+    return special.softmax(z, axis=-1)
+
+
+def mean_last(f):
+    return lambda p, y: f(p, y).mean(-1)
+
+
+REFERENCES = {
+    "sparse_categorical_crossentropy": lambda z, y: -np.log(softmax(z)[np.arange(B), y]),
+    "categorical_crossentropy": lambda z, y: -(y * np.log(softmax(z))).sum(-1),
+    "binary_crossentropy": mean_last(
+        lambda z, y: -(y * np.log(special.expit(z)) + (1 - y) * np.log(1 - special.expit(z)))
+    ),
+    "binary_focal_crossentropy": mean_last(
+        lambda z, y: (
+            -(
+                y * (1 - special.expit(z)) ** 2 * np.log(special.expit(z))
+                + (1 - y) * special.expit(z) ** 2 * np.log(1 - special.expit(z))
+            )
+        )
+    ),
+    "mean_squared_error": mean_last(lambda p, y: (p - y) ** 2),
+    "mean_absolute_error": mean_last(lambda p, y: abs(p - y)),
+    "mean_absolute_percentage_error": mean_last(lambda p, y: 100 * abs((y - p) / np.maximum(abs(y), 1e-7))),
+    "mean_squared_logarithmic_error": mean_last(
+        lambda p, y: (np.log1p(np.maximum(p, 0)) - np.log1p(np.maximum(y, 0))) ** 2
+    ),
+    "huber": mean_last(lambda p, y: special.huber(1.0, p - y)),
+    "log_cosh": mean_last(lambda p, y: np.log(np.cosh(p - y))),
+    "hinge": mean_last(lambda p, y: np.maximum(1 - np.where(y <= 0, -1, 1) * p, 0)),
+    "squared_hinge": mean_last(lambda p, y: np.maximum(1 - np.where(y <= 0, -1, 1) * p, 0) ** 2),
+    "poisson": mean_last(lambda p, y: p - y * np.log(p + 1e-7)),
+    "kl_divergence": lambda p, y: (y * np.log(y / p)).sum(-1),
+    "cosine_similarity": lambda p, y: -(p * y).sum(-1) / np.linalg.norm(p, axis=-1) / np.linalg.norm(y, axis=-1),
+}
+
+
+def example(name, rng):
+    z = rng.normal(size=(B, C))
+    if name == "sparse_categorical_crossentropy":
+        return z, rng.integers(0, C, B)
+    if name in ("categorical_crossentropy", "binary_crossentropy", "binary_focal_crossentropy") or "hinge" in name:
+        return z, np.eye(C)[rng.integers(0, C, B)]
+    if name in ("kl_divergence", "poisson", "mean_squared_logarithmic_error"):
+        return softmax(z), softmax(rng.normal(size=(B, C)))
+    return z, rng.normal(size=(B, C))
+
+
+def test_every_loss_has_a_reference():
+    assert REFERENCES.keys() == LOSSES.keys()
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_values(name, rng):
+    p, y = example(name, rng)
+    labels = jnp.asarray(y, jnp.int32) if y.dtype.kind == "i" else jnp.asarray(y, jnp.float32)
+    p32 = jnp.asarray(p, jnp.float32)
+    actual = LOSSES[name](p32, p32, labels)
+    assert_close(actual, REFERENCES[name](np.asarray(p32, np.float64), np.asarray(labels)), scale=5)
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_gradients_against_finite_differences(name, rng):
+    p, y = example(name, rng)
+    with jax.enable_x64(True):
+        labels = jnp.asarray(y, jnp.int32) if y.dtype.kind == "i" else jnp.asarray(y)
+        function = LOSSES[name].function
+        gradient = np.asarray(jax.grad(lambda q: jnp.sum(function(q, labels)))(jnp.asarray(p)))
+        direction = rng.normal(size=p.shape)
+        step = 1e-6
+        difference = jnp.sum(function(jnp.asarray(p + step * direction), labels)) - jnp.sum(
+            function(jnp.asarray(p - step * direction), labels)
+        )
+    np.testing.assert_allclose((gradient * direction).sum(), float(difference) / (2 * step), rtol=1e-5, atol=1e-6)
+
+
+def test_extreme_logits_stay_finite():
+    z = jnp.array([[1e4, -1e4, 0.0]])
+    assert float(LOSSES["sparse_categorical_crossentropy"](z, z, jnp.array([1]))[0]) == pytest.approx(2e4)
+    assert float(LOSSES["binary_crossentropy"](z, z, jnp.zeros((1, 3)))[0]) == pytest.approx(
+        1e4 / 3 + np.log(2) / 3, rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("name", [*ALIASES, "MSE", "Huber", "MeanSquaredError", "Sparse_Categorical_Crossentropy"])
+def test_names_in_every_spelling(name):
+    assert loss_by_name(name).name in LOSSES
+
+
+def test_unknown_names_list_the_known():
+    with pytest.raises(ValueError, match="unknown loss 'mean_sqared_error'; did you mean 'mean_squared_error'.*huber"):
+        loss_by_name("mean_sqared_error")
+
+
+def test_a_function_is_a_loss():
+    def fourth(outputs, y):
+        return jnp.mean((outputs - y) ** 4, axis=-1)
+
+    loss = loss_by_name(fourth)
+    assert loss.name == "fourth"
+    assert_close(loss(jnp.ones((2, 3)), jnp.ones((2, 3)), jnp.zeros((2, 3))), [1.0, 1.0])
+
+
+SPARSE = "sparse_categorical_crossentropy"
+BAD_TARGETS = [
+    (
+        SPARSE,
+        np.array([0, 5, 1]),
+        (3,),
+        "label 5 of row 1 is out of range: the model has 3 outputs, so labels go from 0 to 2",
+    ),
+    (SPARSE, np.array([0, -1]), (3,), "label -1 of row 1 is out of range"),
+    (SPARSE, np.array([0.0, 1.0]), (3,), "wants integer class labels, got float64.*cast them with y.astype"),
+    (SPARSE, np.full((2, 3), 0.3), (3,), "one-hot targets go with categorical_crossentropy"),
+    (
+        SPARSE,
+        np.eye(3, dtype=int),
+        (3,),
+        r"labels have shape \(3, 3\).*one-hot labels go with categorical_crossentropy",
+    ),
+    ("mse", np.zeros((4, 2)), (3,), r"targets have shape \(4, 2\), the model's outputs \(4, 3\)"),
+    (
+        "categorical_crossentropy",
+        np.array([0, 1]),
+        (3,),
+        "integer class labels go with sparse_categorical_crossentropy",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "y", "shape", "text"), BAD_TARGETS)
+def test_targets_that_do_not_fit(name, y, shape, text):
+    with pytest.raises(ValueError, match=text):
+        check_targets(loss_by_name(name), y, shape)
