@@ -1,9 +1,9 @@
 """Times a training step and an epoch: this package, JAX by hand, Keras, PyTorch, on the same cores, in turns.
 
-    python benchmarks/steps.py                                      # all rows; peers say "not installed"
-    python benchmarks/steps.py --peers-python .peers/bin/python     # with them (README.md says how to install them)
-    python benchmarks/steps.py --quick                              # does it work? about a minute
-    python benchmarks/steps.py --rows cnn-32 mlp-32 --threads 2 --rounds 9 --json
+python benchmarks/steps.py                                      # all rows; peers say "not installed"
+python benchmarks/steps.py --peers-python .peers/bin/python     # with them (README.md says how to install them)
+python benchmarks/steps.py --quick                              # does it work? about a minute
+python benchmarks/steps.py --rows cnn-32 mlp-32 --threads 2 --rounds 9 --json
 """
 
 import argparse
@@ -44,7 +44,9 @@ def main() -> None:
             options.json.parent.mkdir(parents=True, exist_ok=True)
             options.json.write_text(json.dumps(tables.document(about, found), indent=1) + "\n")
     print(tables.markdown(about, found))
-    if any(result.failed and not result.failed.startswith("not installed") for r in found.values() for result in r.values()):
+    if any(
+        result.failed and not result.failed.startswith("not installed") for r in found.values() for result in r.values()
+    ):
         sys.exit(1)
 
 

@@ -73,10 +73,10 @@ def compete(
             try:
                 python = pythons(name)
                 if python is None:
-                    raise _Failed("not installed (pass --peers-python)")
+                    raise _NoSpeedError("not installed (pass --peers-python)")
                 process = stack.enter_context(_process(python, name, row_name))
                 ready[name] = process, _warm_up(process, row, result, seconds)
-            except _Failed as failure:
+            except _NoSpeedError as failure:
                 result.failed = str(failure)
                 say(f"{row_name}: {name}: {failure}")
         for number in range(rounds):
@@ -86,7 +86,7 @@ def compete(
                 process, epochs = ready[name]
                 try:
                     _round(process, row, results[name], epochs)
-                except _Failed as failure:
+                except _NoSpeedError as failure:
                     results[name].failed = str(failure)
                     del ready[name]
             say(f"{row_name}: round {number + 1} of {rounds}")
@@ -100,9 +100,10 @@ def _warm_up(process: "_Process", row: Row, result: Result, seconds: float) -> i
     later = statistics.median(answer["seconds"][1:])
     result.compile_seconds = max(0.0, answer["seconds"][0] - later)
     result.loss = answer["losses"][-1]
-    if not result.loss < row.loss:
+    # Written so that NaN fails too.
+    if not answer["losses"][-1] < row.loss:
         losses = ", ".join(f"{loss:.3g}" for loss in answer["losses"])
-        raise _Failed(f"trains wrongly: the loss went {losses}, below {row.loss} was wanted; no speed is shown")
+        raise _NoSpeedError(f"trains wrongly: the loss went {losses}, below {row.loss} was wanted; no speed is shown")
     return min(_MOST_EPOCHS, math.ceil(seconds / later))
 
 
@@ -113,14 +114,14 @@ def _round(process: "_Process", row: Row, result: Result, epochs: int) -> None:
         answer = process.read(_ROUND_SECONDS)
     process.stop()
     if not all(math.isfinite(loss) for loss in answer["losses"]):
-        raise _Failed(f"trains wrongly: the loss is {answer['losses'][-1]}; no speed is shown")
+        raise _NoSpeedError(f"trains wrongly: the loss is {answer['losses'][-1]}; no speed is shown")
     epoch = statistics.fmean(answer["seconds"][1:])
     result.epochs.append(epoch)
     result.steps.append(1000 * epoch / row.steps)
     result.others.append(others.cores)
 
 
-class _Failed(Exception):
+class _NoSpeedError(Exception):
     """There is no speed to show, and this is why."""
 
 
@@ -176,13 +177,13 @@ class _Process:
         out = self._popen.stdout
         assert out is not None
         if not select.select([out], [], [], seconds)[0]:
-            raise _Failed(f"no answer in {seconds:.0f} s")
+            raise _NoSpeedError(f"no answer in {seconds:.0f} s")
         line = out.readline()
         if not line:
-            raise _Failed(f"died with {self._popen.wait()}: {self._last_error()}")
+            raise _NoSpeedError(f"died with {self._popen.wait()}: {self._last_error()}")
         answer = json.loads(line)
         if "failed" in answer:
-            raise _Failed(answer["failed"])
+            raise _NoSpeedError(answer["failed"])
         return answer
 
     def _last_error(self) -> str:

@@ -18,7 +18,7 @@ def describe() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "cores_in_machine": os.cpu_count(),
         "system": platform.platform(terse=True),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
 
@@ -52,8 +52,9 @@ class Others:
 
 
 def _busy() -> float:
-    user, nice, system, _, _, irq, soft, steal, *_ = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:])
-    return (user + nice + system + irq + soft + steal) / _TICKS
+    values = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+    user, nice, system, _, _, irq, softirq, steal = map(int, values)
+    return (user + nice + system + irq + softirq + steal) / _TICKS
 
 
 def _own(pid: int) -> float:

@@ -89,7 +89,8 @@ class Door:
             if isinstance(validation_data, Dataset):
                 validation = validation_data
             elif isinstance(validation_data, tuple | list) and len(validation_data) in (2, 3):
-                validation = self._dataset(*validation_data[:2], "test", *validation_data[2:])
+                weights = validation_data[2] if len(validation_data) == 3 else None
+                validation = self._dataset(validation_data[0], validation_data[1], "test", weights)
             else:
                 raise ValueError(
                     f"fit: validation_data wants (x, y) or a Dataset, got {type(validation_data).__name__}"

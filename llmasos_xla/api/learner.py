@@ -24,8 +24,6 @@ from llmasos_xla.training.losses import check_targets
 from llmasos_xla.training.report import reporter
 from llmasos_xla.training.step import Objective, TrainState, new_state
 
-_SAMPLE_KEY = 1  # A stream of its own for the data's order and dropout, apart from the initial weights'.
-
 
 class Unfinished(NamedTuple):
     """A fit that was interrupted."""
@@ -149,11 +147,13 @@ class Learner:
         if validation is not None:
             self._check_labels(validation, "fit: validation data")
         objective, evaluator, _ = self._toolbox(class_weight)
+        # Both seeds count: the model's and the data set's own.
+        order_seed = self.seed + (dataset.seed << 32)
         request = {
             "rows": len(dataset),
             "batch_size": batch_size,
             "epochs": epochs,
-            "seed": self.seed,
+            "seed": order_seed,
             "first_epoch": self.epochs_done,
         }
         going_on = self.unfinished is not None and self.unfinished.request == request
@@ -175,6 +175,7 @@ class Learner:
             first_epoch=self.epochs_done,
             epochs=epochs,
             seed=self.seed,
+            order_seed=order_seed,
             ema=recipe.ema,
             validation=validation,
             workers=workers,

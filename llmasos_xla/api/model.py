@@ -67,7 +67,7 @@ class Model(Door):
         if not isinstance(dataset, Dataset):
             if not isinstance(dataset, tuple | list) or len(dataset) != 2:
                 raise ValueError(f"Model.train: wants a Dataset or (x, y), got {type(dataset).__name__}")
-            dataset = self._dataset(*dataset, "train")
+            dataset = self._dataset(dataset[0], dataset[1], "train")
         self._check_output()
         head = split_head(self.layers)[1]
         labels = dataset.labels

@@ -36,8 +36,9 @@ class Recipe:
     @property
     def transformation(self) -> optax.GradientTransformation:
         """The optax transformation."""
-        own = isinstance(self.optimizer, Optimizer)
-        return self.optimizer.build() if own else with_standard_promotion(self.optimizer)
+        if isinstance(self.optimizer, Optimizer):
+            return self.optimizer.build()
+        return with_standard_promotion(self.optimizer)
 
     @property
     def ema(self) -> float | None:

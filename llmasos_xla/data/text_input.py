@@ -67,7 +67,10 @@ class TextInput:
             raw = raw.to_numpy()
         if hasattr(raw, "dtype") and raw.dtype.kind in "iu":
             return self._checked_ids(np.asarray(raw), who)
-        rows = [self._row(text, i, who) for i, text in enumerate(np.ravel(np.asarray(raw, object)))]
+        texts = np.asarray(raw, object)
+        if texts.ndim != 1 and texts.shape[1:] != (1,):
+            raise ValueError(f"{who}: text of shape {texts.shape} came; one text a row is wanted: (rows,)")
+        rows = [self._row(text, i, who) for i, text in enumerate(texts.ravel())]
         return np.array(rows, np.int32).reshape(len(rows), self.max_length)
 
     def on_device(self, x: jax.Array | np.ndarray) -> jax.Array:

@@ -2,9 +2,10 @@
 
 import logging
 import uuid
-from collections.abc import Callable
-from typing import Any, final
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol, final, runtime_checkable
 
+import numpy as np
 import orjson
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -15,17 +16,32 @@ from starlette.routing import Route
 
 from llmasos_xla._version import __version__
 from llmasos_xla.deployment import protocol
-from llmasos_xla.deployment.served import Served
 
 _LOG = logging.getLogger("llmasos_xla.deployment")
 _MEDIA = ("application/json", "application/octet-stream")
+
+
+@runtime_checkable
+class Model(Protocol):
+    """What the application asks of a model; `Served` is one. Named here so that serving starts before JAX is there."""
+
+    name: str
+    version: str
+
+    def metadata(self) -> dict[str, Any]:
+        """The answer to GET /v2/models/{name}."""
+        ...
+
+    def infer(self, tensors: Mapping[str, np.ndarray], outputs: Iterable[str] = ()) -> dict[str, np.ndarray]:
+        """Outputs by name; ValueError and TypeError are the sender's fault, anything else the model's."""
+        ...
 
 
 @final
 class Slot:
     """Where the application finds its model: empty while it loads, then one reference that is read once a request."""
 
-    def __init__(self, name: str, served: Served | None = None):
+    def __init__(self, name: str, served: Model | None = None):
         self.name, self.served = name, served
 
 
@@ -75,7 +91,7 @@ def app(slot: Slot, *, max_body: int = protocol.MAX_BODY) -> Starlette:
     return Starlette(routes=routes, exception_handlers=handlers)
 
 
-def _infer(served: Served, content: bytes, json_length: str | None) -> Response:
+def _infer(served: Model, content: bytes, json_length: str | None) -> Response:
     try:
         request = protocol.read_request(content, json_length)
         outputs = served.infer(request.tensors, [wanted.name for wanted in request.outputs])
@@ -97,7 +113,7 @@ def _check_address(slot: Slot, request: Request) -> None:
         raise HTTPException(404, f"model {slot.name!r} has no version {version[:60]!r}; it has {known!r}")
 
 
-def _model(slot: Slot, request: Request) -> Served:
+def _model(slot: Slot, request: Request) -> Model:
     _check_address(slot, request)
     if slot.served is None:
         raise HTTPException(503, f"model {slot.name!r} is loading; ask again", headers={"Retry-After": "1"})

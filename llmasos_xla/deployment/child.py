@@ -119,7 +119,9 @@ class Child:
         assert self._process.stdout is not None
         with contextlib.suppress(ValueError):
             for line in self._process.stdout:
-                self._messages.put(json.loads(line))
+                # What a site's own start-up code prints comes before the server has the stream to itself.
+                if line.startswith("{"):
+                    self._messages.put(json.loads(line))
         self._messages.put(None)
 
     def _pass_on(self) -> None:

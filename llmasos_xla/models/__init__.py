@@ -1,7 +1,10 @@
 """Models: lists of layers today, one file an architecture as they come.
 
-layers      the layers, as specifications
-stack       a list of layers as one nnx module
+    layers      the layers, as specifications
+    stack       a list of layers as one nnx module
+    spec        a model as its user wrote it down
+
+Nothing here holds arrays but the modules that specifications build.
 """
 
 from llmasos_xla.models import layers as layers

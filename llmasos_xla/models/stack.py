@@ -14,7 +14,7 @@ def split_head(layers: Sequence[Layer]) -> tuple[tuple[Layer, ...], str | None]:
 
     >>> from llmasos_xla.models.layers.dense import Dense
     >>> split_head([Dense(3, activation="softmax")])
-    ((Dense(input_shape=None, name=None, units=3, activation=None, ...),), 'softmax')
+    ((Dense(units=3),), 'softmax')
     """
     if not layers:
         return (), None

@@ -7,6 +7,7 @@ would lose the weights.
 import contextlib
 import signal
 import threading
+import types
 from collections.abc import Callable, Iterator
 
 
@@ -20,7 +21,7 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]:
     came = False
     before = signal.getsignal(signal.SIGINT)
 
-    def handle(number: int, frame: object) -> None:
+    def handle(number: int, frame: types.FrameType | None) -> None:
         nonlocal came
         if came and callable(before):
             before(number, frame)

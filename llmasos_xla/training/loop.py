@@ -40,7 +40,8 @@ class Job:
         dataset, preprocessing: where batches come from.
         batch_size: rows an update.
         first_epoch, epochs: the global number of the first epoch, and how many to run.
-        seed: of the data's order and the network's randomness.
+        seed: of the network's randomness.
+        order_seed: of the data's order.
         ema: momentum of the weights' average, or None.
         validation: a data set to evaluate after each epoch, or None.
         workers: processes that decode data; 0 uses threads.
@@ -55,6 +56,7 @@ class Job:
     first_epoch: int
     epochs: int
     seed: int = 0
+    order_seed: int = 0
     ema: float | None = None
     validation: Any = None
     workers: int = 0
@@ -72,7 +74,7 @@ class Job:
             self.dataset,
             self.preprocessing,
             batch_size=self.batch_size,
-            seed=self.seed,
+            seed=self.order_seed,
             first_epoch=first,
             epochs=self.last_epoch - first,
             start_step=step,
@@ -196,7 +198,7 @@ class _Run:
     def epoch(self, epoch: int, interrupted: Callable[[], bool]) -> tuple[dict[str, float], float]:
         """Trains to the end of the epoch; returns its metrics and seconds."""
         self.report.epoch(epoch)
-        totals = self.position.totals or self.empty
+        totals = (self.position and self.position.totals) or self.empty
         self.samples = 0
         under_way: collections.deque[jax.Array] = collections.deque()
         started = reported = time.perf_counter()

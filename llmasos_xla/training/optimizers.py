@@ -227,9 +227,9 @@ def _decay_mask(exclude: str | None) -> Callable[[dict], dict] | None:
 
 
 def _decoupled_decay(decay: float, rate: Any, mask: Any) -> optax.GradientTransformation:
-    scale = optax.scale_by_learning_rate(rate) if callable(rate) else optax.scale_by_learning_rate(float(rate))
+    scale = optax.scale_by_learning_rate(rate)
 
-    def update(updates: Any, state: Any, params: Any) -> Any:
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
         decayed, state = inner.update(jax.tree.map(jnp.zeros_like, updates), state, params)
         return jax.tree.map(jnp.add, updates, decayed), state
 

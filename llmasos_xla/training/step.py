@@ -167,10 +167,10 @@ def make_train_step(
             state.variables.params
         )
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.variables.params)
-        params = optax.apply_updates(state.variables.params, updates)
+        params: Any = optax.apply_updates(state.variables.params, updates)
         average = state.average
         if average is not None and ema is not None:
-            average = jax.tree.map(lambda a, p: (ema * a + (1.0 - ema) * p).astype(a.dtype), average, params)
+            average = {n: (ema * a + (1.0 - ema) * params[n]).astype(a.dtype) for n, a in average.items()}
         after = TrainState(Variables(params, carried), optimizer_state, average, state.step + 1)
         summed = objective.totals(totals, losses, logits, y, weight, count)
 

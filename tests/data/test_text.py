@@ -61,6 +61,9 @@ def test_errors(tmp_path):
     preprocessing = Preprocessing.fit(Dataset(["one two"], [0]))
     with pytest.raises(TypeError, match=r"predict: one text came \('one'\); a list of texts is wanted: pass \[text\]"):
         preprocessing.encode("one", who="predict")
+    assert preprocessing.encode([["one"], ["two"]]).tolist() == [[2, 0], [3, 0]]
+    with pytest.raises(ValueError, match=r"text of shape \(1, 2\) came; one text a row is wanted"):
+        preprocessing.encode([["one", "two"]])
     with pytest.raises(TypeError, match=r"text is wanted, row 1 holds int"):
         preprocessing.encode(["one", 2])
     with pytest.raises(ValueError, match=r"ids run from 0 to 3, 2 to 9 came"):

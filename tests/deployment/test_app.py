@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from llmasos_xla.deployment import protocol
 from llmasos_xla.deployment.app import Slot
+from llmasos_xla.deployment.served import Served
 
 
 def row(images, n=1, **changes):
@@ -310,21 +311,7 @@ def test_a_body_too_large_is_refused_whether_or_not_it_says_so(client_of, image_
     assert client.infer(asked(images)).status_code == 200
 
 
-class _Constant:
-    """A model that always gives `y`."""
-
-    name, version = "m", "1"
-
-    def __init__(self, y):
-        self.y = y
-
-    def infer(self, tensors, outputs):
-        return {"output": self.y}
-
-
 def test_a_fault_of_the_model_is_a_500_with_an_id_in_the_log(client_of, image_model, images, caplog, monkeypatch):
-    from llmasos_xla.deployment.served import Served
-
     def fail(self, encoded):
         raise ValueError("secret")
 
@@ -338,8 +325,8 @@ def test_a_fault_of_the_model_is_a_500_with_an_id_in_the_log(client_of, image_mo
     assert "ValueError: secret" in caplog.text
 
 
-def test_nan_outputs_are_told_and_never_null(client_of_slot, images):
-    client = client_of_slot(Slot("m", _Constant(np.array([[np.nan]], np.float32))))
+def test_nan_outputs_are_told_and_never_null(client, images, monkeypatch):
+    monkeypatch.setattr(Served, "_forward", lambda self, encoded: np.full((1, 3), np.nan, np.float32))
     answer = client.infer(asked(images))
     assert answer.status_code == 500
     assert answer.json()["error"] == (
@@ -377,8 +364,6 @@ def test_sixteen_threads_at_once_get_their_own_answers(client, image_model, imag
 
 
 def test_one_call_at_a_time(image_model, images, monkeypatch):
-    from llmasos_xla.deployment.served import Served
-
     served = Served(image_model, "m")
     *others, predictor = image_model.learner._toolbox()
     inside, most = [], []
@@ -400,8 +385,6 @@ def test_one_call_at_a_time(image_model, images, monkeypatch):
 
 
 def test_health_answers_while_the_model_computes(client, images, monkeypatch):
-    from llmasos_xla.deployment.served import Served
-
     computing, may_end = threading.Event(), threading.Event()
 
     def wait(self, encoded):

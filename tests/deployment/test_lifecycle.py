@@ -13,7 +13,7 @@ import pytest
 ROOT = str(pathlib.Path(__file__).parents[2])
 SCRIPT = """
 import llmasos_xla as lm
-server = lm.Deployer({path!r}).deploy()
+server = lm.Deployer({path!r}).deploy({options})
 print("pid", server.pid, flush=True)
 print("url", server.url, flush=True)
 """
@@ -24,9 +24,9 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="the signals are POSI
 class Script:
     """A Python script that deploys and then runs `rest`."""
 
-    def __init__(self, folder, path, rest="", arguments=(), **options):
+    def __init__(self, folder, path, rest="", arguments=(), deploy="", **options):
         file = folder / "script.py"
-        file.write_text(SCRIPT.format(path=str(path)) + rest)
+        file.write_text(SCRIPT.format(path=str(path), options=deploy) + rest)
         environment = {**os.environ, "PYTHONPATH": ROOT}
         self.process = subprocess.Popen(
             [sys.executable, *arguments, str(file)],
@@ -80,8 +80,8 @@ class Script:
 def script(tmp_path, image_file):
     started = []
 
-    def start(rest="", arguments=(), **options):
-        started.append(Script(tmp_path, image_file, rest, arguments, **options))
+    def start(rest="", **options):
+        started.append(Script(tmp_path, image_file, rest, **options))
         return started[-1]
 
     yield start
@@ -177,13 +177,12 @@ def test_a_server_that_dies_ends_the_waiting_script_with_an_error(script):
     assert err == f"Handle('insects' at {running.url}, ended killed by signal 9): the server ended by itself\n"
 
 
-def test_a_stopped_server_and_wait_false_let_the_script_end(script):
+def test_a_stopped_server_lets_the_script_end(script):
     assert script("server.stop()").end() == (0, "", "")
-    again = "with lm.Deployer(server_path).deploy(): pass\n"
-    assert again
-    running = script(
-        "from llmasos_xla.deployment import lifecycle\nlifecycle.keep(server, wait=False)\nlifecycle._LIVE.pop(0)"
-    )
+
+
+def test_wait_false_lets_the_script_end_and_stops_the_server(script):
+    running = script(deploy="wait=False")
     assert running.end() == (0, "", "")
     assert running.server_is_gone()
 

@@ -64,7 +64,7 @@ pytestmark = pytest.mark.usefixtures("unchecked")
         (lambda: L.TimeDistributed("Dense"), "TimeDistributed: wants a layer, got 'Dense'"),
         (lambda: L.MultiHeadAttention(2, 0), "MultiHeadAttention: key_dim wants an int of at least 1, got 0"),
         (lambda: L.Residual([]), "Residual: layers wants at least one layer, got none"),
-        (lambda: L.Residual([3]), "Residual: layers wants a list of layers, got '[3]'"),
+        (lambda: L.Residual([3]), "Residual: layers wants a list of layers, got [3]"),
         (lambda: L.Add([L.Dense(3)]), "Add: wants two or more branches, each a list of layers"),
         (lambda: L.Subtract([[], [], []]), "Subtract: wants two branches, got 3"),
         (lambda: L.make_layer("Densee", 3), "add_layer: unknown layer 'Densee'; did you mean 'Dense'?"),
@@ -186,7 +186,17 @@ def test_hostile_json_is_a_value_error(config):
         read()
 
 
+def test_errors_show_the_value_cut_short():
+    with pytest.raises(ValueError) as caught:
+        L.Dense([1] * 10**6)
+    assert len(str(caught.value)) < 200
+
+
+def test_layers_print_what_was_given():
+    assert repr(L.Dense(3, activation="relu", name="out")) == "Dense(name='out', units=3, activation='relu')"
+
+
 def test_deep_nesting_is_refused_before_it_is_built():
     assert L.layer_from_json(nested(8)).output_shape((1,)) == (1,)
-    with pytest.raises(ValueError, match="more than 32 levels deep"):
+    with pytest.raises(ValueError, match="more than 64 levels of JSON deep"):
         L.layer_from_json(nested(40))

@@ -1,6 +1,7 @@
 """Which formulation of a recurrence runs, in the order of preference."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,7 +12,10 @@ from llmasos_xla.kernels.activation import ACTIVATIONS, Activation
 from llmasos_xla.kernels.rnn import xla, xla_tangent
 from llmasos_xla.kernels.rnn._check import Problem
 
-TANGENT, PLAIN = "hand-written derivative", "plain scan"
+TANGENT, INSIDE, PLAIN = "hand-written derivative", "hand-written derivative, projection inside", "plain scan"
+
+# Measured on CPU, one size of w_input for another: up to this many elements the matmul is cheaper inside the loop.
+SMALL = 2**14
 
 Recurrence = Callable[..., tuple[jax.Array, tuple[jax.Array, ...]]]
 
@@ -19,9 +23,9 @@ Recurrence = Callable[..., tuple[jax.Array, tuple[jax.Array, ...]]]
 def lstm(problem: Problem, activation: Activation, recurrent_activation: Activation) -> list[Candidate]:
     """Every way to compute this LSTM."""
 
-    def tangent(x: jax.Array, bias: jax.Array, states: Any, valid: Any) -> Any:
-        p = xla.project(x, problem.w_input)
-        return xla_tangent.lstm(p, bias, problem.w_recurrent, *states, valid, problem.reverse)
+    def tangent(x: jax.Array, bias: jax.Array, states: Any, valid: Any, inside: bool) -> Any:
+        w_input, w = problem.w_input, problem.w_recurrent
+        return xla_tangent.lstm(x, w_input, bias, w, *states, valid, problem.reverse, inside)
 
     def cell() -> xla.Cell:
         return xla.lstm_cell(problem.w_recurrent, activation, recurrent_activation)
@@ -34,10 +38,10 @@ def gru(
 ) -> list[Candidate]:
     """Every way to compute this GRU."""
 
-    def tangent(x: jax.Array, bias: jax.Array, states: Any, valid: Any) -> Any:
+    def tangent(x: jax.Array, bias: jax.Array, states: Any, valid: Any, inside: bool) -> Any:
         recurrent_bias = _row(problem.recurrent_bias, bias)
-        p = xla.project(xla_tangent.ahead(x, problem.reverse), problem.w_input)
-        return xla_tangent.gru(p, bias, problem.w_recurrent, recurrent_bias, *states, valid, problem.reverse)
+        w_input, w = problem.w_input, problem.w_recurrent
+        return xla_tangent.gru(x, w_input, bias, w, recurrent_bias, *states, valid, problem.reverse, inside)
 
     def cell() -> xla.Cell:
         w, b = problem.w_recurrent, problem.recurrent_bias
@@ -50,10 +54,9 @@ def gru(
 def rnn(problem: Problem, activation: Activation) -> list[Candidate]:
     """Every way to compute this simple recurrence."""
 
-    def tangent(x: jax.Array, bias: jax.Array, states: Any, valid: Any) -> Any:
-        p = xla.project(x, problem.w_input)
-        relu = activation is ACTIVATIONS["relu"]
-        return xla_tangent.rnn(p, bias, problem.w_recurrent, *states, valid, relu, problem.reverse)
+    def tangent(x: jax.Array, bias: jax.Array, states: Any, valid: Any, inside: bool) -> Any:
+        w_input, w, relu = problem.w_input, problem.w_recurrent, activation is ACTIVATIONS["relu"]
+        return xla_tangent.rnn(x, w_input, bias, w, *states, valid, problem.reverse, inside, relu)
 
     known = activation in (ACTIVATIONS["tanh"], ACTIVATIONS["relu"])
     cell = lambda: xla.rnn_cell(problem.w_recurrent, activation)  # noqa: E731
@@ -66,16 +69,18 @@ def _candidates(
     def plain(x: jax.Array, bias: jax.Array, states: Any, valid: Any) -> Any:
         return xla.scan(cell(), xla.project(x, problem.w_input) + bias[None], states, valid, problem.reverse)
 
-    slow = "one step has no loop to save work in" if problem.x.shape[1] == 1 else None
+    one_step = "one step has no loop to save work in" if problem.x.shape[1] == 1 else None
+    large = None if problem.w_input.size <= SMALL else f"w_input has more than {SMALL} elements"
+
+    def tangent_candidate(name: str, inside: bool, slow: str | None, reason: str) -> Candidate:
+        def run() -> Any:
+            return _over_time(problem, partial(tangent, inside=inside))
+
+        return Candidate("xla", name, run, cannot or one_step or slow, reason, able=cannot is None)
+
     return [
-        Candidate(
-            "xla",
-            TANGENT,
-            lambda: _over_time(problem, tangent),
-            cannot or slow,
-            "one matmul for dU after the reverse scan, one tanh for the gates; faster on CPU from two steps on",
-            able=cannot is None,
-        ),
+        tangent_candidate(INSIDE, True, large, "small: the projected input would cost more to store than to make"),
+        tangent_candidate(TANGENT, False, None, "one matmul for dU after the reverse scan, one for the projection"),
         Candidate("xla", PLAIN, lambda: _over_time(problem, plain), None, "takes any activation; autodiff's gradient"),
     ]
 

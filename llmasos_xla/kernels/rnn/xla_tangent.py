@@ -12,8 +12,11 @@ With d for tangents, U = w_recurrent and gates stacked along the last axis:
     GRU   dh' = z dh + sum_g A_g (dh U)_g + s        RNN   dh' = A (dh U) + s
 
 Where `valid` is False the state is kept: coefficients 0, kept share 1.
+
+The forward loop multiplies x with w_input ahead of the loop, or inside it where both are small: `inside`.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -21,31 +24,41 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
-from llmasos_xla.kernels.rnn.xla import matmul
+from llmasos_xla.kernels.rnn.xla import matmul, project
 
 Pair = tuple[jax.Array, jax.Array]
+One = tuple[jax.Array]
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(6,))
+@partial(jax.custom_jvp, nondiff_argnums=(7, 8))
 def lstm(
-    p: jax.Array, bias: jax.Array, w: jax.Array, h0: jax.Array, c0: jax.Array, valid: jax.Array | None, reverse: bool
+    x: jax.Array,
+    w_input: jax.Array,
+    bias: jax.Array,
+    w: jax.Array,
+    h0: jax.Array,
+    c0: jax.Array,
+    valid: jax.Array | None,
+    reverse: bool,
+    inside: bool,
 ) -> tuple[jax.Array, Pair]:
-    """States `[time, batch, hidden]` and the final `(h, c)`, from the projected input without its bias."""
-    states, final, _ = _lstm_forward(p, bias, w, h0, c0, valid, reverse, keep=False)
+    """States `[time, batch, hidden]` and the final `(h, c)`, for x `[time, batch, cin]` and bias `[1, 4 * hidden]`."""
+    states, final, _ = _lstm_forward(x, w_input, bias, w, h0, c0, valid, reverse, inside, keep=False)
     return states, final
 
 
-@lstm.defjvp
-def _lstm_jvp(reverse: bool, primals: tuple, tangents: tuple) -> tuple[Any, Any]:
-    p, bias, w, h0, c0, valid = primals
-    dp, dbias, dw, dh0, dc0, _ = tangents
-    states, final, (c_prev, gates, tanh_c) = _lstm_forward(p, bias, w, h0, c0, valid, reverse, keep=True)
+def _lstm_jvp(reverse: bool, inside: bool, primals: tuple, tangents: tuple) -> tuple[Any, Any]:
+    x, w_input, bias, w, h0, c0, valid = primals
+    dx, dw_input, dbias, dw, dh0, dc0, _ = map(_present, tangents)
+    states, final, (c_prev, gates, tanh_c) = _lstm_forward(*primals, reverse, inside, keep=True)
     i, f, g, o = jnp.split(gates, 4, axis=-1)
     a = jnp.concatenate([g * i * (1 - i), c_prev * f * (1 - f), i * (1 - g * g), tanh_c * o * (1 - o)], axis=-1)
     a, f = _where(valid, a, 0), _where(valid, f, 1)
     from_c = _where(valid, o * (1 - tanh_c * tanh_c), 0)
-    s = dp + dbias[None] + _over_time(_previous(states, h0, reverse), dw)
+    h_prev = _previous(states, h0, reverse)
+    s = _filled(dbias, bias)[None] + _products((dx, w_input), (x, dw_input), (h_prev, dw))
 
     def step(d: Pair, xs: tuple) -> tuple[Pair, jax.Array]:
         dh, dc = d
@@ -56,26 +69,31 @@ def _lstm_jvp(reverse: bool, primals: tuple, tangents: tuple) -> tuple[Any, Any]
         new = new if ok is None else new + jnp.where(ok, jnp.zeros_like(dh), dh)
         return (new, dc), new
 
-    dfinal, dstates = lax.scan(step, (dh0, dc0), (s, a, f, from_c, valid), reverse=reverse)
+    start = _filled(dh0, h0), _filled(dc0, c0)
+    dfinal, dstates = lax.scan(step, start, (jnp.broadcast_to(s, a.shape), a, f, from_c, valid), reverse=reverse)
     return (states, final), (dstates, dfinal)
 
 
+lstm.defjvp(_lstm_jvp, symbolic_zeros=True)
+
+
 def _lstm_forward(
-    p: jax.Array,
+    x: jax.Array,
+    w_input: jax.Array,
     bias: jax.Array,
     w: jax.Array,
     h0: jax.Array,
     c0: jax.Array,
     valid: jax.Array | None,
     reverse: bool,
+    inside: bool,
     keep: bool,
 ) -> tuple[jax.Array, Pair, Any]:
     """States, final pair and, where they are kept, each step's `(c_prev, gates, tanh_c)`."""
-    scale = np.repeat(np.array([0.5, 0.5, 1.0, 0.5]), w.shape[0]).astype(p.dtype)[None]
+    scale = np.repeat(np.array([0.5, 0.5, 1.0, 0.5]), w.shape[0]).astype(bias.dtype)[None]
 
-    def step(state: Pair, xs: tuple) -> tuple[Pair, tuple]:
+    def step(state: Pair, p: jax.Array, ok: jax.Array | None) -> tuple[Pair, tuple]:
         h, c = state
-        p, ok = xs
         # sigmoid(x) = tanh(x / 2) / 2 + 1 / 2: one tanh over all four gates is three times faster on CPU, where the
         # exponential of a slice is not vectorized.
         gates = jnp.tanh((p + bias + matmul(h, w)) * scale) * scale + (1 - scale)
@@ -85,35 +103,31 @@ def _lstm_forward(
         new = _keep(ok, (o * tanh_c, c_new), state)
         return new, (new[0], (c, gates, tanh_c) if keep else None)
 
-    final, (states, kept) = lax.scan(step, (h0, c0), (p, valid), reverse=reverse)
+    final, (states, kept) = _forward(step, (h0, c0), x, w_input, valid, reverse, inside)
     return states, final, kept
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(6,))
+@partial(jax.custom_jvp, nondiff_argnums=(7, 8))
 def gru(
-    p: jax.Array,
+    x: jax.Array,
+    w_input: jax.Array,
     bias: jax.Array,
     w: jax.Array,
     recurrent_bias: jax.Array,
     h0: jax.Array,
     valid: jax.Array | None,
     reverse: bool,
-) -> tuple[jax.Array, tuple[jax.Array]]:
-    """States `[time, batch, hidden]` and the final `(h,)`, from the projected input without its bias, one step ahead.
-
-    `p[t]` belongs to the step after t and the last step's place holds the first one's: the loop carries the slice that
-    its next step needs. On CPU, XLA does not vectorize a tanh of part of a slice that it reads in the same fusion, and
-    a forward pass took twice as long with `p` in step.
-    """
-    states, final, _ = _gru_forward(p, bias, w, recurrent_bias, h0, valid, reverse, keep=False)
+    inside: bool,
+) -> tuple[jax.Array, One]:
+    """States `[time, batch, hidden]` and the final `(h,)`, for x `[time, batch, cin]` and biases `[1, 3 * hidden]`."""
+    states, final, _ = _gru_forward(x, w_input, bias, w, recurrent_bias, h0, valid, reverse, inside, keep=False)
     return states, final
 
 
-@gru.defjvp
-def _gru_jvp(reverse: bool, primals: tuple, tangents: tuple) -> tuple[Any, Any]:
-    p, bias, w, recurrent_bias, h0, valid = primals
-    dp, dbias, dw, drecurrent_bias, dh0, _ = tangents
-    states, final, (rz, n, q_n) = _gru_forward(p, bias, w, recurrent_bias, h0, valid, reverse, keep=True)
+def _gru_jvp(reverse: bool, inside: bool, primals: tuple, tangents: tuple) -> tuple[Any, Any]:
+    x, w_input, bias, w, recurrent_bias, h0, valid = primals
+    dx, dw_input, dbias, dw, drecurrent_bias, dh0, _ = map(_present, tangents)
+    states, final, (rz, n, q_n) = _gru_forward(*primals, reverse, inside, keep=True)
     h_prev = _previous(states, h0, reverse)
     r, z = jnp.split(rz, 2, axis=-1)
     a_n = (1 - z) * (1 - n * n)
@@ -122,68 +136,109 @@ def _gru_jvp(reverse: bool, primals: tuple, tangents: tuple) -> tuple[Any, Any]:
     # The reset gate stands between n and the recurrent product, not between n and the input.
     from_p = jnp.concatenate([a_rz, a_n], axis=-1)
     from_h = jnp.concatenate([a_rz, a_n * _where(valid, r, 0)], axis=-1)
-    s = _gate_sum(
-        from_p * (ahead(dp, not reverse) + dbias[None]) + from_h * (_over_time(h_prev, dw) + drecurrent_bias[None]), 3
-    )
-    dstates, dfinal = _linear(z, from_h, s, w, dh0, reverse)
+    dp = _filled(dbias, bias)[None] + _products((dx, w_input), (x, dw_input))
+    dq = _filled(drecurrent_bias, recurrent_bias)[None] + _products((h_prev, dw))
+    s = _gate_sum(from_p * dp + from_h * dq, 3)
+    dstates, dfinal = _linear(z, from_h, s, w, _filled(dh0, h0), reverse)
     return (states, final), (dstates, (dfinal,))
 
 
+gru.defjvp(_gru_jvp, symbolic_zeros=True)
+
+
 def _gru_forward(
-    p: jax.Array,
+    x: jax.Array,
+    w_input: jax.Array,
     bias: jax.Array,
     w: jax.Array,
     recurrent_bias: jax.Array,
     h0: jax.Array,
     valid: jax.Array | None,
     reverse: bool,
+    inside: bool,
     keep: bool,
-) -> tuple[jax.Array, tuple[jax.Array], Any]:
+) -> tuple[jax.Array, One, Any]:
     """States, final state and, where they are kept, each step's `(rz, n, q_n)`."""
     hidden = w.shape[0]
 
-    def step(state: Pair, xs: tuple) -> tuple[Pair, tuple]:
-        h, p = state
-        p_ahead, ok = xs
+    def step(state: One, p: jax.Array, ok: jax.Array | None) -> tuple[One, tuple]:
+        (h,) = state
         p, q = p + bias, matmul(h, w) + recurrent_bias
         rz = 0.5 * jnp.tanh(0.5 * (p[:, : 2 * hidden] + q[:, : 2 * hidden])) + 0.5
         r, z = jnp.split(rz, 2, axis=-1)
         q_n = q[:, 2 * hidden :]
         n = jnp.tanh(p[:, 2 * hidden :] + r * q_n)
-        new = _keep(ok, n + z * (h - n), h)
-        return (new, p_ahead), (new, (rz, n, q_n) if keep else None)
+        new = _keep(ok, (n + z * (h - n),), state)
+        return new, (new[0], (rz, n, q_n) if keep else None)
 
-    (final, _), (states, kept) = lax.scan(step, (h0, p[0 if reverse else -1]), (p, valid), reverse=reverse)
-    return states, (final,), kept
+    final, (states, kept) = _forward(step, (h0,), x, w_input, valid, reverse, inside)
+    return states, final, kept
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(5, 6))
+@partial(jax.custom_jvp, nondiff_argnums=(6, 7, 8))
 def rnn(
-    p: jax.Array, bias: jax.Array, w: jax.Array, h0: jax.Array, valid: jax.Array | None, relu: bool, reverse: bool
-) -> tuple[jax.Array, tuple[jax.Array]]:
-    """States `[time, batch, hidden]` and the final `(h,)`, from the projected input without its bias."""
+    x: jax.Array,
+    w_input: jax.Array,
+    bias: jax.Array,
+    w: jax.Array,
+    h0: jax.Array,
+    valid: jax.Array | None,
+    reverse: bool,
+    inside: bool,
+    relu: bool,
+) -> tuple[jax.Array, One]:
+    """States `[time, batch, hidden]` and the final `(h,)`, for x `[time, batch, cin]` and bias `[1, hidden]`."""
     f = jax.nn.relu if relu else jnp.tanh
 
-    def step(state: tuple[jax.Array], xs: tuple) -> tuple[tuple[jax.Array], jax.Array]:
-        p, ok = xs
+    def step(state: One, p: jax.Array, ok: jax.Array | None) -> tuple[One, jax.Array]:
         new = _keep(ok, (f(p + bias + matmul(state[0], w)),), state)
         return new, new[0]
 
-    final, states = lax.scan(step, (h0,), (p, valid), reverse=reverse)
+    final, states = _forward(step, (h0,), x, w_input, valid, reverse, inside)
     return states, final
 
 
-@rnn.defjvp
-def _rnn_jvp(relu: bool, reverse: bool, primals: tuple, tangents: tuple) -> tuple[Any, Any]:
-    p, bias, w, h0, valid = primals
-    dp, dbias, dw, dh0, _ = tangents
-    states, final = rnn(p, bias, w, h0, valid, relu, reverse)
+def _rnn_jvp(reverse: bool, inside: bool, relu: bool, primals: tuple, tangents: tuple) -> tuple[Any, Any]:
+    x, w_input, bias, w, h0, valid = primals
+    dx, dw_input, dbias, dw, dh0, _ = map(_present, tangents)
+    states, final = rnn(*primals, reverse, inside, relu)
     slope = (states > 0).astype(states.dtype) if relu else 1 - states * states
     a = _where(valid, slope, 0)
     kept = None if valid is None else jnp.broadcast_to(1 - valid.astype(a.dtype), a.shape)
-    s = a * (dp + dbias[None] + _over_time(_previous(states, h0, reverse), dw))
-    dstates, dfinal = _linear(kept, a, s, w, dh0, reverse)
+    h_prev = _previous(states, h0, reverse)
+    s = a * (_filled(dbias, bias)[None] + _products((dx, w_input), (x, dw_input), (h_prev, dw)))
+    dstates, dfinal = _linear(kept, a, s, w, _filled(dh0, h0), reverse)
     return (states, final), (dstates, (dfinal,))
+
+
+rnn.defjvp(_rnn_jvp, symbolic_zeros=True)
+
+
+def _forward(
+    step: Callable[..., Any],
+    state: tuple[jax.Array, ...],
+    x: jax.Array,
+    w_input: jax.Array,
+    valid: jax.Array | None,
+    reverse: bool,
+    inside: bool,
+) -> Any:
+    """The scan of `step(state, p, ok)`, where p is the step's projected input."""
+    if inside:
+        return lax.scan(lambda s, xs: step(s, matmul(xs[0], w_input), xs[1]), state, (x, valid), reverse=reverse)
+
+    # The loop carries the p that its next step needs. On CPU, XLA does not vectorize a tanh of part of a slice that it
+    # reads in the same fusion: a GRU's forward pass took twice as long with p in step.
+    def ahead(state: Any, xs: tuple) -> Any:
+        inner, p = state
+        p_next, ok = xs
+        inner, out = step(inner, p, ok)
+        return (inner, p_next), out
+
+    rolled = jnp.concatenate([x[-1:], x[:-1]] if reverse else [x[1:], x[:1]])
+    p = project(rolled, w_input)
+    (final, _), out = lax.scan(ahead, (state, p[0 if reverse else -1]), (p, valid), reverse=reverse)
+    return final, out
 
 
 def _linear(kept: jax.Array | None, a: jax.Array, s: jax.Array, w: jax.Array, dh0: jax.Array, reverse: bool) -> Pair:
@@ -200,25 +255,35 @@ def _linear(kept: jax.Array | None, a: jax.Array, s: jax.Array, w: jax.Array, dh
     return dstates, dfinal
 
 
+def _present(tangent: Any) -> jax.Array | None:
+    """The tangent, None where it is known to be zero, so that no product is made with it."""
+    return None if isinstance(tangent, SymbolicZero) else tangent
+
+
+def _filled(tangent: jax.Array | None, primal: jax.Array) -> jax.Array:
+    return jnp.zeros_like(primal) if tangent is None else tangent
+
+
 def _gate_sum(a: jax.Array, gates: int) -> jax.Array:
     first, *others = jnp.split(a, gates, axis=-1)
     return sum(others, start=first)
 
 
-def _over_time(h: jax.Array, dw: jax.Array) -> jax.Array:
-    """`h @ dw` for all steps as one matrix product, whose transpose gathers dU in one."""
-    time, batch, hidden = h.shape
-    return matmul(h.reshape(time * batch, hidden), dw).reshape(time, batch, dw.shape[1])
+def _products(*pairs: tuple[jax.Array | None, jax.Array | None]) -> Any:
+    """The sum of `a @ w` over all steps, each as one matrix product, whose transpose gathers dw in one.
+
+    A pair with a None in it is zero.
+    """
+    total = 0
+    for a, w in pairs:
+        if a is not None and w is not None:
+            total = total + project(a, w)
+    return total
 
 
 def _previous(states: jax.Array, first: jax.Array, reverse: bool) -> jax.Array:
     """The state that each step started from."""
     return jnp.concatenate([states[1:], first[None]] if reverse else [first[None], states[:-1]])
-
-
-def ahead(a: jax.Array, reverse: bool) -> jax.Array:
-    """At each step what belongs to the step after it in the order of the recurrence; at the last, the first's."""
-    return jnp.concatenate([a[-1:], a[:-1]] if reverse else [a[1:], a[:1]])
 
 
 def _keep(ok: jax.Array | None, new: Any, old: Any) -> Any:

@@ -15,7 +15,7 @@ from flax import nnx
 from llmasos_xla.errors import unknown
 from llmasos_xla.kernels.activation import ACTIVATIONS, activation
 from llmasos_xla.models.layers._checks import Shape as Shape
-from llmasos_xla.models.layers._checks import flag, number, per_axis, whole
+from llmasos_xla.models.layers._checks import flag, number, per_axis, short, whole
 from llmasos_xla.models.layers.initializers import initializer
 
 LAYERS: dict[str, type["Layer"]] = {}
@@ -23,8 +23,8 @@ LAYERS: dict[str, type["Layer"]] = {}
 HEADS = ("softmax", "sigmoid")
 """Last activations that a loss on logits takes over."""
 
-DEEPEST = 32
-"""Layers inside layers, in a saved model; nobody writes more by hand."""
+DEEPEST = 64
+"""Levels of a saved model's JSON: some twenty layers inside each other, more than anybody writes."""
 
 # A name is a part of array names, whose parts are joined by "/", and an attribute of the module around it.
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*", re.ASCII)
@@ -52,6 +52,8 @@ class Layer:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        # Set before the dataclass decorator runs, which leaves a class its own __repr__.
+        cls.__repr__ = Layer.__repr__
         if not cls.__name__.startswith("_"):
             LAYERS[cls.__name__] = cls
 
@@ -72,6 +74,13 @@ class Layer:
             elif field.type in _FIELD_CHECKS and field.metadata.get("checked", True):
                 self._set(**{field.name: _FIELD_CHECKS[field.type](self.who, field.name, value)})
         self.check()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self._given().items())})"
+
+    def _given(self) -> dict[str, Any]:
+        """The arguments that are not at their default."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
 
     def _set(self, **values: Any) -> None:
         """Puts arguments into their one form; only on construction."""
@@ -108,8 +117,7 @@ class Layer:
 
     def to_json(self) -> dict[str, Any]:
         """`{"class": class name, argument: value, ...}`, arguments at their default left out."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
-        return {"class": type(self).__name__, **{name: _value_to_json(value) for name, value in values.items()}}
+        return {"class": type(self).__name__, **{name: _value_to_json(value) for name, value in self._given().items()}}
 
 
 _FIELD_CHECKS = {int: whole, float: number, bool: flag}
@@ -138,10 +146,10 @@ def layer_from_json(config: Any, depth: int = 0) -> Layer:
     True
     """
     if not isinstance(config, dict) or "class" not in config:
-        raise ValueError(f"layer_from_json: wanted an object with a 'class' entry, got {str(config)[:80]!r}")
+        raise ValueError(f"layer_from_json: wanted an object with a 'class' entry, got {short(config)}")
     kind = config["class"]
     if not isinstance(kind, str) or kind not in LAYERS:
-        raise unknown("layer_from_json", "layer", kind if isinstance(kind, str) else str(kind)[:80], LAYERS)
+        raise unknown("layer_from_json", "layer", kind if isinstance(kind, str) else short(kind), LAYERS)
     names = {f.name for f in dataclasses.fields(LAYERS[kind])}
     arguments = {name: value for name, value in config.items() if name != "class"}
     if extra := sorted(str(name)[:80] for name in arguments.keys() - names):
@@ -186,7 +194,7 @@ def layer_list(who: str, what: str, layers: Any) -> tuple[Layer, ...]:
     if isinstance(layers, Layer):
         return (layers,)
     if not isinstance(layers, Sequence) or not all(isinstance(layer, Layer) for layer in layers):
-        raise ValueError(f"{who}: {what} wants a list of layers, got {str(layers)[:80]!r}")
+        raise ValueError(f"{who}: {what} wants a list of layers, got {short(layers)}")
     return tuple(layers)
 
 
@@ -195,11 +203,11 @@ def _input_shape(who: str, value: Any) -> Shape:
     if isinstance(value, int) and not isinstance(value, bool):
         value = (value,)
     if not isinstance(value, Sequence) or isinstance(value, str):
-        raise ValueError(f"{who}: input_shape {wanted}, got {str(value)[:80]!r}")
+        raise ValueError(f"{who}: input_shape {wanted}, got {short(value)}")
     try:
         return tuple(None if v is None else per_axis(who, "input_shape", v, 1)[0] for v in value)
     except ValueError as error:
-        raise ValueError(f"{who}: input_shape {wanted}, got {str(value)[:80]}") from error
+        raise ValueError(f"{who}: input_shape {wanted}, got {short(value)}") from error
 
 
 def _activation_name(who: str, value: Any) -> str | None:
@@ -231,7 +239,7 @@ def _value_to_json(value: Any) -> Any:
 
 def _value_from_json(value: Any, depth: int) -> Any:
     if depth > DEEPEST:
-        raise ValueError(f"layer_from_json: layers stand more than {DEEPEST} levels deep")
+        raise ValueError(f"layer_from_json: layers stand more than {DEEPEST} levels of JSON deep")
     if isinstance(value, dict):
         return layer_from_json(value, depth + 1)
     if isinstance(value, list):

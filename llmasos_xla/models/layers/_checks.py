@@ -2,6 +2,7 @@
 
 import math
 import operator
+import reprlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -16,6 +17,9 @@ Edges = Any
 LARGEST = 2**31 - 1
 """Sizes above it come from a mistake or a hostile file: XLA's own indices are 32 bits wide."""
 
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 80
+
 
 def whole(who: str, what: str, value: Any, least: int = 1) -> int:
     """An integer of at least `least`; NumPy's integers are taken, bools and floats are not.
@@ -26,36 +30,36 @@ def whole(who: str, what: str, value: Any, least: int = 1) -> int:
     """
     number = as_int(value)
     if number is None or not least <= number <= LARGEST:
-        raise ValueError(f"{who}: {what} wants an int of at least {least}, got {_short(value)}")
+        raise ValueError(f"{who}: {what} wants an int of at least {least}, got {short(value)}")
     return number
 
 
 def number(who: str, what: str, value: Any, least: float = -math.inf, below: float = math.inf) -> float:
     """A finite real number in [least, below)."""
     if isinstance(value, bool | str) or not hasattr(value, "__float__"):
-        raise ValueError(f"{who}: {what} wants a number, got {_short(value)}")
+        raise ValueError(f"{who}: {what} wants a number, got {short(value)}")
     try:
         real = float(value)
     except (TypeError, OverflowError) as error:
-        raise ValueError(f"{who}: {what} wants a number, got {_short(value)}") from error
+        raise ValueError(f"{who}: {what} wants a number, got {short(value)}") from error
     if not math.isfinite(real) or not least <= real < below:
         low = "" if least == -math.inf else f" of at least {least:g}"
         high = "" if below == math.inf else f"{' and' if low else ''} below {below:g}"
-        raise ValueError(f"{who}: {what} wants a finite number{low}{high}, got {_short(value)}")
+        raise ValueError(f"{who}: {what} wants a finite number{low}{high}, got {short(value)}")
     return real
 
 
 def flag(who: str, what: str, value: Any) -> bool:
     """True or False."""
     if not isinstance(value, bool):
-        raise ValueError(f"{who}: {what} wants True or False, got {_short(value)}")
+        raise ValueError(f"{who}: {what} wants True or False, got {short(value)}")
     return value
 
 
 def one_of(who: str, what: str, value: Any, known: Iterable[str]) -> str:
     """One of the known words, in lower case."""
     if not isinstance(value, str) or value.lower() not in known:
-        raise unknown(who, what, _short(value) if not isinstance(value, str) else value, known)
+        raise unknown(who, what, short(value) if not isinstance(value, str) else value, known)
     return value.lower()
 
 
@@ -69,7 +73,7 @@ def per_axis(who: str, what: str, value: Any, rank: int, least: int = 1) -> tupl
     numbers = None if values is None else [as_int(v) for v in values]
     if numbers is None or len(numbers) != rank or any(n is None or not least <= n <= LARGEST for n in numbers):
         several = "" if rank == 1 else f" or {rank} of them"
-        raise ValueError(f"{who}: {what} wants an int of at least {least}{several}, got {_short(value)}")
+        raise ValueError(f"{who}: {what} wants an int of at least {least}{several}, got {short(value)}")
     return tuple(n for n in numbers if n is not None)
 
 
@@ -86,7 +90,7 @@ def edges(who: str, what: str, value: Any, rank: int) -> tuple[tuple[int, int], 
     values = _sequence(value)
     if values is None or len(values) != rank:
         wanted = "an int or a pair (low, high)" if rank == 1 else f"an int, {rank} of them, or {rank} pairs (low, high)"
-        raise ValueError(f"{who}: {what} wants {wanted}, got {_short(value)}")
+        raise ValueError(f"{who}: {what} wants {wanted}, got {short(value)}")
     pairs = [per_axis(who, f"{what} at both ends of an axis", v, 2, least=0) for v in values]
     return tuple((low, high) for low, high in pairs)
 
@@ -99,7 +103,7 @@ def array_axis(who: str, axis: Any, sample_rank: int) -> int:
     """
     number = as_int(axis)
     if number is None:
-        raise ValueError(f"{who}: axis wants an int, got {_short(axis)}")
+        raise ValueError(f"{who}: axis wants an int, got {short(axis)}")
     at = number + sample_rank + 1 if number < 0 else number
     if not 1 <= at <= sample_rank:
         raise ValueError(
@@ -139,6 +143,6 @@ def _sequence(value: Any) -> Sequence[Any] | None:
     return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else None
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+def short(value: Any) -> str:
+    """The value as errors show it: cut where it is long or deep."""
+    return _REPR.repr(value)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from llmasos_xla.models.layers._base import Layer, Shape, layer_list
-from llmasos_xla.models.layers._checks import array_axis
+from llmasos_xla.models.layers._checks import array_axis, short
 from llmasos_xla.models.layers._modules import MaskModule
 from llmasos_xla.models.layers._stack import Stack, output_shapes
 
@@ -38,7 +38,7 @@ class _Branches(Layer):
         """Refuses fewer than two branches and what is no list of layers."""
         if not isinstance(self.branches, Sequence) or isinstance(self.branches, str) or len(self.branches) < 2:
             raise ValueError(
-                f"{self.who}: wants two or more branches, each a list of layers, got {str(self.branches)[:80]!r}"
+                f"{self.who}: wants two or more branches, each a list of layers, got {short(self.branches)}"
             )
         self._set(branches=tuple(layer_list(self.who, f"branch {i}", b) for i, b in enumerate(self.branches)))
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from llmasos_xla.models.layers._base import Layer, Shape
-from llmasos_xla.models.layers._checks import as_int, sample_rank, whole
+from llmasos_xla.models.layers._checks import as_int, sample_rank, short, whole
 from llmasos_xla.models.layers._modules import Pointwise
 
 
@@ -42,10 +42,11 @@ class Reshape(Layer):
     def check(self) -> None:
         """Refuses sizes below 1 other than one -1."""
         target = (self.target_shape,) if as_int(self.target_shape) is not None else self.target_shape
-        sizes = [as_int(n) for n in target] if isinstance(target, Sequence) else [None]
-        if any(n is None or (n < 1 and n != -1) for n in sizes) or sizes.count(-1) > 1:
+        sizes: list[int] = [as_int(n) or 0 for n in target] if isinstance(target, Sequence) else [0]
+        if any(n < 1 and n != -1 for n in sizes) or sizes.count(-1) > 1:
             raise ValueError(
-                f"{self.who}: target_shape wants ints of at least 1, one of them may be -1, got {self.target_shape!r}"
+                f"{self.who}: target_shape wants ints of at least 1, one of them may be -1, "
+                f"got {short(self.target_shape)}"
             )
         self._set(target_shape=tuple(whole(self.who, "target_shape", n, least=-1) for n in sizes))
 
@@ -83,7 +84,7 @@ class Permute(Layer):
         dims = self.dims if isinstance(self.dims, Sequence) and not isinstance(self.dims, str) else ()
         order = [as_int(d) or 0 for d in dims]
         if not order or sorted(order) != list(range(1, len(order) + 1)):
-            raise ValueError(f"{self.who}: dims wants each of 1, 2, ... once, such as (2, 1), got {self.dims!r}")
+            raise ValueError(f"{self.who}: dims wants each of 1, 2, ... once, such as (2, 1), got {short(self.dims)}")
         self._set(dims=tuple(order))
 
     def build(self, shape: Shape, rngs: nnx.Rngs) -> nnx.Module:

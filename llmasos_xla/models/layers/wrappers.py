@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from llmasos_xla.models.layers._base import Layer, Shape
-from llmasos_xla.models.layers._checks import known_channels, one_of
+from llmasos_xla.models.layers._checks import known_channels, one_of, short
 from llmasos_xla.models.layers._modules import MaskModule, call_module
 from llmasos_xla.models.layers.recurrent import RecurrentModule, _Recurrent, row_lengths
 
@@ -33,7 +33,7 @@ class Bidirectional(Layer):
     def check(self) -> None:
         """Refuses other layers than recurrent ones, and one that goes backwards itself."""
         if not isinstance(self.layer, _Recurrent):
-            raise ValueError(f"{self.who}: wants a SimpleRNN, GRU or LSTM, got {str(self.layer)[:80]}")
+            raise ValueError(f"{self.who}: wants a SimpleRNN, GRU or LSTM, got {short(self.layer)}")
         if self.layer.go_backwards:
             raise ValueError(f"{self.who}: its layer runs in both directions; leave go_backwards out")
         self._set(merge_mode=one_of(self.who, "merge_mode", self.merge_mode, MERGES))
@@ -96,7 +96,7 @@ class TimeDistributed(Layer):
     def check(self) -> None:
         """Refuses what is no layer."""
         if not isinstance(self.layer, Layer):
-            raise ValueError(f"{self.who}: wants a layer, got {str(self.layer)[:80]!r}")
+            raise ValueError(f"{self.who}: wants a layer, got {short(self.layer)}")
 
     def build(self, shape: Shape, rngs: nnx.Rngs) -> nnx.Module:
         """The module around the layer's."""
