@@ -44,9 +44,8 @@ def main() -> None:
             options.json.parent.mkdir(parents=True, exist_ok=True)
             options.json.write_text(json.dumps(tables.document(about, found), indent=1) + "\n")
     print(tables.markdown(about, found))
-    if any(
-        result.failed and not result.failed.startswith("not installed") for r in found.values() for result in r.values()
-    ):
+    failures = [result.failed for results in found.values() for result in results.values() if result.failed]
+    if any(not failure.startswith("not installed") for failure in failures):
         sys.exit(1)
 
 

@@ -68,7 +68,8 @@ class Door:
     def _append(self, layer: Layer) -> None:
         if not isinstance(layer, Layer):
             raise ValueError(
-                f"{type(self).__name__}: wants layers such as lm.layers.Dense(10), got {type(layer).__name__} {layer!r:.60}"
+                f"{type(self).__name__}: wants layers such as lm.layers.Dense(10), "
+                f"got {type(layer).__name__} {str(layer)[:60]!r}"
             )
         spec = self.learner.spec
         if self.learner.built:

@@ -176,7 +176,7 @@ class Optimizer:
                 value = {"schedule": value.name, **value.arguments}
             elif callable(value):
                 raise ValueError(
-                    f"Optimizer {self.name!r}: {key} is a function and cannot be saved; use llmasos_xla.Schedule(name, ...)"
+                    f"Optimizer {self.name!r}: {key} is a function and cannot be saved; use Schedule(name, ...)"
                 )
             out[key] = value
         return {"name": self.name, **out}
@@ -201,7 +201,8 @@ def optimizer_by_name(optimizer: "str | Optimizer | optax.GradientTransformation
     if isinstance(optimizer, str):
         return Optimizer(optimizer)
     raise ValueError(
-        f"compile: optimizer wants a name, an Optimizer or an optax.GradientTransformation, got {type(optimizer).__name__}"
+        "compile: optimizer wants a name, an Optimizer or an optax.GradientTransformation, "
+        f"got {type(optimizer).__name__}"
     )
 
 

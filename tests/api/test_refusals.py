@@ -92,7 +92,7 @@ CASES = {
         "no metric 'val_loss', only loss, accuracy; pass validation_data=",
     ),
     "variables": (
-        lambda: setattr(m := model(), "variables", lm.Variables({"dense/kernel": X}, {})),
+        lambda: setattr(model(), "variables", lm.Variables({"dense/kernel": X}, {})),
         r"these params do not fit: dense/bias: wanted \(\(3,\), 'float32'\), got none",
     ),
     "a Dataset with y": (lambda: model().fit(lm.Dataset((X, Y)), Y), "a Dataset brings its own labels"),

@@ -132,6 +132,17 @@ def test_stop_twice_and_ask_afterwards(image_file, images):
         socket.create_connection(("127.0.0.1", server.port))
 
 
+def test_stop_lets_requests_in_flight_end(image_file, image_model, images):
+    many = np.concatenate([images] * 2000)
+    found = []
+    with lm.Deployer(image_file).deploy(wait=False, warm=(1, 256)) as server:
+        thread = threading.Thread(target=lambda: found.append(server.predict(many)))
+        thread.start()
+        time.sleep(0.15)
+    thread.join()
+    np.testing.assert_array_equal(found[0], image_model.predict(many))
+
+
 def test_a_server_that_was_killed(image_file, images):
     with lm.Deployer(image_file).deploy(wait=False) as server:
         os.kill(server.pid, signal.SIGKILL)

@@ -1,5 +1,6 @@
 """What becomes of the server when the script that started it ends, in each of the ways it may end."""
 
+import contextlib
 import os
 import pathlib
 import signal
@@ -59,21 +60,24 @@ class Script:
         return self.process.returncode, out, err
 
     def server_is_gone(self):
-        deadline = time.monotonic() + 15
-        while time.monotonic() < deadline:
-            try:
-                # A process that ended but whose parent has not looked yet still has its number.
-                state = pathlib.Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
-            except FileNotFoundError:
-                try:
-                    os.kill(self.pid, 0)
-                except ProcessLookupError:
-                    return True
-            else:
-                if state == "Z":
-                    return True
-            time.sleep(0.05)
-        return False
+        return gone(self.pid)
+
+
+def gone(pid):
+    """Whether the process ends within a while."""
+    deadline = time.monotonic() + 15
+    while time.monotonic() < deadline:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        # Ended, but its parent has not looked yet: it still has its number. Linux shows that.
+        status = pathlib.Path(f"/proc/{pid}/stat")
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if status.read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        time.sleep(0.05)
+    return False
 
 
 @pytest.fixture
@@ -192,3 +196,15 @@ def test_sigterm_to_the_server_drains_and_ends_it(script):
     os.kill(running.pid, signal.SIGTERM)
     assert running._said("gone") == "False"
     assert running.end()[0] == 0
+
+
+def test_jupyter_is_not_held_up_and_takes_the_server_along(image_file, tmp_path):
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    cells = [SCRIPT.format(path=str(image_file), options=""), "server.ready()", "server"]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    resources = {"metadata": {"path": ROOT}}
+    done = nbclient.NotebookClient(notebook, timeout=60, kernel_name="python3", resources=resources).execute()
+    told, ready, shown = (cell.outputs for cell in done.cells)
+    assert ready[0].data["text/plain"] == "True"
+    assert shown[0].data["text/plain"].startswith("Handle('insects' at http://127.0.0.1:")
+    assert gone(int(told[0].text.split()[1]))

@@ -1,7 +1,10 @@
 """This package through its front door: `fit` on arrays."""
 
+from typing import Any
+
 import llmasos_xla as lm
 from llmasos_xla import layers
+from llmasos_xla.training.callbacks import Event
 from side_by_side.gate import Gate
 from side_by_side.rows import CLASSES, Row
 
@@ -12,14 +15,14 @@ def run(row: Row, gate: Gate, variant: str) -> None:
     model.compile(optimizer="adam", loss="sparse_categorical_crossentropy", metrics=["accuracy"])
     x, y = row.data()
 
-    def wait(event: lm.training.callbacks.Event) -> str | None:
+    def wait(event: Event) -> str | None:
         return "stop" if event.kind == "epoch" and not gate.epoch(event.logs["loss"]) else None
 
     gate.start()
     model.fit(x, y, epochs=100_000, batch_size=row.batch, callbacks=[wait], verbose=0)
 
 
-def _cnn(row: Row) -> list[layers.Layer]:
+def _cnn(row: Row) -> list[Any]:
     return [
         layers.Conv2D(32, (3, 3), activation="relu", input_shape=row.shape),
         layers.MaxPooling2D((2, 2)),
@@ -29,18 +32,18 @@ def _cnn(row: Row) -> list[layers.Layer]:
     ]
 
 
-def _mlp(row: Row) -> list[layers.Layer]:
+def _mlp(row: Row) -> list[Any]:
     return [
         layers.Dense(128, activation="relu", input_shape=row.shape),
         layers.Dense(CLASSES, activation="softmax"),
     ]
 
 
-def _lstm(row: Row) -> list[layers.Layer]:
+def _lstm(row: Row) -> list[Any]:
     return [layers.LSTM(256, input_shape=row.shape), layers.Dense(CLASSES, activation="softmax")]
 
 
-def _resnet(row: Row) -> list[layers.Layer]:
+def _resnet(row: Row) -> list[Any]:
     stack = [*_normalized(16, 3, 1, input_shape=row.shape), layers.Activation("relu")]
     channels = 16
     for filters in (16, 16, 32, 32, 64, 64):
@@ -52,7 +55,7 @@ def _resnet(row: Row) -> list[layers.Layer]:
     return [*stack, layers.GlobalAveragePooling2D(), layers.Dense(CLASSES, activation="softmax")]
 
 
-def _normalized(filters: int, size: int, strides: int, **options: tuple[int, ...]) -> list[layers.Layer]:
+def _normalized(filters: int, size: int, strides: int, **options: Any) -> list[Any]:
     return [
         layers.Conv2D(filters, size, strides=strides, padding="same", use_bias=False, **options),
         layers.BatchNormalization(),
