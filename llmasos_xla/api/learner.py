@@ -234,8 +234,11 @@ class Learner:
                 self._prepare(Dataset(x, mode="test"))
             raw = x
         assert self.preprocessing is not None
-        encoded = self.preprocessing.encode(raw, who="predict")
-        return self._toolbox()[2](self.evaluation_variables, encoded)
+        return self.predict_encoded(self.preprocessing.encode(raw, who="predict"))
+
+    def predict_encoded(self, x: Any) -> np.ndarray:
+        """Outputs for input that `preprocessing.encode` has brought into shape."""
+        return self._toolbox()[2](self.evaluation_variables, x)
 
     # Saving
 

@@ -141,9 +141,8 @@ class Served:
             output_shapes(self.model.learner.spec.layers, encoded.shape[1:])
 
     def _forward(self, encoded: Any) -> np.ndarray:
-        learner = self.model.learner
         with self._running:
-            return learner._toolbox()[2](learner.evaluation_variables, encoded)
+            return self.model.learner.predict_encoded(encoded)
 
 
 def _inputs(whole: Any) -> tuple[Tensor, ...]:

@@ -365,17 +365,17 @@ def test_sixteen_threads_at_once_get_their_own_answers(client, image_model, imag
 
 def test_one_call_at_a_time(image_model, images, monkeypatch):
     served = Served(image_model, "m")
-    *others, predictor = image_model.learner._toolbox()
+    predict = image_model.learner.predict_encoded
     inside, most = [], []
 
-    def slow(variables, encoded):
+    def slow(encoded):
         inside.append(1)
         most.append(len(inside))
         time.sleep(0.02)
         inside.pop()
-        return predictor(variables, encoded)
+        return predict(encoded)
 
-    monkeypatch.setattr(image_model.learner, "_toolbox", lambda: (*others, slow))
+    monkeypatch.setattr(image_model.learner, "predict_encoded", slow)
     threads = [threading.Thread(target=served.infer, args=({"input": images[:1]},)) for _ in range(6)]
     for thread in threads:
         thread.start()

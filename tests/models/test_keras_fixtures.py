@@ -1,9 +1,9 @@
 """Every layer against what Keras itself computed: the fixtures of keras-js (MIT), made with Keras 2 on TensorFlow.
 
-The files hold input, weights and expected output; the layers' arguments are here. Where Keras 2 meant something else:
-"hard_sigmoid" was clip(0.2 x + 0.5, 0, 1), GRU reset before the recurrent product, `channels_first` is a Permute
-around the layer, and a `stateful` layer was asked twice for one input, which is the second half of asking once for the
-input twice. Graphs of several inputs get them one above the other and crop their own.
+The files hold input, weights and expected output; the layers' arguments are here, in one table (hence the length).
+Where Keras 2 meant something else: "hard_sigmoid" was clip(0.2 x + 0.5, 0, 1), GRU reset before the recurrent product,
+`channels_first` is a Permute around the layer, and a `stateful` layer was asked twice for one input, which is the
+second half of asking once for the input twice. Graphs of several inputs get them stacked and crop their own.
 
 Left out: `merge.Dot` (5 fixtures), since no layer here multiplies branches as matrices.
 """
