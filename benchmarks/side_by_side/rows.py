@@ -60,7 +60,7 @@ class Row:
 
 
 ROWS = {
-    "cnn-32": Row("cnn", 32, 200, 3, "seed CNN, 28x28x1, batch 32"),
+    "cnn-32": Row("cnn", 32, 100, 3, "seed CNN, 28x28x1, batch 32"),
     "cnn-128": Row("cnn", 128, 50, 4, "seed CNN, 28x28x1, batch 128"),
     "cnn-512": Row("cnn", 512, 20, 5, "seed CNN, 28x28x1, batch 512"),
     "mlp-32": Row("mlp", 32, 500, 3, "MLP 784-128-10, batch 32"),

@@ -238,6 +238,8 @@ class Learner:
 
     def predict_encoded(self, x: Any) -> np.ndarray:
         """Outputs for input that `preprocessing.encode` has brought into shape."""
+        if self.spec.tokens:
+            self.spec.check_tokens(x)
         return self._toolbox()[2](self.evaluation_variables, x)
 
     # Saving
@@ -261,6 +263,10 @@ class Learner:
         if self.preprocessing is None:
             self.preprocessing = Preprocessing.fit(dataset, self.spec.input_shape, tokens=self.spec.tokens)
         self.build(self.preprocessing.shape)
+        if self.spec.tokens and dataset.in_memory:
+            # A text's ids are those of the vocabulary, so its largest stands for all of them.
+            size = self.preprocessing.vocabulary_size
+            self.spec.check_tokens(np.array([[size - 1]]) if size else self.preprocessing.encode(dataset.rows().x))
 
     def _check_labels(self, dataset: Dataset, who: str) -> None:
         if not dataset.has_labels:

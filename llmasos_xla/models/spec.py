@@ -5,9 +5,11 @@ import math
 from typing import Any
 
 import jax
+import numpy as np
 
 from llmasos_xla.core import Net, Variables, pure
 from llmasos_xla.models.layers._base import Layer, Shape, layer_from_json, layer_names
+from llmasos_xla.models.layers.embedding import Embedding
 from llmasos_xla.models.stack import Stack, output_shapes, split_head
 
 
@@ -51,6 +53,11 @@ class StackSpec:
         if self.input_shape is None:
             raise ValueError("model: the input shape is not known yet; give the first layer input_shape=, or fit first")
         return self.input_shape
+
+    def check_tokens(self, ids: np.ndarray) -> None:
+        """Refuses ids [batch, ...] that the first layer has no vector for; no matter to other models."""
+        if self.layers and isinstance(self.layers[0], Embedding):
+            self.layers[0].check_tokens(ids)
 
     def table(self, variables: Variables) -> str:
         """Layer, output shape and number of parameters, a line each."""

@@ -27,6 +27,12 @@ def image_model():
     return made
 
 
+def token_model():
+    made = lm.Sequential([lm.layers.Embedding(5, 3), lm.layers.LSTM(2), lm.layers.Dense(3, activation="softmax")])
+    made.compile("adam", "sparse_categorical_crossentropy")
+    return made
+
+
 X, Y = np.ones((6, 4), np.float32), np.array([0, 1, 2, 0, 1, 2])
 NAN = X.copy()
 NAN[3, 1] = np.nan
@@ -64,6 +70,14 @@ CASES = {
         "unknown activation 'rellu'; did you mean 'relu'",
     ),
     "no layer": (lambda: lm.Sequential(["Dense"]), "wants layers such as lm.layers.Dense"),
+    "ids without a vector": (
+        lambda: token_model().fit(np.array([[1, 2], [3, 9]]), Y[:2], verbose=0),
+        r"Embedding: ids must be 0 to 4 \(input_dim 5\), got 9 in row 1",
+    ),
+    "ids without a vector in predict": (
+        lambda: (m := token_model(), m.fit(np.array([[1, 2], [3, 4]]), Y[:2], verbose=0), m.predict(np.array([[0, 7]]))),
+        "got 7 in row 0",
+    ),
     "layers that do not fit": (
         lambda: lm.Sequential([lm.layers.Conv2D(4, 9, input_shape=(8, 8, 1))]).summary(),
         r"layer 0 \(Conv2D\).*a window of 9 does not fit an axis of 8",

@@ -1,7 +1,6 @@
 """Which formulation of a recurrence runs, in the order of preference."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -12,9 +11,10 @@ from llmasos_xla.kernels.activation import ACTIVATIONS, Activation
 from llmasos_xla.kernels.rnn import xla, xla_tangent
 from llmasos_xla.kernels.rnn._check import Problem
 
-TANGENT, INSIDE, PLAIN = "hand-written derivative", "hand-written derivative, projection inside", "plain scan"
+TANGENT, PLAIN = "hand-written derivative", "plain scan"
 
-# Measured on CPU, one size of w_input for another: up to this many elements the matmul is cheaper inside the loop.
+# Up to this many elements of w_input, a forward pass on CPU is faster with its product inside the loop: for GRU, and for
+# the simple recurrence of a single row.
 SMALL = 2**14
 
 Recurrence = Callable[..., tuple[jax.Array, tuple[jax.Array, ...]]]
@@ -23,9 +23,9 @@ Recurrence = Callable[..., tuple[jax.Array, tuple[jax.Array, ...]]]
 def lstm(problem: Problem, activation: Activation, recurrent_activation: Activation) -> list[Candidate]:
     """Every way to compute this LSTM."""
 
-    def tangent(x: jax.Array, bias: jax.Array, states: Any, valid: Any, inside: bool) -> Any:
+    def tangent(x: jax.Array, bias: jax.Array, states: Any, valid: Any) -> Any:
         w_input, w = problem.w_input, problem.w_recurrent
-        return xla_tangent.lstm(x, w_input, bias, w, *states, valid, problem.reverse, inside)
+        return xla_tangent.lstm(x, w_input, bias, w, *states, valid, problem.reverse)
 
     def cell() -> xla.Cell:
         return xla.lstm_cell(problem.w_recurrent, activation, recurrent_activation)
@@ -38,9 +38,10 @@ def gru(
 ) -> list[Candidate]:
     """Every way to compute this GRU."""
 
-    def tangent(x: jax.Array, bias: jax.Array, states: Any, valid: Any, inside: bool) -> Any:
+    def tangent(x: jax.Array, bias: jax.Array, states: Any, valid: Any) -> Any:
         recurrent_bias = _row(problem.recurrent_bias, bias)
         w_input, w = problem.w_input, problem.w_recurrent
+        inside = w_input.size <= SMALL
         return xla_tangent.gru(x, w_input, bias, w, recurrent_bias, *states, valid, problem.reverse, inside)
 
     def cell() -> xla.Cell:
@@ -54,8 +55,9 @@ def gru(
 def rnn(problem: Problem, activation: Activation) -> list[Candidate]:
     """Every way to compute this simple recurrence."""
 
-    def tangent(x: jax.Array, bias: jax.Array, states: Any, valid: Any, inside: bool) -> Any:
+    def tangent(x: jax.Array, bias: jax.Array, states: Any, valid: Any) -> Any:
         w_input, w, relu = problem.w_input, problem.w_recurrent, activation is ACTIVATIONS["relu"]
+        inside = x.shape[1] == 1 and w_input.size <= SMALL
         return xla_tangent.rnn(x, w_input, bias, w, *states, valid, problem.reverse, inside, relu)
 
     known = activation in (ACTIVATIONS["tanh"], ACTIVATIONS["relu"])
@@ -70,17 +72,15 @@ def _candidates(
         return xla.scan(cell(), xla.project(x, problem.w_input) + bias[None], states, valid, problem.reverse)
 
     one_step = "one step has no loop to save work in" if problem.x.shape[1] == 1 else None
-    large = None if problem.w_input.size <= SMALL else f"w_input has more than {SMALL} elements"
-
-    def tangent_candidate(name: str, inside: bool, slow: str | None, reason: str) -> Candidate:
-        def run() -> Any:
-            return _over_time(problem, partial(tangent, inside=inside))
-
-        return Candidate("xla", name, run, cannot or one_step or slow, reason, able=cannot is None)
-
     return [
-        tangent_candidate(INSIDE, True, large, "small: the projected input would cost more to store than to make"),
-        tangent_candidate(TANGENT, False, None, "one matmul for dU after the reverse scan, one for the projection"),
+        Candidate(
+            "xla",
+            TANGENT,
+            lambda: _over_time(problem, tangent),
+            cannot or one_step,
+            "one matmul for dU after the reverse scan; measured faster on CPU from two steps on",
+            able=cannot is None,
+        ),
         Candidate("xla", PLAIN, lambda: _over_time(problem, plain), None, "takes any activation; autodiff's gradient"),
     ]
 

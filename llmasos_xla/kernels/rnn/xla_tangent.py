@@ -13,10 +13,10 @@ With d for tangents, U = w_recurrent and gates stacked along the last axis:
 
 Where `valid` is False the state is kept: coefficients 0, kept share 1.
 
-The forward loop multiplies x with w_input ahead of the loop, or inside it where both are small: `inside`.
+All take x `[time, batch, cin]` and biases `[1, columns]`, and return the states `[time, batch, hidden]` and the final
+ones. With `inside`, a call that is not differentiated projects x step by step in the plain scan.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -26,13 +26,13 @@ import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from llmasos_xla.kernels.rnn.xla import matmul, project
+from llmasos_xla.kernels.rnn.xla import Cell, gru_cell, matmul, project, rnn_cell, scan
 
 Pair = tuple[jax.Array, jax.Array]
 One = tuple[jax.Array]
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(7, 8))
+@partial(jax.custom_jvp, nondiff_argnums=(7,))
 def lstm(
     x: jax.Array,
     w_input: jax.Array,
@@ -42,17 +42,16 @@ def lstm(
     c0: jax.Array,
     valid: jax.Array | None,
     reverse: bool,
-    inside: bool,
 ) -> tuple[jax.Array, Pair]:
-    """States `[time, batch, hidden]` and the final `(h, c)`, for x `[time, batch, cin]` and bias `[1, 4 * hidden]`."""
-    states, final, _ = _lstm_forward(x, w_input, bias, w, h0, c0, valid, reverse, inside, keep=False)
+    """The states and the final `(h, c)`."""
+    states, final, _ = _lstm_forward(x, w_input, bias, w, h0, c0, valid, reverse, keep=False)
     return states, final
 
 
-def _lstm_jvp(reverse: bool, inside: bool, primals: tuple, tangents: tuple) -> tuple[Any, Any]:
+def _lstm_jvp(reverse: bool, primals: tuple, tangents: tuple) -> tuple[Any, Any]:
     x, w_input, bias, w, h0, c0, valid = primals
     dx, dw_input, dbias, dw, dh0, dc0, _ = map(_present, tangents)
-    states, final, (c_prev, gates, tanh_c) = _lstm_forward(*primals, reverse, inside, keep=True)
+    states, final, (c_prev, gates, tanh_c) = _lstm_forward(x, w_input, bias, w, h0, c0, valid, reverse, keep=True)
     i, f, g, o = jnp.split(gates, 4, axis=-1)
     a = jnp.concatenate([g * i * (1 - i), c_prev * f * (1 - f), i * (1 - g * g), tanh_c * o * (1 - o)], axis=-1)
     a, f = _where(valid, a, 0), _where(valid, f, 1)
@@ -86,14 +85,14 @@ def _lstm_forward(
     c0: jax.Array,
     valid: jax.Array | None,
     reverse: bool,
-    inside: bool,
     keep: bool,
 ) -> tuple[jax.Array, Pair, Any]:
     """States, final pair and, where they are kept, each step's `(c_prev, gates, tanh_c)`."""
     scale = np.repeat(np.array([0.5, 0.5, 1.0, 0.5]), w.shape[0]).astype(bias.dtype)[None]
 
-    def step(state: Pair, p: jax.Array, ok: jax.Array | None) -> tuple[Pair, tuple]:
+    def step(state: Pair, xs: tuple) -> tuple[Pair, tuple]:
         h, c = state
+        p, ok = xs
         # sigmoid(x) = tanh(x / 2) / 2 + 1 / 2: one tanh over all four gates is three times faster on CPU, where the
         # exponential of a slice is not vectorized.
         gates = jnp.tanh((p + bias + matmul(h, w)) * scale) * scale + (1 - scale)
@@ -103,7 +102,7 @@ def _lstm_forward(
         new = _keep(ok, (o * tanh_c, c_new), state)
         return new, (new[0], (c, gates, tanh_c) if keep else None)
 
-    final, (states, kept) = _forward(step, (h0, c0), x, w_input, valid, reverse, inside)
+    final, (states, kept) = lax.scan(step, (h0, c0), (project(x, w_input), valid), reverse=reverse)
     return states, final, kept
 
 
@@ -119,15 +118,17 @@ def gru(
     reverse: bool,
     inside: bool,
 ) -> tuple[jax.Array, One]:
-    """States `[time, batch, hidden]` and the final `(h,)`, for x `[time, batch, cin]` and biases `[1, 3 * hidden]`."""
-    states, final, _ = _gru_forward(x, w_input, bias, w, recurrent_bias, h0, valid, reverse, inside, keep=False)
+    """The states and the final `(h,)`."""
+    if inside:
+        return scan(_projecting(gru_cell(w, recurrent_bias[0]), w_input, bias), x, (h0,), valid, reverse)
+    states, final, _ = _gru_forward(x, w_input, bias, w, recurrent_bias, h0, valid, reverse, keep=False)
     return states, final
 
 
 def _gru_jvp(reverse: bool, inside: bool, primals: tuple, tangents: tuple) -> tuple[Any, Any]:
     x, w_input, bias, w, recurrent_bias, h0, valid = primals
     dx, dw_input, dbias, dw, drecurrent_bias, dh0, _ = map(_present, tangents)
-    states, final, (rz, n, q_n) = _gru_forward(*primals, reverse, inside, keep=True)
+    states, final, (rz, n, q_n) = _gru_forward(x, w_input, bias, w, recurrent_bias, h0, valid, reverse, keep=True)
     h_prev = _previous(states, h0, reverse)
     r, z = jnp.split(rz, 2, axis=-1)
     a_n = (1 - z) * (1 - n * n)
@@ -155,24 +156,28 @@ def _gru_forward(
     h0: jax.Array,
     valid: jax.Array | None,
     reverse: bool,
-    inside: bool,
     keep: bool,
 ) -> tuple[jax.Array, One, Any]:
     """States, final state and, where they are kept, each step's `(rz, n, q_n)`."""
     hidden = w.shape[0]
 
-    def step(state: One, p: jax.Array, ok: jax.Array | None) -> tuple[One, tuple]:
-        (h,) = state
+    def step(state: Pair, xs: tuple) -> tuple[Pair, tuple]:
+        h, p = state
+        p_next, ok = xs
         p, q = p + bias, matmul(h, w) + recurrent_bias
         rz = 0.5 * jnp.tanh(0.5 * (p[:, : 2 * hidden] + q[:, : 2 * hidden])) + 0.5
         r, z = jnp.split(rz, 2, axis=-1)
         q_n = q[:, 2 * hidden :]
         n = jnp.tanh(p[:, 2 * hidden :] + r * q_n)
-        new = _keep(ok, (n + z * (h - n),), state)
-        return new, (new[0], (rz, n, q_n) if keep else None)
+        new = _keep(ok, n + z * (h - n), h)
+        return (new, p_next), (new, (rz, n, q_n) if keep else None)
 
-    final, (states, kept) = _forward(step, (h0,), x, w_input, valid, reverse, inside)
-    return states, final, kept
+    # The loop carries the p that its next step needs. On CPU, XLA does not vectorize a tanh of part of a slice that it
+    # reads in the same fusion: a forward pass took twice as long with p in step.
+    rolled = jnp.concatenate([x[-1:], x[:-1]] if reverse else [x[1:], x[:1]])
+    p = project(rolled, w_input)
+    (final, _), (states, kept) = lax.scan(step, (h0, p[0 if reverse else -1]), (p, valid), reverse=reverse)
+    return states, (final,), kept
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(6, 7, 8))
@@ -187,21 +192,17 @@ def rnn(
     inside: bool,
     relu: bool,
 ) -> tuple[jax.Array, One]:
-    """States `[time, batch, hidden]` and the final `(h,)`, for x `[time, batch, cin]` and bias `[1, hidden]`."""
-    f = jax.nn.relu if relu else jnp.tanh
-
-    def step(state: One, p: jax.Array, ok: jax.Array | None) -> tuple[One, jax.Array]:
-        new = _keep(ok, (f(p + bias + matmul(state[0], w)),), state)
-        return new, new[0]
-
-    final, states = _forward(step, (h0,), x, w_input, valid, reverse, inside)
-    return states, final
+    """The states and the final `(h,)`."""
+    if inside:
+        cell = rnn_cell(w, jax.nn.relu if relu else jnp.tanh)
+        return scan(_projecting(cell, w_input, bias), x, (h0,), valid, reverse)
+    return _rnn_forward(x, w_input, bias, w, h0, valid, reverse, relu)
 
 
 def _rnn_jvp(reverse: bool, inside: bool, relu: bool, primals: tuple, tangents: tuple) -> tuple[Any, Any]:
     x, w_input, bias, w, h0, valid = primals
     dx, dw_input, dbias, dw, dh0, _ = map(_present, tangents)
-    states, final = rnn(*primals, reverse, inside, relu)
+    states, final = _rnn_forward(x, w_input, bias, w, h0, valid, reverse, relu)
     slope = (states > 0).astype(states.dtype) if relu else 1 - states * states
     a = _where(valid, slope, 0)
     kept = None if valid is None else jnp.broadcast_to(1 - valid.astype(a.dtype), a.shape)
@@ -214,31 +215,29 @@ def _rnn_jvp(reverse: bool, inside: bool, relu: bool, primals: tuple, tangents: 
 rnn.defjvp(_rnn_jvp, symbolic_zeros=True)
 
 
-def _forward(
-    step: Callable[..., Any],
-    state: tuple[jax.Array, ...],
+def _rnn_forward(
     x: jax.Array,
     w_input: jax.Array,
+    bias: jax.Array,
+    w: jax.Array,
+    h0: jax.Array,
     valid: jax.Array | None,
     reverse: bool,
-    inside: bool,
-) -> Any:
-    """The scan of `step(state, p, ok)`, where p is the step's projected input."""
-    if inside:
-        return lax.scan(lambda s, xs: step(s, matmul(xs[0], w_input), xs[1]), state, (x, valid), reverse=reverse)
+    relu: bool,
+) -> tuple[jax.Array, One]:
+    f = jax.nn.relu if relu else jnp.tanh
 
-    # The loop carries the p that its next step needs. On CPU, XLA does not vectorize a tanh of part of a slice that it
-    # reads in the same fusion: a GRU's forward pass took twice as long with p in step.
-    def ahead(state: Any, xs: tuple) -> Any:
-        inner, p = state
-        p_next, ok = xs
-        inner, out = step(inner, p, ok)
-        return (inner, p_next), out
+    def step(h: jax.Array, xs: tuple) -> Pair:
+        p, ok = xs
+        new = _keep(ok, f(p + bias + matmul(h, w)), h)
+        return new, new
 
-    rolled = jnp.concatenate([x[-1:], x[:-1]] if reverse else [x[1:], x[:1]])
-    p = project(rolled, w_input)
-    (final, _), out = lax.scan(ahead, (state, p[0 if reverse else -1]), (p, valid), reverse=reverse)
-    return final, out
+    final, states = lax.scan(step, h0, (project(x, w_input), valid), reverse=reverse)
+    return states, (final,)
+
+
+def _projecting(cell: Cell, w_input: jax.Array, bias: jax.Array) -> Cell:
+    return lambda state, x: cell(state, matmul(x, w_input) + bias)
 
 
 def _linear(kept: jax.Array | None, a: jax.Array, s: jax.Array, w: jax.Array, dh0: jax.Array, reverse: bool) -> Pair:
