@@ -81,6 +81,8 @@ def compete(
                 say(f"{row_name}: {name}: {failure}")
         for number in range(rounds):
             turn = list(ready)
+            if not turn:
+                break
             # Whoever comes first after a pause is not always the same.
             for name in turn[number % len(turn) :] + turn[: number % len(turn)]:
                 process, epochs = ready[name]

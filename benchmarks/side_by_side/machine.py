@@ -46,7 +46,9 @@ class Others:
         self._started, self._busy, self._own = time.perf_counter(), _busy(), _own(self._pid)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: object, *_: object) -> None:
+        if error is not None:
+            return  # The process may be gone, and its times with it.
         seconds = max(time.perf_counter() - self._started, 1e-9)
         self.cores = max(0.0, (_busy() - self._busy) - (_own(self._pid) - self._own)) / seconds
 

@@ -83,7 +83,7 @@ def _head(machine: Mapping[str, Any], tables: Mapping[str, Mapping[str, Result]]
 
 def _others(tables: Mapping[str, Mapping[str, Result]]) -> float:
     values = [cores for results in tables.values() for r in results.values() for cores in r.others]
-    return statistics.median(values) if values else 0.0
+    return statistics.median(values) if values else float("nan")
 
 
 def _table(row_name: str, results: Mapping[str, Result]) -> str:

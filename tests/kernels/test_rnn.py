@@ -162,6 +162,14 @@ def test_lengths_map_over_a_batch_of_batches():
         assert_same(got, kernels.lstm(**a, lengths=n)[0])
 
 
+@each_case
+def test_differentiating_does_not_change_the_value(case):
+    # A call that is differentiated may run another formulation of the forward pass.
+    a = as_dtype(arrays(case), "float32")
+    run = functools.partial(call, case)
+    assert_same(jax.jit(lambda a: jax.vjp(run, a)[0])(a), jax.jit(run)(a))
+
+
 def hard_sigmoid(x):
     return np.clip(x / 6 + 0.5, 0, 1)
 

@@ -15,6 +15,10 @@ from llmasos_xla.kernels.conv.geometry import (
     as_array,
     check_bias,
     conv_geometry,
+    flipped_and_swapped,
+    per_axis,
+    spatial_rank,
+    transposed_pads,
 )
 
 
@@ -40,7 +44,7 @@ def _conv_candidates(
         "conv", lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers,
         feature_group_count, batch_group_count, precision, preferred_element_type,
     )  # fmt: skip
-    return choice.candidates(lhs, rhs, geometry, _finish("conv", geometry, bias, activation), out_sharding)
+    return choice.conv_candidates(lhs, rhs, geometry, _finish("conv", geometry, bias, activation), out_sharding)
 
 
 @_dispatch.op(_conv_candidates)
@@ -115,7 +119,23 @@ def _transpose_candidates(
     bias: Any = None,
     activation: str | None = None,
 ) -> list[_dispatch.Candidate]:
-    raise NotImplementedError
+    who = "conv_transpose"
+    lhs, rhs = as_array(lhs), as_array(rhs)
+    rank = spatial_rank(who, lhs, rhs)
+    if dimension_numbers is None:
+        space = "DHW"[3 - rank :]
+        dimension_numbers = (f"N{space}C", f"{space}IO", f"N{space}C")
+    numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+    strides = per_axis(who, "strides", strides, rank)
+    rhs_dilation = per_axis(who, "rhs_dilation", rhs_dilation, rank)
+    kernel = tuple(rhs.shape[i] for i in numbers.rhs_spec[2:])
+    pads = transposed_pads(who, padding, kernel, strides, rhs_dilation)
+    if transpose_kernel:
+        rhs = flipped_and_swapped(rhs, numbers)
+    geometry = conv_geometry(
+        who, lhs, rhs, 1, pads, strides, rhs_dilation, numbers, 1, 1, precision, preferred_element_type
+    )
+    return choice.transpose_candidates(lhs, rhs, geometry, _finish(who, geometry, bias, activation))
 
 
 @_dispatch.op(_transpose_candidates)
@@ -134,16 +154,39 @@ def conv_transpose(
     activation: str | None = None,
     implementation: str | None = None,
 ) -> jax.Array:
-    """Transposed convolution; see `lax.conv_transpose`."""
-    rank = jnp.ndim(lhs) - 2
-    strides = (strides,) * rank if isinstance(strides, int) else strides
-    rhs_dilation = (rhs_dilation,) * rank if isinstance(rhs_dilation, int) else rhs_dilation
-    y = lax.conv_transpose(
-        lhs, rhs, strides, padding, rhs_dilation, dimension_numbers, transpose_kernel, precision, preferred_element_type
-    )
-    if bias is not None:
-        y = y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
-    return activation_named(activation, "conv_transpose")(y)
+    """Transposed convolution in one to three dimensions, with bias and activation.
+
+    `y[i] = activation(sum_k x[(i + dilation * k - low) / stride] w[k] + bias)` over the k that divide:
+    `lax.conv_transpose`, argument for argument, with gradients that are fast on every platform.
+
+    Args:
+        lhs: the input, by default `[batch, *spatial, cin]`, else as `dimension_numbers` say.
+        rhs: the kernel, by default `[*spatial, cin, cout]`, of the input's dtype.
+        strides: one integer, or one for each spatial axis, by which the output is larger.
+        padding: "SAME" (output = stride * input), "VALID", or (low, high) zeros around the dilated input.
+        rhs_dilation: distance between kernel elements.
+        dimension_numbers: as in lax.
+        transpose_kernel: if True the kernel is that of the convolution whose gradient this is, as in Keras: its
+            spatial axes are flipped and its channel axes swapped, `[*spatial, cout, cin]`.
+        precision: as in lax.
+        preferred_element_type: dtype of the sums and of the result.
+        bias: `[cout]`.
+        activation: a name in `kernels.ACTIVATIONS`.
+        implementation: None chooses; "xla" must run.
+
+    Raises:
+        ValueError: if shapes disagree or a name is unknown.
+        TypeError: if dtypes differ or narrow integers would overflow.
+
+    >>> import jax.numpy as jnp
+    >>> conv_transpose(jnp.ones((2, 4, 4, 3)), jnp.ones((3, 3, 3, 5)), 2, "SAME").shape
+    (2, 8, 8, 5)
+    """
+    candidates = _transpose_candidates(
+        lhs, rhs, strides, padding, rhs_dilation, dimension_numbers, transpose_kernel, precision,
+        preferred_element_type, bias=bias, activation=activation,
+    )  # fmt: skip
+    return _dispatch.run(conv_transpose, candidates, implementation)
 
 
 def _finish(who: str, g: Geometry, bias: Any, activation: str | None) -> Callable[[jax.Array], jax.Array]:
@@ -153,7 +196,9 @@ def _finish(who: str, g: Geometry, bias: Any, activation: str | None) -> Callabl
         bias = as_array(bias)
         check_bias(who, bias, g)
     if activation is not None and not jnp.issubdtype(g.preferred or g.dtype, jnp.inexact):
-        raise TypeError(f"{who}: activation={activation!r} needs floating point, the result is {g.preferred or g.dtype}")
+        raise TypeError(
+            f"{who}: activation={activation!r} needs floating point, the result is {g.preferred or g.dtype}"
+        )
     channel = g.numbers.out_spec[1]
 
     def finish(y: jax.Array) -> jax.Array:

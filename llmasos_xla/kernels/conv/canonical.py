@@ -4,7 +4,7 @@ XLA's CPU compiler has a fast path for `[batch, *spatial, cin] x [*kernel, cin, 
 keep the operands' order of dimensions instead (`f01b_i01o->01bf`), which outside of loops is mended by the layout pass
 and inside `lax.scan` is not: there a training step was measured 10 to 140 times slower. Here both gradients are
 convolutions of transposed operands in the canonical order, and barriers keep the compiler from folding the transposes
-back in. The gradients are made of the same function, so that higher ones are as fast.
+back in.
 """
 
 from functools import partial
@@ -16,7 +16,15 @@ from jax.custom_derivatives import SymbolicZero
 
 from llmasos_xla.kernels._dispatch import platform
 from llmasos_xla.kernels.conv.geometry import Geometry, dilated
-from llmasos_xla.kernels.conv.xla import lax_conv
+
+
+def lax_conv(x: jax.Array, w: jax.Array, g: Geometry, out_sharding: object = None) -> jax.Array:
+    """`lax.conv_general_dilated`: every geometry, lax's own gradients."""
+    sharding = {} if out_sharding is None else {"out_sharding": out_sharding}
+    return lax.conv_general_dilated(
+        x, w, g.stride, g.pads, g.lhs_dilation, g.rhs_dilation, g.numbers, g.groups, g.batch_groups, g.precision,
+        g.preferred, **sharding,
+    )  # fmt: skip
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))

@@ -54,10 +54,24 @@ class Geometry(NamedTuple):
     @property
     def channels_last(self) -> bool:
         """Whether the arrays are `[batch, *spatial, cin]`, `[*spatial, cin, cout]` and `[batch, *spatial, cout]`."""
+        return self.numbers == self.with_channels_last().numbers
+
+    def with_channels_last(self) -> "Geometry":
+        """The same convolution of channels-last arrays."""
         space = tuple(range(1, self.rank + 1))
         last = self.rank + 1
         image, kernel = (0, last, *space), (last, last - 1, *(i - 1 for i in space))
-        return tuple(self.numbers) == (image, kernel, image)
+        return self._replace(numbers=lax.ConvDimensionNumbers(image, kernel, image))
+
+
+def spatial_rank(who: str, lhs: Any, rhs: Any) -> int:
+    """The number of spatial axes."""
+    if lhs.ndim != rhs.ndim or not 3 <= lhs.ndim <= 5:
+        raise ValueError(
+            f"{who}: lhs and rhs must both have rank 3, 4 or 5 (one to three spatial axes, two for batch and channels), "
+            f"got lhs {tuple(lhs.shape)}, rhs {tuple(rhs.shape)}"
+        )
+    return lhs.ndim - 2
 
 
 def dilated(size: int, dilation: int) -> int:
@@ -80,7 +94,7 @@ def conv_geometry(
     preferred_element_type: Any,
 ) -> Geometry:
     """The arguments of `conv`, checked."""
-    rank = _rank(who, lhs, rhs)
+    rank = spatial_rank(who, lhs, rhs)
     check_dtypes(who, lhs, rhs, preferred_element_type)
     numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
     batch, cin, *size = (lhs.shape[i] for i in numbers.lhs_spec)
@@ -159,12 +173,39 @@ def pad_pairs(who: str, padding: Any, size: Ints, window: Ints, stride: Ints) ->
     return pads
 
 
+def transposed_pads(who: str, padding: Any, kernel: Ints, strides: Ints, rhs_dilation: Ints) -> Pads:
+    """The padding of a transposed convolution, as (low, high) zeros around its dilated input."""
+    windows = tuple(dilated(k, d) for k, d in zip(kernel, rhs_dilation))
+    if not isinstance(padding, str):
+        return pad_pairs(who, padding, kernel, windows, strides)
+    pads = []
+    for window, stride in zip(windows, strides):
+        total = window + stride - 2
+        if padding.upper() == "SAME":
+            low = window - 1 if stride > window - 1 else -(-total // 2)
+        elif padding.upper() == "VALID":
+            total += max(window - stride, 0)
+            low = window - 1
+        else:
+            raise unknown(who, "padding", padding, ("SAME", "VALID", "(low, high) for each spatial axis"))
+        pads.append((low, total - low))
+    return tuple(pads)
+
+
+def flipped_and_swapped(rhs: Any, numbers: lax.ConvDimensionNumbers) -> Any:
+    """The kernel of a convolution as the kernel of its transpose."""
+    cout, cin, *space = numbers.rhs_spec
+    if isinstance(rhs, jax.ShapeDtypeStruct):
+        shape = list(rhs.shape)
+        shape[cout], shape[cin] = shape[cin], shape[cout]
+        return jax.ShapeDtypeStruct(shape, rhs.dtype)
+    return lax.rev(rhs, space).swapaxes(cout, cin)
+
+
 def check_dtypes(who: str, lhs: Any, rhs: Any, preferred: Any) -> None:
     """Operands of one numeric dtype, wide enough to hold the sum."""
     if lhs.dtype != rhs.dtype:
-        raise TypeError(
-            f"{who}: lhs is {lhs.dtype}, rhs is {rhs.dtype}; cast one, e.g. lhs.astype({str(rhs.dtype)!r})"
-        )
+        raise TypeError(f"{who}: lhs is {lhs.dtype}, rhs is {rhs.dtype}; cast one, e.g. lhs.astype({str(rhs.dtype)!r})")
     if lhs.dtype == jnp.bool_:
         raise TypeError(f"{who}: operands are bool; cast them to float32")
     if jnp.issubdtype(lhs.dtype, jnp.integer) and lhs.dtype.itemsize < 4 and preferred is None:
@@ -188,15 +229,6 @@ def as_array(x: Any) -> Any:
     if isinstance(x, jax.ShapeDtypeStruct):
         return x
     return jnp.asarray(x)
-
-
-def _rank(who: str, lhs: Any, rhs: Any) -> int:
-    if lhs.ndim != rhs.ndim or not 3 <= lhs.ndim <= 5:
-        raise ValueError(
-            f"{who}: lhs and rhs must both have rank 3, 4 or 5 (one to three spatial axes, two for batch and channels), "
-            f"got lhs {tuple(lhs.shape)}, rhs {tuple(rhs.shape)}"
-        )
-    return lhs.ndim - 2
 
 
 def _spelled(numbers: lax.ConvDimensionNumbers, rank: int) -> str:

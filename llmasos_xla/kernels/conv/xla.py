@@ -1,85 +1,73 @@
 """Convolution in plain JAX: one function a formulation, all of the same value.
 
-`lax_conv` takes every geometry and is the oracle. The others are for channels-last arrays, `x [batch, *spatial, cin]`
-and `w [*kernel, cin / groups, cout]`, and their gradients are autodiff's, so that no backward pass keeps a dimension
-order that no library takes.
+`lax_conv` takes every geometry and is the oracle; `canonical.py` beside this file is what runs most often on CPU. The
+others are for channels-last arrays, `x [batch, *spatial, cin]` and `w [*kernel, cin / groups, cout]`.
 """
 
 import itertools
-import math
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from llmasos_xla.kernels.conv.canonical import canonical, lax_conv
 from llmasos_xla.kernels.conv.geometry import Geometry
 
-
-def lax_conv(x: jax.Array, w: jax.Array, g: Geometry, out_sharding: object = None) -> jax.Array:
-    """`lax.conv_general_dilated`."""
-    return lax.conv_general_dilated(
-        x,
-        w,
-        g.stride,
-        g.pads,
-        g.lhs_dilation,
-        g.rhs_dilation,
-        g.numbers,
-        g.groups,
-        g.batch_groups,
-        g.precision,
-        g.preferred,
-        **({} if out_sharding is None else {"out_sharding": out_sharding}),
-    )
+# Above this many groups one convolution each makes the program too long to compile, and a loop runs them.
+UNROLLED_GROUPS = 32
 
 
-def taps_matmul(x: jax.Array, w: jax.Array, g: Geometry) -> jax.Array:
-    """One matmul for each kernel position, over the input shifted to it: `y = sum_k x[k + s i] @ w[k]`."""
-    total = None
-    for offset, part in _taps(x, g):
-        term = lax.dot_general(
-            part, w[offset], (((g.rank + 1,), (0,)), ((), ())), g.precision, preferred_element_type=_wide(g)
-        )
-        total = term if total is None else total + term
-    return _narrow(total, g)
+def pointwise(x: jax.Array, w: jax.Array, g: Geometry) -> jax.Array:
+    """A kernel of size one: the stride picks elements ahead of the convolution, so that no gradient is dilated."""
+    stop = tuple((n - 1) * s + 1 for n, s in zip(g.out_size, g.stride))
+    x = lax.slice(padded(x, g), (0,) * x.ndim, (g.batch, *stop, g.cin), (1, *g.stride, 1))
+    one = (1,) * g.rank
+    return canonical(x, w, g._replace(size=g.out_size, stride=one, pads=((0, 0),) * g.rank))
 
 
-def patches_matmul(x: jax.Array, w: jax.Array, g: Geometry) -> jax.Array:
-    """One matmul over the patches: `y = concat_k(x[k + s i]) @ w.reshape(-1, cout)`."""
-    patches = jnp.concatenate([part for _, part in _taps(x, g)], axis=-1)
-    y = lax.dot_general(
-        patches,
-        w.reshape(-1, g.cout),
-        (((g.rank + 1,), (0,)), ((), ())),
-        g.precision,
-        preferred_element_type=_wide(g),
-    )
-    return _narrow(y, g)
-
-
-def taps_multiply(x: jax.Array, w: jax.Array, g: Geometry) -> jax.Array:
-    """One multiply-add for each kernel position, for one input channel a group (depthwise)."""
+def depthwise(x: jax.Array, w: jax.Array, g: Geometry) -> jax.Array:
+    """One multiply-add for each kernel position, each channel apart: `y = sum_k x[s i + d k] * w[k]`."""
     multiplier = g.cout // g.cin
-    wide = _wide(g) or x.dtype
-    x = x.astype(wide)
+    # fp32 at least: sums of 16-bit products are kept in 32 bits, as the convolution of lax keeps them.
+    wide = g.preferred or jnp.promote_types(g.dtype, jnp.float32)
     w = w.astype(wide).reshape(*g.kernel, g.cin, multiplier)
-    total = None
-    for offset, part in _taps(x, g):
-        term = part[..., None] * lax.broadcast_in_dim(
-            w[offset], (*part.shape, multiplier), (g.rank + 1, g.rank + 2)
-        )
-        total = term if total is None else total + term
-    return _narrow(total, g).reshape(g.batch, *g.out_size, g.cout)
+    x = padded(x.astype(wide), g)
+    shape = (g.batch, *g.out_size, g.cin, multiplier)
+    y = jnp.zeros(shape, wide)
+    for k in itertools.product(*map(range, g.kernel)):
+        start = tuple(i * d for i, d in zip(k, g.rhs_dilation))
+        stop = tuple(a + (n - 1) * s + 1 for a, n, s in zip(start, g.out_size, g.stride))
+        part = lax.slice(x, (0, *start, 0), (g.batch, *stop, g.cin), (1, *g.stride, 1))
+        y += part[..., None] * lax.broadcast_in_dim(w[k], shape, (g.rank + 1, g.rank + 2))
+    return y.reshape(g.batch, *g.out_size, g.cout).astype(g.preferred or g.dtype)
 
 
-def _taps(x: jax.Array, g: Geometry) -> Iterator[tuple[tuple[int, ...], jax.Array]]:
-    """Each kernel position with the part of the padded input that it multiplies, `[batch, *out, cin]`."""
-    x = padded(x, g)
-    for offset in itertools.product(*map(range, g.kernel)):
-        start = [k * d for k, d in zip(offset, g.rhs_dilation)]
-        stop = [a + (n - 1) * s + 1 for a, n, s in zip(start, g.out_size, g.stride)]
-        yield offset, lax.slice(x, (0, *start, 0), (g.batch, *stop, g.cin), (1, *g.stride, 1))
+def by_group(x: jax.Array, w: jax.Array, g: Geometry) -> jax.Array:
+    """One canonical convolution for each group of channels."""
+    one = g._replace(cin=g.cin // g.groups, cout=g.cout // g.groups, groups=1)
+    if g.groups <= UNROLLED_GROUPS:
+        pairs = zip(jnp.split(x, g.groups, -1), jnp.split(w, g.groups, -1))
+        return jnp.concatenate([canonical(*pair, one) for pair in pairs], -1)
+    xs = jnp.moveaxis(x.reshape(*x.shape[:-1], g.groups, one.cin), -2, 0)
+    ws = jnp.moveaxis(w.reshape(*w.shape[:-1], g.groups, one.cout), -2, 0)
+    y = lax.map(lambda pair: canonical(*pair, one), (xs, ws))
+    return jnp.moveaxis(y, 0, -2).reshape(g.batch, *g.out_size, g.cout)
+
+
+def in_channels_last(formulation, x: jax.Array, w: jax.Array, g: Geometry) -> jax.Array:
+    """A channels-last formulation for arrays in any order of dimensions."""
+    if g.channels_last:
+        return formulation(x, w, g)
+    batch, features, *space = g.numbers.lhs_spec
+    x = lax.transpose(x, (batch, *space, features))
+    cout, cin, *space = g.numbers.rhs_spec
+    w = lax.transpose(w, (*space, cin, cout))
+    y = formulation(x, w, g.with_channels_last())
+    batch, features, *space = g.numbers.out_spec
+    order = [0] * y.ndim
+    for axis, place in enumerate((batch, *space, features)):
+        order[place] = axis
+    return lax.transpose(y, order)
 
 
 def padded(x: jax.Array, g: Geometry) -> jax.Array:
@@ -89,17 +77,10 @@ def padded(x: jax.Array, g: Geometry) -> jax.Array:
     return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((low, high, 0) for low, high in g.pads), (0, 0, 0)))
 
 
-def _wide(g: Geometry) -> jnp.dtype | None:
-    """The dtype of partial sums: 16-bit operands are summed in float32, as the convolution of lax is."""
-    if g.preferred is not None:
-        return g.preferred
-    return jnp.dtype(jnp.float32) if g.dtype.itemsize < 4 else None
-
-
-def _narrow(y: jax.Array, g: Geometry) -> jax.Array:
-    return y.astype(g.preferred or g.dtype)
-
-
-def macs(g: Geometry) -> int:
-    """Multiply-adds of one forward pass."""
-    return g.batch * math.prod(g.out_size) * math.prod(g.kernel) * (g.cin // g.groups) * g.cout
+FORMULATIONS = {
+    "depthwise multiply-adds": depthwise,
+    "strided pointwise": pointwise,
+    "canonical by group": by_group,
+    "canonical": canonical,
+    "lax": lax_conv,
+}

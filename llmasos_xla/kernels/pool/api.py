@@ -60,7 +60,9 @@ def _avg_candidates(
     g = _geometry("avg_pool", x, window, strides, padding)
     return [
         _dispatch.Candidate("xla", "slices", lambda: xla.average(x, g, xla.sum_slices, count_include_pad)),
-        _dispatch.Candidate("xla", "reduce window", lambda: xla.average(x, g, xla.sum_reduce_window, count_include_pad)),
+        _dispatch.Candidate(
+            "xla", "reduce window", lambda: xla.average(x, g, xla.sum_reduce_window, count_include_pad)
+        ),
     ]
 
 

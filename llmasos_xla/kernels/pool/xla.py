@@ -1,8 +1,14 @@
-"""Pooling in plain JAX: one function a formulation, all of the same value."""
+"""Pooling in plain JAX over `[batch, *spatial, channels]`: one function a formulation, all of the same value.
+
+The gradient of a maximum goes to the first of equal elements, in row-major order of the window, as XLA's
+select-and-scatter has it. That operation is half of a small convolutional network's step on CPU. Here the gradient is
+one comparison for each window position instead, which was measured to cost no more than splitting it among equals.
+"""
 
 import itertools
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -14,7 +20,7 @@ Ints = tuple[int, ...]
 
 
 class Window(NamedTuple):
-    """A pooling window over `[batch, *spatial, channels]`; hashable."""
+    """A pooling window; hashable."""
 
     size: Ints
     window: Ints
@@ -24,64 +30,116 @@ class Window(NamedTuple):
     @property
     def out_size(self) -> Ints:
         """The spatial size of the result."""
-        return tuple(
-            (n + low + high - k) // s + 1 for n, (low, high), k, s in zip(self.size, self.pads, self.window, self.stride)
-        )
+        axes = zip(self.size, self.pads, self.window, self.stride)
+        return tuple((n + low + high - k) // s + 1 for n, (low, high), k, s in axes)
+
+    @property
+    def positions(self) -> int:
+        """The number of elements in a window."""
+        return math.prod(self.window)
 
 
 def max_reduce_window(x: jax.Array, g: Window) -> jax.Array:
-    """`lax.reduce_window` with maximum; its gradient is select-and-scatter."""
+    """`lax.reduce_window`: the oracle."""
     return lax.reduce_window(x, _lowest(x.dtype), lax.max, (1, *g.window, 1), (1, *g.stride, 1), _pads(g))
 
 
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
 def max_slices(x: jax.Array, g: Window) -> jax.Array:
-    """The maximum over the strided slices of the input, one for each window position."""
-    total = None
-    for part in _slices(x, _lowest(x.dtype), g):
-        total = part if total is None else jnp.maximum(total, part)
-    return total  # pyright: ignore[reportReturnType]
+    """The maximum of the strided slices of the input, one for each window position."""
+    return _maximum(list(_slices(x, _lowest(x.dtype), g)))
+
+
+@max_slices.defjvp
+def _max_slices_jvp(g: Window, primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    slices = list(_slices(primals[0], _lowest(primals[0].dtype), g))
+    y = _maximum(slices)
+    winner = _winner(slices, y)
+    zero = jnp.zeros_like(y)
+    dy = zero
+    for position, dx in enumerate(_slices(tangents[0], np.zeros((), y.dtype), g)):
+        dy += jnp.where(winner == position, dx, zero)
+    return y, dy
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def max_blocks(x: jax.Array, g: Window) -> jax.Array:
+    """`max_slices` for windows that do not overlap: its gradient is one select over the input split into blocks."""
+    return _maximum(list(_slices(x, _lowest(x.dtype), g)))
+
+
+@max_blocks.defjvp
+def _max_blocks_jvp(g: Window, primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    slices = list(_slices(primals[0], _lowest(primals[0].dtype), g))
+    y = _maximum(slices)
+    axes = tuple(2 * axis + 2 for axis in range(len(g.window)))
+    dx = _blocks(tangents[0], g)
+    ones = [1] * dx.ndim
+    for axis, k in zip(axes, g.window):
+        ones[axis] = k
+    position = np.arange(g.positions, dtype=np.int32).reshape(ones)
+    chosen = jnp.broadcast_to(lax.expand_dims(_winner(slices, y), axes), dx.shape) == jnp.broadcast_to(
+        position, dx.shape
+    )
+    return y, jnp.where(chosen, dx, jnp.zeros_like(dx)).sum(axes)
 
 
 def sum_reduce_window(x: jax.Array, g: Window) -> jax.Array:
-    """`lax.reduce_window` with addition."""
-    zero = np.zeros((), x.dtype)
-    return lax.reduce_window(x, zero, lax.add, (1, *g.window, 1), (1, *g.stride, 1), _pads(g))
+    """`lax.reduce_window` with addition: the oracle."""
+    return lax.reduce_window(x, np.zeros((), x.dtype), lax.add, (1, *g.window, 1), (1, *g.stride, 1), _pads(g))
 
 
 def sum_slices(x: jax.Array, g: Window) -> jax.Array:
     """The sum of the strided slices of the input, one for each window position."""
-    total = None
-    for part in _slices(x, 0, g):
-        total = part if total is None else total + part
-    return total  # pyright: ignore[reportReturnType]
+    slices = list(_slices(x, np.zeros((), x.dtype), g))
+    return sum(slices[1:], slices[0])
 
 
-def average(x: jax.Array, g: Window, total, count_include_pad: bool) -> jax.Array:
-    """The sum over each window, in float32 at least, over the number of elements in it."""
-    wide = x.dtype if x.dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
-    return (total(x.astype(wide), g) / jnp.asarray(counts(g, count_include_pad), wide)).astype(x.dtype)
+def sum_blocks(x: jax.Array, g: Window) -> jax.Array:
+    """The sum over the input split into blocks, for windows that do not overlap."""
+    return _blocks(x, g).sum(tuple(2 * axis + 2 for axis in range(len(g.window))))
 
 
 def counts(g: Window, count_include_pad: bool) -> np.ndarray:
     """How many elements each window averages, `[1, *out, 1]`."""
-    if count_include_pad:
-        return np.full((1,) * (len(g.size) + 2), math.prod(g.window))
-    each = []
-    for n, (low, _), k, s, out in zip(g.size, g.pads, g.window, g.stride, g.out_size):
+    product = np.ones((), np.int64)
+    for n, (low, high), k, s, out in zip(g.size, g.pads, g.window, g.stride, g.out_size):
         start = np.arange(out) * s - low
-        each.append(np.minimum(start + k, n) - np.maximum(start, 0))
-    product = each[0]
-    for more in each[1:]:
-        product = product[..., None] * more
+        first, last = (-low, n + high) if count_include_pad else (0, n)
+        product = product[..., None] * (np.minimum(start + k, last) - np.maximum(start, first))
     return product[None, ..., None]
 
 
-def _slices(x: jax.Array, fill: object, g: Window) -> Iterator[jax.Array]:
+def _maximum(slices: list[jax.Array]) -> jax.Array:
+    y = slices[0]
+    for part in slices[1:]:
+        y = jnp.maximum(y, part)
+    return y
+
+
+def _winner(slices: list[jax.Array], y: jax.Array) -> jax.Array:
+    """The first window position that holds the maximum; the last one where the maximum is NaN."""
+    winner = jnp.full(y.shape, len(slices) - 1, jnp.int32)
+    for position in reversed(range(len(slices) - 1)):
+        winner = jnp.where(slices[position] == y, jnp.int32(position), winner)
+    return winner
+
+
+def _slices(x: jax.Array, fill: np.ndarray, g: Window) -> Iterator[jax.Array]:
+    """The part of the padded input that stands at each window position, `[batch, *out, channels]`, row-major."""
     if any(pair != (0, 0) for pair in g.pads):
-        x = lax.pad(x, jnp.asarray(fill, x.dtype), ((0, 0, 0), *((low, high, 0) for low, high in g.pads), (0, 0, 0)))
+        x = lax.pad(x, fill, ((0, 0, 0), *((low, high, 0) for low, high in g.pads), (0, 0, 0)))
     for start in itertools.product(*map(range, g.window)):
         stop = [a + (n - 1) * s + 1 for a, n, s in zip(start, g.out_size, g.stride)]
         yield lax.slice(x, (0, *start, 0), (x.shape[0], *stop, x.shape[-1]), (1, *g.stride, 1))
+
+
+def _blocks(x: jax.Array, g: Window) -> jax.Array:
+    """`[batch, out, window, ..., channels]` of zero-padded x, for windows that do not overlap."""
+    fit = [(low, out * k - n - low, 0) for n, (low, _), k, out in zip(g.size, g.pads, g.window, g.out_size)]
+    x = lax.pad(x, np.zeros((), x.dtype), ((0, 0, 0), *fit, (0, 0, 0)))
+    split = [length for pair in zip(g.out_size, g.window) for length in pair]
+    return x.reshape(x.shape[0], *split, x.shape[-1])
 
 
 def _pads(g: Window) -> tuple[tuple[int, int], ...]:

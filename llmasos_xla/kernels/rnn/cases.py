@@ -19,7 +19,8 @@ class Case(NamedTuple):
 
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 
-# Correctness: odd sizes, sizes of one, ragged batches with a full, an empty and a partial row.
+# Correctness: odd sizes, sizes of one, ragged batches with a full, an empty and a partial row, and one that is past the
+# sizes at which small problems are treated otherwise.
 TESTS = tuple(
     Case(f"{op}-{name}", op, *sizes)
     for op in ("lstm", "gru", "rnn")
@@ -29,6 +30,7 @@ TESTS = tuple(
         "ragged": (4, 6, 3, 5, (6, 0, 1, 4)),
         "reverse": (2, 5, 3, 4, None, True),
         "ragged-reverse": (4, 6, 3, 5, (6, 0, 1, 4), True),
+        "wide": (2, 3, 80, 80, (3, 2)),
         "no-bias": (2, 3, 4, 2, None, False, False),
     }.items()
 )

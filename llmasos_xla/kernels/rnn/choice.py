@@ -6,16 +6,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from llmasos_xla.kernels._dispatch import Candidate
+from llmasos_xla.kernels._dispatch import Candidate, platform
 from llmasos_xla.kernels.activation import ACTIVATIONS, Activation
 from llmasos_xla.kernels.rnn import xla, xla_tangent
 from llmasos_xla.kernels.rnn._check import Problem
 
 TANGENT, PLAIN = "hand-written derivative", "plain scan"
 
-# Up to this many elements of w_input, a forward pass on CPU is faster with its product inside the loop: for GRU, and for
-# the simple recurrence of a single row.
-SMALL = 2**14
+# Up to this many elements of w_input, a forward pass alone is faster on CPU with the input's product inside the loop,
+# where its result stays in cache: for a GRU, and for the simple recurrence of a single row.
+SMALL_GRU, SMALL_RNN = 2**14, 2**10
 
 Recurrence = Callable[..., tuple[jax.Array, tuple[jax.Array, ...]]]
 
@@ -41,7 +41,7 @@ def gru(
     def tangent(x: jax.Array, bias: jax.Array, states: Any, valid: Any) -> Any:
         recurrent_bias = _row(problem.recurrent_bias, bias)
         w_input, w = problem.w_input, problem.w_recurrent
-        inside = w_input.size <= SMALL
+        inside = platform() == "cpu" and w_input.size <= SMALL_GRU
         return xla_tangent.gru(x, w_input, bias, w, recurrent_bias, *states, valid, problem.reverse, inside)
 
     def cell() -> xla.Cell:
@@ -57,7 +57,7 @@ def rnn(problem: Problem, activation: Activation) -> list[Candidate]:
 
     def tangent(x: jax.Array, bias: jax.Array, states: Any, valid: Any) -> Any:
         w_input, w, relu = problem.w_input, problem.w_recurrent, activation is ACTIVATIONS["relu"]
-        inside = x.shape[1] == 1 and w_input.size <= SMALL
+        inside = platform() == "cpu" and x.shape[1] == 1 and w_input.size <= SMALL_RNN
         return xla_tangent.rnn(x, w_input, bias, w, *states, valid, problem.reverse, inside, relu)
 
     known = activation in (ACTIVATIONS["tanh"], ACTIVATIONS["relu"])

@@ -120,7 +120,7 @@ def gru(
 ) -> tuple[jax.Array, One]:
     """The states and the final `(h,)`."""
     if inside:
-        return scan(_projecting(gru_cell(w, recurrent_bias[0]), w_input, bias), x, (h0,), valid, reverse)
+        return _inside(gru_cell(w, recurrent_bias[0]), x, w_input, bias, h0, valid, reverse)
     states, final, _ = _gru_forward(x, w_input, bias, w, recurrent_bias, h0, valid, reverse, keep=False)
     return states, final
 
@@ -195,7 +195,7 @@ def rnn(
     """The states and the final `(h,)`."""
     if inside:
         cell = rnn_cell(w, jax.nn.relu if relu else jnp.tanh)
-        return scan(_projecting(cell, w_input, bias), x, (h0,), valid, reverse)
+        return _inside(cell, x, w_input, bias, h0, valid, reverse)
     return _rnn_forward(x, w_input, bias, w, h0, valid, reverse, relu)
 
 
@@ -236,8 +236,22 @@ def _rnn_forward(
     return states, (final,)
 
 
-def _projecting(cell: Cell, w_input: jax.Array, bias: jax.Array) -> Cell:
-    return lambda state, x: cell(state, matmul(x, w_input) + bias)
+def _inside(
+    cell: Cell,
+    x: jax.Array,
+    w_input: jax.Array,
+    bias: jax.Array,
+    h0: jax.Array,
+    valid: jax.Array | None,
+    reverse: bool,
+) -> tuple[jax.Array, One]:
+    """The plain scan, with the input's product in the loop."""
+
+    def step(state: One, x: jax.Array) -> One:
+        return cell(state, matmul(x, w_input) + bias)
+
+    states, (h,) = scan(step, x, (h0,), valid, reverse)
+    return states, (h,)
 
 
 def _linear(kept: jax.Array | None, a: jax.Array, s: jax.Array, w: jax.Array, dh0: jax.Array, reverse: bool) -> Pair:
