@@ -59,7 +59,7 @@ def platform() -> str:
 
     That of `jax.default_device`, where one is set, and of the default backend otherwise.
     """
-    device = jax.config.jax_default_device
+    device = getattr(jax.config, "jax_default_device", None)
     if device is None:
         return jax.default_backend()
     name = device if isinstance(device, str) else device.platform

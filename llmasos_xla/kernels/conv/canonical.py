@@ -8,6 +8,7 @@ back in.
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from llmasos_xla.kernels._dispatch import platform
 from llmasos_xla.kernels.conv.geometry import Geometry, dilated
 
 
-def lax_conv(x: jax.Array, w: jax.Array, g: Geometry, out_sharding: object = None) -> jax.Array:
+def lax_conv(x: jax.Array, w: jax.Array, g: Geometry, out_sharding: Any = None) -> jax.Array:
     """`lax.conv_general_dilated`: every geometry, lax's own gradients."""
     sharding = {} if out_sharding is None else {"out_sharding": out_sharding}
     return lax.conv_general_dilated(
@@ -57,7 +58,7 @@ canonical.defjvp(_jvp, symbolic_zeros=True)
 
 
 def _input_gradient(w: jax.Array, dy: jax.Array, g: Geometry) -> jax.Array:
-    """`dx[n] = sum_k dy[(b n - d k + l) / s] w[k]`: a convolution with the flipped kernel, stride and dilation swapped."""
+    """`dx[n] = sum_k dy[(b n - d k + l) / s] w[k]`: the kernel flips, stride and input dilation change places."""
     space = tuple(range(g.rank))
     flipped = _pin(lax.transpose(lax.rev(w, space), (*space, g.rank + 1, g.rank)))
     pads = []

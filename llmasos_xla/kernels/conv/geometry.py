@@ -68,7 +68,7 @@ def spatial_rank(who: str, lhs: Any, rhs: Any) -> int:
     """The number of spatial axes."""
     if lhs.ndim != rhs.ndim or not 3 <= lhs.ndim <= 5:
         raise ValueError(
-            f"{who}: lhs and rhs must both have rank 3, 4 or 5 (one to three spatial axes, two for batch and channels), "
+            f"{who}: lhs and rhs must both have rank 3, 4 or 5 (batch, channels, one to three spatial axes), "
             f"got lhs {tuple(lhs.shape)}, rhs {tuple(rhs.shape)}"
         )
     return lhs.ndim - 2
