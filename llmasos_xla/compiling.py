@@ -15,6 +15,8 @@ import jax
 # XLA's own convolution fusion on CPU runs on one thread: 2 to 6 times slower than without it (docs/decisions.md).
 # Its dots stay: bfloat16 needs them to reach AMX.
 _CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
+# A program that runs once is not worth optimizing: initial weights compile four times faster, to the same bits.
+_CPU_OPTIONS_ONCE = {"xla_backend_optimization_level": "0"}
 
 
 class CompileRecord(NamedTuple):
@@ -40,22 +42,29 @@ class CompileRecord(NamedTuple):
         )
 
 
-def compiler_options(platform: str | None = None) -> dict[str, Any]:
+def compiler_options(platform: str | None = None, *, once: bool = False) -> dict[str, Any]:
     """The XLA options of this package's own programs on a platform ("cpu", "gpu", "tpu"; default: the current one).
 
     The process's environment is never touched. Options that the installed XLA does not know are left out.
     """
     platform = platform or jax.default_backend()
-    return dict(_supported_cpu_options()) if platform == "cpu" else {}
+    if platform != "cpu":
+        return {}
+    return _supported({**_CPU_OPTIONS, **_CPU_OPTIONS_ONCE} if once else _CPU_OPTIONS)
 
 
 def compile(
-    function: Callable, *arguments: Any, what: str, donate: Sequence[int] = (), log: list[CompileRecord] | None = None
+    function: Callable,
+    *arguments: Any,
+    what: str,
+    donate: Sequence[int] = (),
+    once: bool = False,
+    log: list[CompileRecord] | None = None,
 ) -> Callable:
     """Compiles `function` for the shapes of `arguments` (arrays or `jax.ShapeDtypeStruct`) and returns the program.
 
-    The program takes arrays of exactly these shapes. `donate` lists the arguments whose memory it may reuse; `log`
-    receives a `CompileRecord`.
+    The program takes arrays of exactly these shapes. `donate` lists the arguments whose memory it may reuse; `once` says
+    that it will run once, so that compiling counts more than running; `log` receives a `CompileRecord`.
 
     >>> import jax.numpy as jnp
     >>> log = []
@@ -65,7 +74,7 @@ def compile(
     """
     started = time.time()
     lowered = jax.jit(function, donate_argnums=tuple(donate)).lower(*arguments)
-    program = lowered.compile(compiler_options=compiler_options())
+    program = lowered.compile(compiler_options=compiler_options(once=once))
     if log is not None:
         memory, cost = program.memory_analysis(), program.cost_analysis()
         log.append(
@@ -87,19 +96,20 @@ def operations(function: Callable, *arguments: Any) -> float:
     return cost.get("flops", -1.0) if cost else -1.0
 
 
+def _supported(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if _knows(name, value)}
+
+
 @functools.cache
-def _supported_cpu_options() -> dict[str, Any]:
+def _knows(name: str, value: str) -> bool:
     # XLA refuses a whole compilation for one unknown option, and its options come and go between releases.
-    supported = {}
-    for name, value in _CPU_OPTIONS.items():
-        try:
-            jax.jit(lambda x: x).lower(jax.ShapeDtypeStruct((), "float32")).compile(compiler_options={name: value})
-        except jax.errors.JaxRuntimeError as error:
-            if "compile option" not in str(error):
-                raise
-        else:
-            supported[name] = value
-    return supported
+    try:
+        jax.jit(lambda x: x).lower(jax.ShapeDtypeStruct((), "float32")).compile(compiler_options={name: value})
+    except jax.errors.JaxRuntimeError as error:
+        if "compile option" not in str(error):
+            raise
+        return False
+    return True
 
 
 def _bytes(count: int) -> str:

@@ -63,7 +63,7 @@ class Learner:
         if self.spec.input_shape is None and input_shape is not None:
             self.spec = StackSpec(self.spec.layers, tuple(input_shape))
         self._net = self.spec.net()
-        init = compile(self._net.init, jax.random.key(self.seed), what="initial weights", log=self.compiled)
+        init = compile(self._net.init, jax.random.key(self.seed), what="initial weights", once=True, log=self.compiled)
         self._state = init(jax.random.key(self.seed))
 
     def compile(self, recipe: Recipe) -> None:

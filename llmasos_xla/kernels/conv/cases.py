@@ -1,0 +1,133 @@
+"""The one list of shapes that the tests, the benchmarks and tuning read."""
+
+from typing import NamedTuple
+
+from jax import lax
+
+Ints = tuple[int, ...]
+
+
+class Case(NamedTuple):
+    """One convolution of channels-last arrays; single integers stand for every spatial axis."""
+
+    name: str
+    lhs: Ints
+    """`[batch, *spatial, cin]`"""
+    rhs: Ints
+    """`[*kernel, cin / groups, cout]`"""
+    stride: int | Ints = 1
+    padding: str | tuple[tuple[int, int], ...] = "SAME"
+    rhs_dilation: int | Ints = 1
+    lhs_dilation: int | Ints = 1
+    groups: int = 1
+
+    @property
+    def numbers(self) -> tuple[str, str, str]:
+        """The dimension numbers, as lax spells them."""
+        space = "DHW"[5 - len(self.lhs) :]
+        return f"N{space}C", f"{space}IO", f"N{space}C"
+
+    @property
+    def arguments(self) -> dict:
+        """The keyword arguments of `kernels.conv`."""
+        return {
+            "window_strides": self.stride,
+            "padding": self.padding,
+            "lhs_dilation": self.lhs_dilation,
+            "rhs_dilation": self.rhs_dilation,
+            "dimension_numbers": self.numbers,
+            "feature_group_count": self.groups,
+        }
+
+    def arguments_of_lax(self) -> dict:
+        """The keyword arguments of `lax.conv_general_dilated`, which takes no single integers."""
+        rank = len(self.lhs) - 2
+        spread = {
+            name: (value,) * rank if isinstance(value, int) and name != "feature_group_count" else value
+            for name, value in self.arguments.items()
+        }
+        return spread | {"dimension_numbers": lax.conv_dimension_numbers(self.lhs, self.rhs, self.numbers)}
+
+
+class TransposeCase(NamedTuple):
+    """One transposed convolution of channels-last arrays."""
+
+    name: str
+    lhs: Ints
+    rhs: Ints
+    strides: int | Ints
+    padding: str | tuple[tuple[int, int], ...]
+    rhs_dilation: int | Ints = 1
+    transpose_kernel: bool = False
+
+
+# Correctness: odd sizes, sizes of one, every argument, one to three spatial axes.
+TESTS = (
+    Case("3x3", (2, 5, 7, 3), (3, 3, 3, 4)),
+    Case("3x3-valid", (2, 6, 5, 2), (3, 3, 2, 3), padding="VALID"),
+    Case("first-layer", (2, 6, 6, 1), (3, 3, 1, 4), padding="VALID"),
+    Case("one", (1, 1, 1, 1), (1, 1, 1, 1)),
+    Case("one-pixel", (2, 1, 1, 3), (3, 3, 3, 2)),
+    Case("stride", (2, 7, 6, 3), (3, 3, 3, 4), stride=2),
+    Case("stride-over-kernel", (1, 8, 9, 2), (2, 2, 2, 3), stride=(3, 4), padding="VALID"),
+    Case("dilated", (1, 9, 8, 2), (3, 2, 2, 3), rhs_dilation=(2, 3)),
+    Case("dilated-stride", (1, 9, 8, 2), (3, 3, 2, 3), stride=2, rhs_dilation=2),
+    Case("input-dilated", (1, 4, 3, 2), (3, 3, 2, 3), lhs_dilation=(2, 3)),
+    Case("asymmetric", (1, 5, 6, 2), (3, 4, 2, 3), stride=(1, 2), padding=((0, 2), (3, 1))),
+    Case("cropping", (1, 7, 6, 2), (3, 3, 2, 3), padding=((-1, 1), (1, -2))),
+    Case("same-lower", (1, 5, 6, 2), (2, 4, 2, 3), padding="SAME_LOWER"),
+    Case("1x1", (2, 3, 5, 4), (1, 1, 4, 3)),
+    Case("1x1-stride", (2, 5, 4, 3), (1, 1, 3, 2), stride=(2, 3)),
+    Case("1x1-stride-pad", (1, 5, 4, 3), (1, 1, 3, 2), stride=2, padding=((1, 0), (0, 2))),
+    Case("groups", (2, 5, 4, 6), (3, 3, 2, 9), groups=3),
+    Case("groups-stride", (1, 5, 6, 4), (2, 3, 2, 4), stride=2, groups=2),
+    Case("many-groups", (1, 3, 3, 68), (2, 2, 2, 68), groups=34),
+    Case("depthwise", (2, 5, 6, 3), (3, 3, 1, 3), groups=3),
+    Case("depthwise-multiplier", (1, 6, 5, 3), (3, 2, 1, 6), stride=2, rhs_dilation=(1, 2), groups=3),
+    Case("1d", (2, 9, 3), (3, 3, 4)),
+    Case("1d-causal", (2, 8, 3), (3, 3, 4), padding=((4, 0),), rhs_dilation=2),
+    Case("3d", (1, 3, 4, 5, 2), (2, 3, 2, 2, 3), stride=(1, 2, 1)),
+)
+
+TRANSPOSE_TESTS = (
+    TransposeCase("same", (2, 3, 4, 3), (3, 3, 3, 2), 2, "SAME"),
+    TransposeCase("valid", (1, 3, 4, 2), (3, 2, 2, 3), (2, 3), "VALID"),
+    TransposeCase("stride-one", (1, 4, 5, 2), (3, 3, 2, 3), 1, "SAME"),
+    TransposeCase("explicit", (1, 3, 4, 2), (4, 3, 2, 3), 2, ((2, 3), (1, 2))),
+    TransposeCase("keras", (2, 4, 3, 3), (3, 4, 2, 3), 2, "SAME", transpose_kernel=True),
+    TransposeCase("keras-explicit", (1, 4, 3, 3), (3, 3, 2, 3), (2, 1), ((2, 1), (0, 1)), transpose_kernel=True),
+    TransposeCase("dilated", (1, 4, 3, 2), (2, 3, 2, 3), 2, "SAME", rhs_dilation=2),
+    TransposeCase("one", (1, 1, 1, 1), (1, 1, 1, 1), 1, "VALID"),
+    TransposeCase("1d", (2, 5, 3), (4, 3, 2), 3, "SAME"),
+    TransposeCase("3d", (1, 2, 3, 2, 2), (2, 2, 3, 2, 3), 2, "SAME"),
+)
+
+# Speed: layers that people train.
+BENCH = (
+    Case("mnist-first-layer", (128, 28, 28, 1), (3, 3, 1, 32), padding="VALID"),
+    Case("small-residual-16", (64, 32, 32, 16), (3, 3, 16, 16)),
+    Case("small-residual-32", (64, 16, 16, 32), (3, 3, 32, 32)),
+    Case("small-residual-64", (64, 8, 8, 64), (3, 3, 64, 64)),
+    Case("small-residual-down", (64, 32, 32, 16), (3, 3, 16, 32), stride=2),
+    Case("resnet-stem", (4, 224, 224, 3), (7, 7, 3, 64), stride=2),
+    Case("resnet18-56", (8, 56, 56, 64), (3, 3, 64, 64)),
+    Case("resnet18-28-down", (8, 56, 56, 64), (3, 3, 64, 128), stride=2),
+    Case("resnet18-14", (8, 14, 14, 256), (3, 3, 256, 256)),
+    Case("resnet50-reduce", (8, 56, 56, 256), (1, 1, 256, 64)),
+    Case("resnet50-expand", (8, 14, 14, 256), (1, 1, 256, 1024)),
+    Case("resnet50-shortcut", (8, 56, 56, 256), (1, 1, 256, 512), stride=2),
+    Case("resnext-28", (8, 28, 28, 128), (3, 3, 4, 128), groups=32),
+    Case("vgg16-first-layer", (2, 224, 224, 3), (3, 3, 3, 64)),
+    Case("vgg16-56", (2, 56, 56, 256), (3, 3, 256, 256)),
+    Case("mobilenet-depthwise", (8, 56, 56, 128), (3, 3, 1, 128), groups=128),
+    Case("mobilenet-depthwise-down", (8, 56, 56, 128), (3, 3, 1, 128), stride=2, groups=128),
+    Case("mobilenet-pointwise", (8, 28, 28, 128), (1, 1, 128, 256)),
+    Case("wavenet-causal", (32, 256, 64), (3, 64, 64), padding=((8, 0),), rhs_dilation=4),
+    Case("text-1d", (32, 128, 128), (5, 128, 128)),
+    Case("volume", (4, 16, 16, 16, 16), (3, 3, 3, 16, 16)),
+)
+
+TRANSPOSE_BENCH = (
+    TransposeCase("dcgan-8", (32, 8, 8, 256), (5, 5, 128, 256), 2, "SAME", transpose_kernel=True),
+    TransposeCase("unet-up", (8, 32, 32, 128), (2, 2, 64, 128), 2, "VALID", transpose_kernel=True),
+)
