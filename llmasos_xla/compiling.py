@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-# XLA's own convolution fusion on CPU runs on one thread: 2 to 6 times slower than without it (docs/decisions.md).
-# Its dots stay: bfloat16 needs them to reach AMX.
-_CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
+# XLA's default on CPU is dots, reductions and convolutions through YNN. Its convolutions run on one thread, so they are
+# left out (docs/decisions.md); its dots let bfloat16 reach AMX, its reductions sum bias gradients fast.
+_YNN = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
+_CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": _YNN}
 # A program that runs once is not worth optimizing: initial weights compile four times faster, to the same bits.
 _CPU_OPTIONS_ONCE = {"xla_backend_optimization_level": "0"}
 

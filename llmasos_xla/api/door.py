@@ -18,9 +18,9 @@ class Door:
     """Base of `Sequential` and `Model`; never built itself. All memory is in `learner`."""
 
     def __init__(self, spec: StackSpec, *, seed: int):
-        if isinstance(seed, bool) or not isinstance(seed, int):
+        if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
             raise ValueError(f"{type(self).__name__}: seed wants a whole number, got {seed!r}")
-        self.learner = Learner(spec, seed=seed)
+        self.learner = Learner(spec, seed=int(seed))
 
     @property
     def layers(self) -> tuple[Layer, ...]:

@@ -1,6 +1,8 @@
 """The one object with memory: a model's variables, how it is trained, and where a fit stands."""
 
+import dataclasses
 import os
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -51,7 +53,8 @@ class Learner:
         self.unfinished: Unfinished | None = None
         self._net: Net | None = None
         self._state: TrainState | Variables | None = None
-        self._fitting = False
+        # The thread that fits: it alone may read variables whose memory the next step takes.
+        self._fitting: int | None = None
         self._tools: tuple[Objective, Evaluator, Predictor] | None = None
 
     # Building
@@ -82,9 +85,10 @@ class Learner:
     def variables(self) -> Variables:
         """The current weights. During a fit a copy, since the fit reuses the memory of its own."""
         self.build()
+        self._refuse_other_thread()
         variables = self._state.variables if isinstance(self._state, TrainState) else self._state
         assert variables is not None
-        return jax.tree.map(jnp.copy, variables) if self._fitting else variables
+        return variables if self._fitting is None else jax.tree.map(jnp.copy, variables)
 
     @variables.setter
     def variables(self, variables: Variables) -> None:
@@ -97,7 +101,7 @@ class Learner:
                     f"variables: these {kind} do not fit: "
                     + "; ".join(f"{n}: wanted {wanted.get(n, 'none')}, got {came.get(n, 'none')}" for n in names)
                 )
-        if self._fitting:
+        if self._fitting is not None:
             raise RuntimeError("variables: they cannot be set during a fit; a callback may set them on its 'end' event")
         if isinstance(self._state, TrainState):
             average = None if self._state.average is None else variables.params
@@ -108,6 +112,7 @@ class Learner:
     @property
     def evaluation_variables(self) -> Variables:
         """What predict and evaluate use: the averaged weights if the optimizer keeps them."""
+        self._refuse_other_thread()
         if isinstance(self._state, TrainState):
             return loop.evaluation_variables(self._state)
         return self.variables
@@ -131,22 +136,29 @@ class Learner:
         epochs: int,
         batch_size: int,
         validation: Dataset | None = None,
-        callbacks: Sequence[Callback] = (),
-        class_weight: Mapping[int, float] | str | None = None,
+        callbacks: Sequence[Callback] | Callback = (),
+        class_weight: Mapping[int, float] | None = None,
         verbose: int = 1,
         workers: int = 0,
         steps_per_dispatch: int | None = None,
         model: Any = None,
     ) -> History:
         """Trains for `epochs` epochs, or goes on with the same fit if it was interrupted."""
+        if self._fitting is not None:
+            raise RuntimeError("fit: this model is being fitted already; wait for that fit to end")
         _check_whole("fit", epochs=epochs, batch_size=batch_size)
+        if steps_per_dispatch is not None:
+            _check_whole("fit", steps_per_dispatch=steps_per_dispatch)
+        callbacks = (callbacks,) if callable(callbacks) else tuple(callbacks or ())
         report = reporter(verbose)
         started = time.time()
         self._prepare(dataset)
-        self._check_labels(dataset, "fit")
+        labels = self._check_labels(dataset, "fit")
         if validation is not None:
             self._check_labels(validation, "fit: validation data")
-        objective, evaluator, _ = self._toolbox(class_weight)
+        plain, evaluator, _ = self._toolbox()
+        # Training alone is weighted: a validation loss is that of `evaluate`.
+        objective = dataclasses.replace(plain, class_weight=self._class_weights(class_weight, labels))
         # Both seeds count: the model's and the data set's own.
         order_seed = self.seed + (dataset.seed << 32)
         request = {
@@ -188,11 +200,11 @@ class Learner:
             self._state = state
             self.unfinished = None if position is None else Unfinished(request, position, history)
             if ended:
-                self._fitting = False
+                self._fitting = None
                 if position is None:
                     self.epochs_done += len(history.epoch)
 
-        self._fitting = True
+        self._fitting = threading.get_ident()
         try:
             loop.fit(
                 job,
@@ -206,7 +218,7 @@ class Learner:
                 resume=position,
             )
         finally:
-            self._fitting = False
+            self._fitting = None
             history.compiled += [r for r in self.compiled if r.started >= started and r not in history.compiled]
         return history
 
@@ -258,6 +270,10 @@ class Learner:
             lines.append(f"input: {self.preprocessing.describe()}")
         return "\n".join(lines)
 
+    def _refuse_other_thread(self) -> None:
+        if self._fitting not in (None, threading.get_ident()):
+            raise RuntimeError("this model is being fitted in another thread; wait for that fit, or load a saved copy")
+
     def _prepare(self, dataset: Dataset) -> None:
         """Settles preprocessing and weights when the first data are seen."""
         if self.preprocessing is None:
@@ -268,7 +284,7 @@ class Learner:
             size = self.preprocessing.vocabulary_size
             self.spec.check_tokens(np.array([[size - 1]]) if size else self.preprocessing.encode(dataset.rows().x))
 
-    def _check_labels(self, dataset: Dataset, who: str) -> None:
+    def _check_labels(self, dataset: Dataset, who: str) -> np.ndarray:
         if not dataset.has_labels:
             raise ValueError(f"{who}: the data have no labels; pass y, or a Dataset with a label column")
         if self.recipe is None:
@@ -276,10 +292,10 @@ class Learner:
         assert self.preprocessing is not None
         labels = self.preprocessing.encode_labels(dataset.labels, who=who)
         check_targets(self.recipe.loss, labels, self.spec.output_shape())
+        return labels
 
-    def _toolbox(self, class_weight: Any = None) -> tuple[Objective, Evaluator, Predictor]:
-        weights = self._class_weights(class_weight)
-        if self._tools is None or self._tools[0].class_weight != weights:
+    def _toolbox(self) -> tuple[Objective, Evaluator, Predictor]:
+        if self._tools is None:
             assert self._net is not None
             assert self.preprocessing is not None
             recipe = self.recipe or Recipe.of("adam", "mean_squared_error")
@@ -290,18 +306,29 @@ class Learner:
                 head=self.spec.head,
                 prepare=self.preprocessing.on_device,
                 precision=recipe.precision,
-                class_weight=weights,
             )
             self._tools = objective, Evaluator(objective, log=self.compiled), Predictor(objective, log=self.compiled)
         return self._tools
 
-    def _class_weights(self, class_weight: Mapping[int, float] | None) -> tuple[float, ...] | None:
+    def _class_weights(self, class_weight: Mapping[int, float] | None, labels: np.ndarray) -> tuple[float, ...] | None:
         if class_weight is None:
             return None
-        classes = self.spec.output_shape()[-1] or 0
-        classes = max(classes, 2)
+        if not isinstance(class_weight, Mapping):
+            raise ValueError(f"fit: class_weight wants {{class id: weight}}, {{0: 1.0, 1: 3.0}}, got {class_weight!r}")
+        classes = max(self.spec.output_shape()[-1] or 0, 2)
+        one_hot = (
+            labels.ndim == 2 and labels.shape[1] > 1 and bool(np.all(np.sort(labels) == np.eye(labels.shape[1])[-1]))
+        )
+        ids = labels.size == len(labels) and bool(np.all(np.isin(labels, np.arange(classes))))
+        if not one_hot and not ids:
+            raise ValueError(
+                f"fit: class_weight wants labels that are one class a row, ids from 0 to {classes - 1} or one-hot, got "
+                f"{labels.dtype} {labels.shape}; sample_weight= weighs rows of any kind"
+            )
         if bad := [c for c in class_weight if not isinstance(c, int | np.integer) or not 0 <= c < classes]:
             raise ValueError(f"fit: class_weight names class {bad[0]!r}; the classes are 0 to {classes - 1}")
+        if bad := [w for w in class_weight.values() if not 0 <= w < float("inf")]:
+            raise ValueError(f"fit: class_weight wants finite weights >= 0, got {bad[0]!r}")
         return tuple(float(class_weight.get(c, 1.0)) for c in range(classes))
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from llmasos_xla.api.door import Door
 from llmasos_xla.api.recipe import Recipe, default_loss
 from llmasos_xla.data.dataset import Dataset
@@ -29,13 +31,16 @@ class Model(Door):
     """
 
     def __init__(self, input_dim: int | Sequence[int], output_dim: int, *, seed: int = 0):
-        shape = (input_dim,) if isinstance(input_dim, int) else tuple(input_dim)
-        if not shape or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in (*shape, output_dim)):
+        sizes = [*input_dim, output_dim] if isinstance(input_dim, Sequence) else [input_dim, output_dim]
+        if len(sizes) < 2 or not all(
+            isinstance(n, int | np.integer) and not isinstance(n, bool) and n > 0 for n in sizes
+        ):
             raise ValueError(
                 f"Model: input_dim and output_dim want positive whole numbers, got {input_dim!r} and {output_dim!r}"
             )
-        super().__init__(StackSpec((), shape), seed=seed)
-        self.input_dim, self.output_dim = input_dim, output_dim
+        *shape, self.output_dim = map(int, sizes)
+        self.input_dim = tuple(shape) if isinstance(input_dim, Sequence) else shape[0]
+        super().__init__(StackSpec((), tuple(shape)), seed=seed)
 
     def add_layer(self, kind: str, *args: Any, **kwargs: Any) -> None:
         """Appends a layer by its name in `lm.layers`, with that layer's arguments."""

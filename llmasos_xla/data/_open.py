@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,9 +54,9 @@ class Options:
 
     def table(self) -> tables.TableOptions:
         """Those of a table."""
-        return tables.TableOptions(
-            self.mode, self.label, _names(self.columns), _names(self.categories) or (), self.text, self.missing
-        )
+        columns, categories = _names(self.columns, "columns"), _names(self.categories, "categories") or ()
+        _names(self.text, "text")
+        return tables.TableOptions(self.mode, self.label, columns, categories, self.text, self.missing)
 
     def refuse_others(self, kind: str) -> None:
         """Raises ValueError if an option was given that this kind of source does not understand."""
@@ -106,7 +106,7 @@ def _open_path(path: pathlib.Path, labels: Any, kind: str | None, options: Optio
     options.refuse_others(kind)
     if kind == CSV:
         reading = csv_reader.CsvOptions(
-            options.header, options.delimiter, _names(options.na_values) or (), options.encoding
+            options.header, options.delimiter, _names(options.na_values, "na_values") or (), options.encoding
         )
         return csv_reader.from_csv(path, _label_array(labels), options.table(), reading)
     if kind == IDX:
@@ -168,7 +168,12 @@ def _is_pairs(source: Any) -> bool:
     return not plain and hasattr(source, "__len__") and hasattr(source, "__getitem__")
 
 
-def _names(names: Sequence[str] | None) -> tuple[str, ...] | None:
-    if isinstance(names, str):
-        return (names,)
-    return None if names is None else tuple(names)
+def _names(names: Any, option: str) -> tuple[str, ...] | None:
+    if names is None or isinstance(names, str):
+        return names if names is None else (names,)
+    names = tuple(names) if isinstance(names, Iterable) else (names,)
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            f"Dataset: {option}= wants text, got {names!r}; columns of a CSV without a header are called '0', '1', ..."
+        )
+    return names

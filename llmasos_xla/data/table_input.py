@@ -1,6 +1,7 @@
 """Tables: columns by name, missing values filled, numbers standardized, text columns one-hot."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -13,6 +14,9 @@ from llmasos_xla.data.readers.table import columns_of_pandas, missing_in
 
 # A column with more different texts than this is hardly a category; one-hot it would be thousands of inputs.
 MOST_CATEGORIES = 256
+
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +133,12 @@ def _fit_column(name: str, values: np.ndarray, standard: bool, missing: str, cat
     known = known.astype(np.float64)
     if not len(known):
         raise ValueError(f"fit: every value of the column {name!r} is missing; leave it out with columns=[...]")
-    mean, std = float(known.mean()), float(known.std())
+    with np.errstate(over="ignore"):
+        mean, std = float(known.mean()), float(known.std())
+    if not math.isfinite(mean) or not math.isfinite(std):
+        raise ValueError(
+            f"fit: the column {name!r} holds {known[np.abs(known).argmax()]:.4g}, too large to standardize"
+        )
     fill = {"mean": mean, "median": float(np.median(known)), "zero": 0.0}.get(missing)
     # A constant column says nothing: it becomes 0 instead of a division by 0.
     return Column(name, fill, mean, std if std > 0 else 1.0) if standard else Column(name, fill)
@@ -153,7 +162,12 @@ def _features(column: Column, values: np.ndarray, who: str) -> np.ndarray:
                 f"{int(np.argmax(gaps))}; the training set was read with none to fill: complete the rows"
             )
         numbers = np.where(gaps, column.fill, numbers)
-    return ((numbers - column.mean) / column.std)[:, None]
+    with np.errstate(over="ignore"):
+        scaled = (numbers - column.mean) / column.std
+    if not np.abs(scaled).max(initial=0) <= _LARGEST:
+        row = int(np.argmax(~(np.abs(scaled) <= _LARGEST)))
+        raise ValueError(f"{who}: {numbers[row]:.4g} in column {column.name!r}, row {row}, is too large for float32")
+    return scaled[:, None]
 
 
 def _one_hot(column: Column, values: np.ndarray, who: str) -> np.ndarray:

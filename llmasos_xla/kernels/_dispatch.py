@@ -41,6 +41,9 @@ Candidates = Callable[..., Sequence[Candidate]]
 
 OPS: dict[str, Candidates] = {}
 
+PLATFORMS = ("cpu", "gpu", "tpu")
+
+_PLATFORM: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform traced for", default=None)
 _FORCED: contextvars.ContextVar[str | None] = contextvars.ContextVar("forced formulation", default=None)
 
 
@@ -57,13 +60,33 @@ def op(candidates: Candidates) -> Callable[[Callable], Callable]:
 def platform() -> str:
     """The platform that programs are traced for: "cpu", "gpu" or "tpu".
 
-    That of `jax.default_device`, where one is set, and of the default backend otherwise.
+    That of `tracing_for` or of `jax.default_device`, where one is set, and of the default backend otherwise.
     """
+    told = _PLATFORM.get()
+    if told is not None:
+        return told
     device = getattr(jax.config, "jax_default_device", None)
     if device is None:
         return jax.default_backend()
     name = device if isinstance(device, str) else device.platform
     return "gpu" if name in ("cuda", "rocm") else name
+
+
+@contextlib.contextmanager
+def tracing_for(name: str) -> Iterator[None]:
+    """Chooses for that platform in the ops traced inside: for programs that are compiled here and run elsewhere.
+
+    >>> with tracing_for("tpu"):
+    ...     platform()
+    'tpu'
+    """
+    if name not in PLATFORMS:
+        raise unknown("tracing_for", "platform", name, PLATFORMS)
+    token = _PLATFORM.set(name)
+    try:
+        yield
+    finally:
+        _PLATFORM.reset(token)
 
 
 @contextlib.contextmanager

@@ -67,6 +67,11 @@ class Job:
         """The number after the last epoch's."""
         return self.first_epoch + self.epochs
 
+    @property
+    def steps_per_epoch(self) -> int:
+        """Updates an epoch."""
+        return -(-len(self.dataset) // self.batch_size)
+
     def batches(self, group: int, epoch: int | None = None, step: int = 0) -> Any:
         """The job's batches in groups, from `step` of `epoch` on (default: from the start)."""
         first = self.first_epoch if epoch is None else epoch
@@ -111,13 +116,20 @@ def fit(
     `keep(state, position, ended)` is told the newest state after every epoch, and when the fit ends, also by an error
     or by Ctrl-C; the position is None once the fit has run to its end. The given state is donated.
     """
-    run = _Run(job, state, report, history, resume)
+    # Compiling is shown too, so the report begins before there is a run; what fails there must give the screen back.
+    report.begin(job.first_epoch, job.last_epoch, job.steps_per_epoch)
+    try:
+        run = _Run(job, state, report, history, resume)
+    except BaseException:
+        report.end()
+        raise
 
     def tell(kind: Any, epoch: int, logs: dict[str, float]) -> bool:
-        events = [callback(Event(kind, epoch, run.updates, logs, model)) for callback in callbacks]
-        return "stop" in events
+        answers = [callback(Event(kind, epoch, run.updates, logs, model)) for callback in callbacks]
+        if any(map(callable, answers)):
+            raise TypeError("fit: a callback answered with a function; write callbacks=[early_stopping()], with ()")
+        return any(isinstance(answer, str) and answer == "stop" for answer in answers)
 
-    report.begin(job.first_epoch, job.last_epoch, run.steps_per_epoch)
     try:
         with deferred_interrupt() as interrupted:
             tell("begin", job.first_epoch - 1, {})
@@ -138,6 +150,9 @@ def fit(
         run.close()
         report.end()
     tell("end", job.last_epoch - 1, {})
+    if interrupted():
+        # It came after the last step: the fit is whole, but what comes after it was to stop too.
+        raise KeyboardInterrupt
 
 
 def evaluation_variables(state: TrainState) -> Any:
@@ -169,9 +184,8 @@ class _Run:
         step = make_train_step(job.objective, job.optimizer, job.ema)
         example = _example_batch(job)
         self.empty = job.objective.empty(example["y"], example["x"], state.variables)
-        steps_per_epoch = -(-len(job.dataset) // job.batch_size)
         group = job.steps_per_dispatch or choose_steps_per_dispatch(
-            step, steps_per_epoch, (state, self.empty), example, self.key
+            step, job.steps_per_epoch, (state, self.empty), example, self.key
         )
         history.steps_per_dispatch = group
         self.source = job.batches(group)

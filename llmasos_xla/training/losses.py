@@ -4,7 +4,7 @@ Cross-entropies read logits: a model's last softmax or sigmoid is taken off for 
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -25,13 +25,16 @@ class Loss:
         name: its name.
         function: (predictions, targets) -> one loss a sample [batch], or a scalar.
         reads: "logits", before the model's last softmax or sigmoid, or "outputs", after it.
-        targets: "class" for integer class ids, "like" for arrays shaped as the output.
+        targets: "class" for integer class ids, "like" for arrays shaped as the output, "share" for such arrays of
+            values from 0 to 1, "any" for what the function takes.
+        head: the activation that makes probabilities of the logits which a loss reads, "softmax" or "sigmoid".
     """
 
     name: str
     function: Function
     reads: str = "outputs"
     targets: str = "like"
+    head: str | None = None
 
     def __call__(self, logits: jax.Array, outputs: jax.Array, y: jax.Array) -> jax.Array:
         """The loss of each sample, [batch], in float32."""
@@ -40,6 +43,18 @@ class Loss:
         return (
             values.reshape(values.shape[0], -1).mean(axis=1) if values.ndim else jnp.broadcast_to(values, y.shape[:1])
         )
+
+
+def logits_for(loss: Loss, head: str | None, logits: jax.Array, outputs: jax.Array) -> jax.Array:
+    """The logits that `loss` is to read of a model that ends in `head`.
+
+    A softmax's logits are none of a sigmoid. Where a model ends in the other of the two, its outputs are taken as the
+    probabilities, cut to [1e-7, 1 - 1e-7] and for a softmax divided by their sum, as Keras does.
+    """
+    if head is None or loss.head in (None, head):
+        return logits
+    p = jnp.clip(outputs, 1e-7, 1.0 - 1e-7)
+    return jnp.log(p) if loss.head == "softmax" else jnp.log(p) - jnp.log1p(-p)
 
 
 def _sparse_cross_entropy(logits: jax.Array, y: jax.Array) -> jax.Array:
@@ -71,10 +86,10 @@ def _regression(function: Function) -> Function:
 LOSSES: dict[str, Loss] = {
     loss.name: loss
     for loss in (
-        Loss("sparse_categorical_crossentropy", _sparse_cross_entropy, "logits", "class"),
-        Loss("categorical_crossentropy", lambda z, y: optax.softmax_cross_entropy(z, _same(z, y)), "logits"),
-        Loss("binary_crossentropy", _regression(optax.sigmoid_binary_cross_entropy), "logits"),
-        Loss("binary_focal_crossentropy", _regression(_binary_focal), "logits"),
+        Loss("sparse_categorical_crossentropy", _sparse_cross_entropy, "logits", "class", "softmax"),
+        Loss("categorical_crossentropy", _regression(optax.softmax_cross_entropy), "logits", "share", "softmax"),
+        Loss("binary_crossentropy", _regression(optax.sigmoid_binary_cross_entropy), "logits", "share", "sigmoid"),
+        Loss("binary_focal_crossentropy", _regression(_binary_focal), "logits", "share", "sigmoid"),
         Loss("mean_squared_error", _regression(lambda p, y: jnp.square(p - y))),
         Loss("mean_absolute_error", _regression(lambda p, y: jnp.abs(p - y))),
         Loss(
@@ -121,20 +136,21 @@ def loss_by_name(loss: str | Loss | Function) -> Loss:
     if isinstance(loss, Loss):
         return loss
     if callable(loss):
-        return Loss(getattr(loss, "__name__", "loss"), loss)
-    name = snake(loss) if isinstance(loss, str) else loss
-    name = ALIASES.get(name, name)
-    if name not in LOSSES:
+        return Loss(getattr(loss, "__name__", "loss"), loss, targets="any")
+    name = spelled(loss, {**LOSSES, **ALIASES})
+    if name is None:
         raise unknown("compile", "loss", loss, {*LOSSES, *ALIASES})
-    return LOSSES[name]
+    return LOSSES[ALIASES.get(name, name)]
 
 
 def check_targets(loss: Loss, y: np.ndarray, output_shape: tuple, label_names: tuple[str, ...] | None = None) -> None:
     """Raises ValueError if targets `y` cannot be compared with outputs of `output_shape` (without the batch axis)."""
+    if loss.targets == "any":
+        return
     if loss.targets == "class":
         classes = output_shape[-1]
         if not np.issubdtype(y.dtype, np.integer):
-            whole = np.issubdtype(y.dtype, np.floating) and np.all(y == np.floor(y))
+            whole = y.shape[1:] in (output_shape[:-1], (*output_shape[:-1], 1)) and np.all(y == np.floor(y))
             hint = (
                 "; cast them with y.astype('int32')" if whole else "; one-hot targets go with categorical_crossentropy"
             )
@@ -155,13 +171,25 @@ def check_targets(loss: Loss, y: np.ndarray, output_shape: tuple, label_names: t
     if None not in output_shape and int(np.prod(y.shape)) != int(np.prod(wanted)):
         hint = "; integer class labels go with sparse_categorical_crossentropy" if y.ndim < len(wanted) else ""
         raise ValueError(f"{loss.name}: targets have shape {y.shape}, the model's outputs {wanted}{hint}")
+    if loss.targets == "share" and y.size and (y.min() < 0 or y.max() > 1):
+        raise ValueError(
+            f"{loss.name}: labels run from {y.min()} to {y.max()}, wanted 0 to 1: renumber two classes, as in "
+            f"y == {y.max()} (of a table: name its label column in categories=); more than two go with a softmax and "
+            "sparse_categorical_crossentropy"
+        )
 
 
-def snake(name: str) -> str:
-    """'MeanSquaredError' and 'Mean squared-error' as 'mean_squared_error'; 'MSE' as 'mse'."""
-    if not name.isupper():
-        name = "".join("_" + c if c.isupper() and i and name[i - 1].islower() else c for i, c in enumerate(name))
-    return name.replace("-", "_").replace(" ", "_").lower()
+def spelled(name: object, known: Iterable[str]) -> str | None:
+    """The one of `known` that `name` is but for case, "_", "-" and spaces; None if there is none.
+
+    >>> spelled("AdamW", ["adam", "adamw"]), spelled("Mean squared-error", ["mse", "mean_squared_error"])
+    ('adamw', 'mean_squared_error')
+    """
+    return next((k for k in known if _plain(k) == _plain(name)), None) if isinstance(name, str) else None
+
+
+def _plain(name: str) -> str:
+    return name.translate({ord(sign): None for sign in "_- "}).lower()
 
 
 def known_losses() -> list[Any]:

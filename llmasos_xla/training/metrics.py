@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llmasos_xla.errors import unknown
-from llmasos_xla.training.losses import ALIASES, LOSSES, Loss, snake
+from llmasos_xla.training.losses import ALIASES, LOSSES, Loss, spelled
 
 Sums = dict[str, jax.Array]
 
@@ -51,12 +51,15 @@ def _sparse_accuracy(p: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.argmax(p, -1) == y.reshape(p.shape[:-1])
 
 
-def _categorical_accuracy(p: jax.Array, y: jax.Array) -> jax.Array:
-    return jnp.argmax(p, -1) == jnp.argmax(y, -1)
-
-
 def _binary_accuracy(p: jax.Array, y: jax.Array) -> jax.Array:
     return (p > 0.5) == (y.reshape(p.shape) > 0)
+
+
+def _categorical_accuracy(p: jax.Array, y: jax.Array) -> jax.Array:
+    if p.shape[-1] == 1:
+        # The largest of one output says nothing.
+        return _binary_accuracy(p, y)
+    return jnp.argmax(p, -1) == jnp.argmax(y.reshape(p.shape), -1) if y.size == p.size else _sparse_accuracy(p, y)
 
 
 def _top5(p: jax.Array, y: jax.Array) -> jax.Array:
@@ -169,7 +172,7 @@ def metric_by_name(metric: str | Metric | Callable, loss: Loss) -> Metric:
         return metric
     if callable(metric):
         return mean(getattr(metric, "__name__", "metric"), metric)
-    name = snake(metric) if isinstance(metric, str) else metric
+    name = spelled(metric, [*METRICS, *_SHORT, *ALIASES, "accuracy", "acc"]) or ""
     if name in ("accuracy", "acc"):
         kind = {"class": "sparse_categorical_accuracy"}.get(loss.targets, "categorical_accuracy")
         kind = "binary_accuracy" if loss.name.startswith("binary") else kind

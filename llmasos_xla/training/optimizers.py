@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from llmasos_xla.errors import unknown
-from llmasos_xla.training.losses import snake
+from llmasos_xla.training.losses import spelled
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "adabelief": optax.adabelief,
@@ -79,9 +79,10 @@ class Schedule:
     """
 
     def __init__(self, name: str, **arguments: Any):
-        self.name = snake(name).removesuffix("_schedule")
-        if self.name not in SCHEDULES:
+        found = spelled(re.sub("_?schedule$", "", str(name), flags=re.IGNORECASE), SCHEDULES)
+        if found is None:
             raise unknown("Schedule", "schedule", name, SCHEDULES)
+        self.name = found
         if self.name == "piecewise_constant" and arguments.get("boundaries_and_scales"):
             # JSON has no integer keys.
             arguments["boundaries_and_scales"] = {int(k): v for k, v in arguments["boundaries_and_scales"].items()}
@@ -121,14 +122,19 @@ class Optimizer:
     """
 
     def __init__(self, name: str = "adam", learning_rate: float | Schedule | Callable | None = None, **arguments: Any):
-        self.name = snake(name) if isinstance(name, str) else name
-        if self.name not in OPTIMIZERS:
+        found = spelled(name, OPTIMIZERS)
+        if found is None:
             raise unknown("Optimizer", "optimizer", name, OPTIMIZERS)
+        self.name = found
         arguments = {_OWN_ALIASES.get(k, k): v for k, v in arguments.items()}
         if learning_rate is not None:
             arguments["learning_rate"] = learning_rate
         own_names = inspect.signature(OPTIMIZERS[self.name]).parameters
-        arguments = {_ARGUMENTS.get(k, k) if k not in own_names else k: v for k, v in arguments.items()}
+        # A number of NumPy's or JAX's has no JSON form and prints as more than a number.
+        arguments = {
+            _ARGUMENTS.get(k, k) if k not in own_names else k: v.item() if getattr(v, "ndim", None) == 0 else v
+            for k, v in arguments.items()
+        }
         known = {*own_names, *_OWN, "weight_decay"} - {"mask"}
         for key in arguments:
             if key not in known:
@@ -240,19 +246,32 @@ def _decoupled_decay(decay: float, rate: Any, mask: Any) -> optax.GradientTransf
 
 def _check_numbers(name: str, arguments: Mapping[str, Any]) -> None:
     rate = arguments["learning_rate"]
-    if not callable(rate) and (
-        isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < float("inf")
-    ):
+    if not callable(rate) and not (_is_number(rate) and 0 <= rate < float("inf")):
         raise ValueError(f"Optimizer {name!r}: learning_rate wants a number >= 0 or a Schedule, got {rate!r}")
+    for key in ("b1", "b2", "decay", "momentum", "weight_decay", "eps"):
+        value, least, most = arguments.get(key), 0, float("inf") if key in ("weight_decay", "eps") else 1
+        if value is not None and not (_is_number(value) and least <= value <= most):
+            raise ValueError(f"Optimizer {name!r}: {key} wants a number from {least} to {most}, got {value!r}")
+    try:
+        re.compile(arguments.get("decay_exclude") or "")
+    except (re.error, TypeError) as error:
+        raise ValueError(
+            f"Optimizer {name!r}: decay_exclude wants a regular expression such as 'bias|scale', got "
+            f"{arguments['decay_exclude']!r}: {error}"
+        ) from None
     accumulate = arguments.get("accumulate")
     if accumulate is not None and (not isinstance(accumulate, int) or accumulate < 1):
         raise ValueError(f"Optimizer {name!r}: accumulate wants a whole number of steps >= 1, got {accumulate!r}")
     ema = arguments.get("ema")
-    if ema is not None and not 0 < ema < 1:
+    if ema is not None and not (_is_number(ema) and 0 < ema < 1):
         raise ValueError(f"Optimizer {name!r}: ema wants a momentum between 0 and 1, got {ema!r}")
     for key in ("clip_norm", "clip_value"):
-        if arguments.get(key) is not None and not arguments[key] > 0:
+        if arguments.get(key) is not None and not (_is_number(arguments[key]) and arguments[key] > 0):
             raise ValueError(f"Optimizer {name!r}: {key} wants a number > 0, got {arguments[key]!r}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _signature(function: Callable) -> str:

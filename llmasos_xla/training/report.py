@@ -1,6 +1,7 @@
 """What a person sees while a model trains: a progress bar, plain lines, or nothing."""
 
 import contextlib
+import html
 import sys
 import time
 from collections.abc import Iterator
@@ -57,7 +58,7 @@ class Lines(Quiet):
 
     def epoch_end(self, epoch: int, seconds: float, samples_per_second: float, logs: dict[str, float]) -> None:
         """Prints the epoch's line."""
-        self.note(f"Epoch {epoch + 1}/{self.last_epoch}  {seconds:.1f} s  {samples_per_second:.0f}/s  {_metrics(logs)}")
+        self.note(_epoch_line(epoch, self.last_epoch, seconds, samples_per_second, logs))
 
     def note(self, text: str) -> None:
         """Prints the text."""
@@ -65,7 +66,22 @@ class Lines(Quiet):
 
 
 class Bar(Quiet):
-    """A live progress bar by rich, in terminals and notebooks; compiling is a phase of its own."""
+    """A live progress bar by rich, in terminals; compiling is a phase of its own."""
+
+    def __init__(self):
+        from rich import progress, table
+
+        self.bar = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(bar_width=24),
+            progress.MofNCompleteColumn(),
+            progress.TimeElapsedColumn(),
+            # In a narrow terminal the metrics are cut, not the epoch.
+            progress.TextColumn("{task.fields[text]}", markup=False, table_column=table.Column(ratio=1, no_wrap=True)),
+            expand=True,
+            refresh_per_second=8,
+        )
+        self.task: Any = None
 
     def print(self, text: str) -> None:
         """Prints the text."""
@@ -73,18 +89,7 @@ class Bar(Quiet):
 
     def begin(self, first_epoch: int, last_epoch: int, steps: int) -> None:
         """Draws the bar."""
-        from rich import progress
-
         self.steps, self.last_epoch = steps, last_epoch
-        self.bar = progress.Progress(
-            progress.TextColumn("{task.description}"),
-            progress.BarColumn(bar_width=24),
-            progress.TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            progress.TimeElapsedColumn(),
-            progress.TextColumn("{task.fields[text]}"),
-            refresh_per_second=8,
-        )
-        self.task: Any = None
         self.bar.start()
 
     @contextlib.contextmanager
@@ -107,17 +112,56 @@ class Bar(Quiet):
         self.bar.update(self.task, completed=step, text=f"{samples_per_second:.0f}/s  {_metrics(logs)}")
 
     def epoch_end(self, epoch: int, seconds: float, samples_per_second: float, logs: dict[str, float]) -> None:
-        """Leaves the finished bar standing."""
-        self.bar.update(self.task, completed=self.steps, text=f"{samples_per_second:.0f}/s  {_metrics(logs)}")
-        self.bar.stop_task(self.task)
+        """Leaves a line in place of the bar: rich cuts off what does not fit the screen, and epochs may be hundreds."""
+        self.bar.remove_task(self.task)
+        self.note(_epoch_line(epoch, self.last_epoch, seconds, samples_per_second, logs))
 
     def note(self, text: str) -> None:
         """Prints above the bar."""
-        self.bar.console.print(text, highlight=False)
+        self.bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def end(self) -> None:
         """Stops redrawing."""
         self.bar.stop()
+
+
+class Notebook(Lines):
+    """In Jupyter: a bar that is redrawn in place, and a line for each epoch below it. Needs no widgets."""
+
+    def begin(self, first_epoch: int, last_epoch: int, steps: int) -> None:
+        """Draws the bar."""
+        from IPython import display
+
+        super().begin(first_epoch, last_epoch, steps)
+        self.steps, self.now = steps, first_epoch
+        self.html = display.HTML
+        self.area: Any = display.display(display.HTML(""), display_id=True)
+
+    @contextlib.contextmanager
+    def compiling(self, what: str) -> Iterator[None]:
+        """Shows a bar without an end, then how long it took."""
+        self._draw("<progress></progress>", f"compiling {what}")
+        with super().compiling(what):
+            yield
+        self._draw("", "")
+
+    def epoch(self, epoch: int) -> None:
+        """A new bar for the epoch."""
+        self.now = epoch
+        self.step(0, 0.0, {})
+
+    def step(self, step: int, samples_per_second: float, logs: dict[str, float]) -> None:
+        """Moves the bar."""
+        bar = f'<progress value="{step}" max="{self.steps}"></progress>'
+        rate = f"{samples_per_second:.0f}/s" if step else ""
+        self._draw(bar, f"Epoch {self.now + 1}/{self.last_epoch}  {step}/{self.steps}  {rate}  {_metrics(logs)}")
+
+    def end(self) -> None:
+        """Takes the bar away."""
+        self._draw("", "")
+
+    def _draw(self, bar: str, text: str) -> None:
+        self.area.update(self.html(f"{bar} <code>{html.escape(text)}</code>" if text else ""))
 
 
 def reporter(verbose: int) -> Quiet:
@@ -126,16 +170,19 @@ def reporter(verbose: int) -> Quiet:
         raise ValueError(f"fit: verbose wants 0 (quiet) or 1 (progress), got {verbose!r}")
     if not verbose:
         return Quiet()
-    return Bar() if sys.stdout.isatty() or _in_notebook() else Lines()
+    if _in_notebook():
+        return Notebook()
+    return Bar() if sys.stdout.isatty() else Lines()
 
 
 def _in_notebook() -> bool:
-    return (
-        type(sys.modules["IPython"].get_ipython()).__name__ == "ZMQInteractiveShell"
-        if "IPython" in sys.modules
-        else False
-    )
+    # A shell with a kernel: Jupyter's and Colab's, but not IPython's in a terminal.
+    return "IPython" in sys.modules and hasattr(sys.modules["IPython"].get_ipython(), "kernel")
 
 
 def _metrics(logs: dict[str, float]) -> str:
     return "  ".join(f"{name} {value:.4f}" for name, value in logs.items())
+
+
+def _epoch_line(epoch: int, last_epoch: int, seconds: float, samples_per_second: float, logs: dict[str, float]) -> str:
+    return f"Epoch {epoch + 1}/{last_epoch}  {seconds:.1f} s  {samples_per_second:.0f}/s  {_metrics(logs)}"

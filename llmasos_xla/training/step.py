@@ -11,7 +11,7 @@ import optax
 from llmasos_xla.core import Net, Variables
 from llmasos_xla.errors import unknown
 from llmasos_xla.kernels.activation import activation
-from llmasos_xla.training.losses import Loss
+from llmasos_xla.training.losses import Loss, logits_for
 from llmasos_xla.training.metrics import Metric, add
 
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
@@ -63,7 +63,7 @@ class Objective:
         head: name of the activation from logits to outputs, or None.
         prepare: raw input as it comes from the data -> the network's input, traced into the step.
         precision: dtype of the network's arithmetic; parameters and losses stay float32.
-        class_weight: weight of each class, or None.
+        class_weight: weight of each class, or None; labels are ids or one-hot then, one class a sample.
     """
 
     net: Net
@@ -104,14 +104,25 @@ class Objective:
 
     def losses(self, logits: jax.Array, y: jax.Array, weight: jax.Array) -> jax.Array:
         """Weighted loss of each sample, [batch]."""
-        values = self.loss(logits, self.outputs(logits), y)
+        outputs = self.outputs(logits)
+        values = self.loss(logits_for(self.loss, self.head, logits, outputs), outputs, y)
         if self.class_weight is not None:
-            values = values * jnp.asarray(self.class_weight, jnp.float32)[y.reshape(y.shape[0])]
+            ids = jnp.argmax(y, -1) if y.size > y.shape[0] else y.reshape(y.shape[0]).astype(jnp.int32)
+            values = values * jnp.asarray(self.class_weight, jnp.float32)[ids]
         return values * weight
 
     def _sums(self, logits: jax.Array, y: jax.Array, weight: jax.Array) -> dict[str, dict[str, jax.Array]]:
         outputs = self.outputs(logits)
-        return {m.name: m.sums(outputs, y, weight) for m in self.metrics}
+        sums = {}
+        for metric in self.metrics:
+            try:
+                sums[metric.name] = metric.sums(outputs, y, weight)
+            except TypeError as error:
+                raise ValueError(
+                    f"metric {metric.name!r} does not fit outputs {('batch', *outputs.shape[1:])} and labels "
+                    f"{('batch', *y.shape[1:])}: {error}"
+                ) from error
+        return sums
 
     def totals(
         self, before: Totals, losses: jax.Array, logits: jax.Array, y: jax.Array, weight: jax.Array, count: jax.Array
@@ -130,6 +141,11 @@ def precision_by_name(precision: str) -> str:
     name = _PRECISION_ALIASES.get(precision, precision)
     if name not in PRECISIONS:
         raise unknown("compile", "precision", precision, {*PRECISIONS, *_PRECISION_ALIASES})
+    if name == "float64" and jnp.result_type(float) != jnp.float64:
+        raise ValueError(
+            "compile: precision 'float64' needs 64-bit arrays, which JAX has switched off: "
+            'jax.config.update("jax_enable_x64", True) first'
+        )
     return name
 
 

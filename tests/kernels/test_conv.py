@@ -1,5 +1,7 @@
 """Convolution: every formulation equals loops in float64, and its gradients those of lax and finite differences."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +12,11 @@ from kernels import conv_reference as reference
 from tolerances import assert_close
 
 from llmasos_xla import kernels
-from llmasos_xla.kernels._dispatch import forced
+from llmasos_xla.kernels._dispatch import forced, tracing_for
 from llmasos_xla.kernels.conv.cases import BENCH, TESTS
 from llmasos_xla.kernels.conv.xla import FORMULATIONS
+
+by_group_module = sys.modules["llmasos_xla.kernels.conv.xla"]
 
 CASES = {case.name: case for case in TESTS}
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -138,20 +142,18 @@ def test_vmap_remat_and_scan_change_nothing(name):
     case = CASES[name]
     xs, ws = (np.stack(pair) for pair in zip(*(drawn(case, seed) for seed in range(3))))
 
-    def gradients(x, w):
-        return jax.grad(lambda x, w: loss(kernels.conv(x, w, **case.arguments)), (0, 1))(x, w)
+    def conv(x, w):
+        return kernels.conv(x, w, **case.arguments)
 
-    def remat(x, w):
-        return jax.grad(
-            lambda x, w: loss(jax.checkpoint(lambda x, w: kernels.conv(x, w, **case.arguments))(x, w)), (0, 1)
-        )(x, w)
+    def gradients(x, w, conv=conv):
+        return jax.grad(lambda x, w: loss(conv(x, w)), (0, 1))(x, w)
 
     with jax.enable_x64(True):
         each = jax.jit(lambda xs, ws: [gradients(x, w) for x, w in zip(xs, ws)])(xs, ws)
         wanted = jax.tree.map(lambda *parts: np.stack(parts), *each)
         for every in (
             jax.vmap(gradients),
-            jax.vmap(remat),
+            jax.vmap(lambda x, w: gradients(x, w, jax.checkpoint(conv))),
             lambda xs, ws: lax.scan(lambda c, pair: (c, gradients(*pair)), 0, (xs, ws))[1],
         ):
             jax.tree.map(assert_close, jax.jit(every)(xs, ws), wanted)
@@ -254,12 +256,24 @@ def test_the_choice_on_cpu(name, formulation):
     assert kernels.explain(kernels.conv, *shapes(case), **case.arguments).chosen.formulation == formulation
 
 
-def test_elsewhere_than_on_cpu_lax_runs(monkeypatch):
-    monkeypatch.setattr("llmasos_xla.kernels.conv.choice.platform", lambda: "gpu")
+def test_elsewhere_than_on_cpu_lax_runs():
     for case in BENCH:
-        found = kernels.explain(kernels.conv, *shapes(case), **case.arguments)
+        with tracing_for("gpu"):
+            found = kernels.explain(kernels.conv, *shapes(case), **case.arguments)
         assert found.chosen.formulation == "lax"
         assert "measured to pay on cpu only, this is gpu" in str(found)
+
+
+@pytest.mark.parametrize("name", ["groups", "groups-stride", "many-groups"])
+def test_groups_give_the_same_with_a_call_each(name, monkeypatch):
+    case = CASES[name]
+    x, w = drawn(case)
+    monkeypatch.setattr(by_group_module, "WORTH_A_CALL", 0)
+    with jax.enable_x64(True):
+        y, *gradients = with_gradients(conv_of(case, "canonical by group"))(x, w)
+        _, *wanted = with_gradients(conv_of(case, "lax"))(x, w)
+    assert_close(y, expected(case, x, w))
+    jax.tree.map(assert_close, gradients, wanted)
 
 
 def test_all_formulations_are_tested():

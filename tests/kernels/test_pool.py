@@ -1,5 +1,7 @@
 """Pooling: every formulation equals loops in float64, and its gradients those of lax and finite differences."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ from kernels import conv_reference as reference
 from tolerances import assert_close
 
 from llmasos_xla import kernels
-from llmasos_xla.kernels._dispatch import forced
+from llmasos_xla.kernels._dispatch import forced, tracing_for
 from llmasos_xla.kernels.pool.cases import BENCH, TESTS
 
 CASES = {case.name: case for case in TESTS}
@@ -163,7 +165,8 @@ def test_the_choice_on_cpu(name, wanted):
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_elsewhere_than_on_cpu_reduce_window_runs(op, monkeypatch):
-    monkeypatch.setattr("llmasos_xla.kernels.pool.choice.platform", lambda: "gpu")
-    for case in BENCH:
-        assert kernels.explain(OPS[op], shape(case), **rest(case)).chosen.formulation == "reduce window"
+def test_elsewhere_than_on_cpu_reduce_window_runs(op):
+    for case, name in itertools.product(BENCH, ("gpu", "tpu")):
+        with tracing_for(name):
+            found = kernels.explain(OPS[op], shape(case), **rest(case))
+        assert found.chosen.formulation == "reduce window"

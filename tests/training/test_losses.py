@@ -118,6 +118,9 @@ def test_a_function_is_a_loss():
 
 SPARSE = "sparse_categorical_crossentropy"
 BAD_TARGETS = [
+    ("binary_crossentropy", np.array([2, 4]), (1,), "labels run from 2 to 4, wanted 0 to 1: renumber.*y == 4.*categories="),
+    ("categorical_crossentropy", -np.eye(3), (3,), "labels run from -1.0 to -?0.0, wanted 0 to 1"),
+    (SPARSE, np.eye(3), (3,), "got float64.*one-hot targets go with categorical_crossentropy"),
     (
         SPARSE,
         np.array([0, 5, 1]),
@@ -147,3 +150,36 @@ BAD_TARGETS = [
 def test_targets_that_do_not_fit(name, y, shape, text):
     with pytest.raises(ValueError, match=text):
         check_targets(loss_by_name(name), y, shape)
+
+
+@pytest.mark.parametrize(
+    ("name", "full"),
+    [("KLDivergence", "kl_divergence"), ("MeanSquaredError", "mean_squared_error"), ("Log-Cosh", "log_cosh")],
+)
+def test_spellings_of_classes(name, full):
+    assert loss_by_name(name).name == full
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "y"),
+    [
+        ("binary_crossentropy", "softmax", np.eye(3, dtype=np.float32)),
+        ("categorical_crossentropy", "sigmoid", np.eye(3, dtype=np.float32)),
+        (SPARSE, "sigmoid", np.arange(3)),
+    ],
+)
+def test_a_cross_entropy_under_the_other_head_is_that_of_the_probabilities(name, head, y, rng):
+    logits = jnp.asarray(rng.normal(size=(3, 3)), jnp.float32)
+    p = np.asarray(activation(head)(logits), np.float64)
+    one_hot = np.eye(3)
+    if name == "binary_crossentropy":
+        wanted = -(one_hot * np.log(p) + (1 - one_hot) * np.log(1 - p)).mean(axis=1)
+    else:
+        wanted = -np.log((p * one_hot).sum(axis=1) / p.sum(axis=1))
+    loss, outputs = loss_by_name(name), activation(head)(logits)
+    assert_close(loss(logits_for(loss, head, logits, outputs), outputs, jnp.asarray(y)), wanted)
+
+
+def test_a_function_decides_about_its_targets_itself():
+    loss = loss_by_name(lambda outputs, y: outputs[:, 0])
+    check_targets(loss, np.array([0, 2, 1]), (3,))

@@ -11,12 +11,11 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from llmasos_xla.kernels._dispatch import platform
-from llmasos_xla.kernels.conv.geometry import Geometry, dilated
+from llmasos_xla.kernels.conv.geometry import Geometry, at_least_float32, dilated
 
 
 def lax_conv(x: jax.Array, w: jax.Array, g: Geometry, out_sharding: Any = None) -> jax.Array:
@@ -44,7 +43,7 @@ def _jvp(g: Geometry, primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.A
     x, w = primals
     dx, dw = tangents
     y = canonical(x, w, g)
-    wide = jnp.promote_types(g.dtype, y.dtype)
+    wide = y.dtype if y.dtype == g.dtype else at_least_float32(max(y.dtype, g.dtype, key=lambda d: d.itemsize))
     dy = jax.ShapeDtypeStruct(y.shape, wide)
     parts = []
     if not isinstance(dx, SymbolicZero):

@@ -224,6 +224,11 @@ def check_bias(who: str, bias: Any, geometry: Geometry) -> None:
         raise TypeError(f"{who}: bias is {bias.dtype}, the operands are {geometry.dtype}; cast the bias")
 
 
+def at_least_float32(dtype: Any) -> jnp.dtype:
+    """The dtype for sums: 16-bit floating point is summed in 32 bits."""
+    return jnp.dtype(jnp.float32) if jnp.dtype(dtype).itemsize < 4 else jnp.dtype(dtype)
+
+
 def as_array(x: Any) -> Any:
     """`x`, if it has a shape and a dtype (an array or a `jax.ShapeDtypeStruct`), or as an array."""
     if isinstance(x, jax.ShapeDtypeStruct):

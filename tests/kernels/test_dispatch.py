@@ -1,0 +1,101 @@
+"""The choice of an implementation: what runs is what `explain` says, and what is asked by name runs or says why not."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from llmasos_xla import kernels
+from llmasos_xla.kernels._dispatch import OPS, Candidate, choose, forced, op, platform, run, tracing_for
+
+pytestmark = pytest.mark.usefixtures("unchecked")
+
+
+def candidate(implementation, formulation="plain", objection=None, able=False, reason=""):
+    return Candidate(implementation, formulation, lambda: (implementation, formulation), objection, reason, able)
+
+
+def test_the_first_without_objection_runs():
+    candidates = [candidate("triton", objection="no GPU"), candidate("onednn"), candidate("xla")]
+    assert choose("op", candidates, None).run() == ("onednn", "plain")
+
+
+def test_a_named_implementation_runs_even_where_it_is_slow():
+    candidates = [candidate("xla"), candidate("onednn", objection="slow here", able=True)]
+    assert choose("op", candidates, "onednn").run() == ("onednn", "plain")
+
+
+def test_a_named_implementation_prefers_its_formulation_without_objection():
+    candidates = [candidate("xla", "fast", "slow here", able=True), candidate("xla", "plain")]
+    assert choose("op", candidates, "xla").run() == ("xla", "plain")
+
+
+def test_a_named_implementation_that_cannot_run_raises_its_reason():
+    candidates = [candidate("triton", objection="no GPU"), candidate("xla")]
+    with pytest.raises(NotImplementedError, match=r"op: implementation='triton' cannot run: triton \(plain\): no GPU"):
+        choose("op", candidates, "triton")
+
+
+def test_slow_candidates_do_not_run_unasked():
+    with pytest.raises(NotImplementedError, match=r"op: no implementation fits: xla \(plain\): slow here"):
+        choose("op", [candidate("xla", objection="slow here", able=True)], None)
+
+
+def test_an_unknown_implementation_lists_the_known_ones():
+    with pytest.raises(ValueError, match=r"op: unknown implementation 'trition'; did you mean 'triton'\?"):
+        choose("op", [candidate("xla"), candidate("triton")], "trition")
+
+
+def test_a_forced_formulation_runs_or_raises():
+    candidates = [candidate("xla", "fast"), candidate("xla", "plain"), candidate("xla", "odd", "even sizes only")]
+    with forced("plain"):
+        assert choose("op", candidates, None).formulation == "plain"
+    with (
+        forced("odd"),
+        pytest.raises(NotImplementedError, match="no implementation fits: xla .odd.: even sizes only"),
+    ):
+        choose("op", candidates, None)
+    with forced("plian"), pytest.raises(ValueError, match="op: unknown formulation 'plian'; did you mean 'plain'"):
+        choose("op", candidates, None)
+    assert choose("op", candidates, None).formulation == "fast"
+
+
+def test_explain_walks_what_run_walks():
+    def candidates(x):
+        return [candidate("triton", objection="no GPU"), candidate("xla", reason="takes everything")]
+
+    @op(candidates)
+    def doubled_for_the_test(x, *, implementation=None):
+        return run(doubled_for_the_test, candidates(x), implementation)
+
+    try:
+        found = kernels.explain(doubled_for_the_test, 1)
+        assert found.chosen.run() == doubled_for_the_test(1) == ("xla", "plain")
+        assert str(found).splitlines() == [
+            f"doubled_for_the_test on {platform()}",
+            "    triton: plain (no GPU)",
+            " -> xla: plain (takes everything)",
+        ]
+        with pytest.raises(NotImplementedError, match="no GPU"):
+            kernels.explain(doubled_for_the_test, 1, implementation="triton")
+    finally:
+        del OPS["doubled_for_the_test"]
+
+
+def test_explain_refuses_what_is_no_op():
+    with pytest.raises(ValueError, match="explain: unknown op 'relu'; Known: "):
+        kernels.explain(jax.nn.relu, jnp.ones(3))
+
+
+def test_explain_takes_shapes():
+    shape = jax.ShapeDtypeStruct((1 << 20, 64, 64, 3), jnp.float32)
+    assert kernels.explain(kernels.max_pool, shape, 2).chosen.implementation == "xla"
+
+
+def test_the_platform_is_that_of_the_default_device_or_the_one_told():
+    assert platform() == jax.default_backend()
+    with jax.default_device(jax.devices("cpu")[1]):
+        assert platform() == "cpu"
+    with tracing_for("gpu"):
+        assert platform() == "gpu"
+    with pytest.raises(ValueError, match="tracing_for: unknown platform 'cuda'"), tracing_for("cuda"):
+        pass
