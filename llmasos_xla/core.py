@@ -39,7 +39,7 @@ def pure(make: Callable[[nnx.Rngs], nnx.Module]) -> Net:
     >>> import jax.numpy as jnp
     >>> class Scale(nnx.Module):
     ...     def __init__(self, rngs):
-    ...         self.scale = nnx.Param(jnp.ones(3))
+    ...         self.scale = nnx.Param(jnp.ones(()))
     ...     def __call__(self, x, *, train, rngs=None):
     ...         return x * self.scale[...]
     >>> net = pure(Scale)

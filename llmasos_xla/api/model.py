@@ -58,7 +58,7 @@ class Model(Door):
         precision: str = "float32",
         validation_split: float = 0.0,
         validation_data: Any = None,
-        callbacks: Sequence[Callback] = (),
+        callbacks: Sequence[Callback] | Callback = (),
         class_weight: Mapping[int, float] | None = None,
         verbose: int = 1,
         workers: int = 0,

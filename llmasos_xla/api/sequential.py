@@ -18,6 +18,7 @@ class Sequential(Door):
         layers: the layers, first to last; the first may say `input_shape=`.
         seed: of the initial weights, the data's order and dropout; equal seeds give equal weights.
 
+    >>> import numpy as np
     >>> import llmasos_xla as lm
     >>> model = lm.Sequential([lm.layers.Dense(3, activation="softmax", input_shape=(4,))])
     >>> model.compile(optimizer="adam", loss="sparse_categorical_crossentropy", metrics=["accuracy"])
@@ -63,7 +64,7 @@ class Sequential(Door):
         batch_size: int = 32,
         validation_split: float = 0.0,
         validation_data: Any = None,
-        callbacks: Sequence[Callback] = (),
+        callbacks: Sequence[Callback] | Callback = (),
         class_weight: Mapping[int, float] | None = None,
         sample_weight: Any = None,
         verbose: int = 1,
@@ -79,7 +80,7 @@ class Sequential(Door):
             batch_size: rows an update.
             validation_split: share of the rows, taken from the end, that is kept for validation.
             validation_data: (x, y) or a `Dataset`, evaluated after each epoch.
-            callbacks: functions of a `training.Event`; "stop" ends the fit.
+            callbacks: functions of a `training.Event`, or one; "stop" ends the fit.
             class_weight: class id -> weight of its loss.
             sample_weight: weight of each row's loss [rows].
             verbose: 0 quiet, 1 progress.

@@ -121,7 +121,7 @@ class Optimizer:
     Optimizer('adam', learning_rate=0.001, eps=1e-07)
     """
 
-    def __init__(self, name: str = "adam", learning_rate: float | Schedule | Callable | None = None, **arguments: Any):
+    def __init__(self, name: str = "adam", learning_rate: Any = None, **arguments: Any):
         found = spelled(name, OPTIMIZERS)
         if found is None:
             raise unknown("Optimizer", "optimizer", name, OPTIMIZERS)

@@ -3,6 +3,7 @@
 import csv
 import os
 import signal
+import threading
 
 import chex
 import jax
@@ -261,3 +262,56 @@ def test_bfloat16_learns(sequential, blobs):
     assert history.history["loss"][-1] < history.history["loss"][0]
     assert {str(a.dtype) for a in jax.tree.leaves(model.variables)} == {"float32"}
     assert model.predict(blobs[0]).dtype == np.float32
+
+
+def test_class_weights_leave_the_validation_loss_alone(sequential, blobs):
+    model = sequential()
+    history = model.fit(*blobs, class_weight={0: 5.0, 1: 0.1}, validation_data=blobs, **QUIET).history
+    assert history["val_loss"][-1] == model.evaluate(*blobs, verbose=0)["loss"]
+
+
+def test_one_callback_needs_no_list(sequential, blobs):
+    told = []
+    sequential().fit(*blobs, callbacks=lambda event: told.append(event.kind), **QUIET)
+    assert told == ["begin", "epoch", "end"]
+
+
+def test_a_fit_within_a_fit_is_refused(sequential, blobs):
+    def nested(event):
+        event.model.fit(*blobs, **QUIET)
+
+    with pytest.raises(RuntimeError, match="being fitted already"):
+        sequential().fit(*blobs, callbacks=[nested], **QUIET)
+
+
+def test_another_thread_is_told_that_the_weights_are_in_use(sequential, blobs):
+    model, errors = sequential(), []
+
+    def ask():
+        try:
+            model.predict(blobs[0])
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    def elsewhere(event):
+        if event.kind == "epoch":
+            thread = threading.Thread(target=ask)
+            thread.start()
+            thread.join()
+
+    model.fit(*blobs, callbacks=[elsewhere], **QUIET)
+    assert errors == ["this model is being fitted in another thread; wait for that fit, or load a saved copy"]
+    assert model.predict(blobs[0]).shape == (101, 3)
+
+
+def test_ctrl_c_after_the_last_step_ends_the_script_and_not_the_fit(sequential, blobs):
+    model = sequential()
+
+    def late(event):
+        if event.epoch == 1 and event.kind == "epoch":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(*blobs, epochs=2, callbacks=[late], **QUIET)
+    assert model.learner.epochs_done == 2
+    assert model.learner.unfinished is None

@@ -75,7 +75,11 @@ CASES = {
         r"Embedding: ids must be 0 to 4 \(input_dim 5\), got 9 in row 1",
     ),
     "ids without a vector in predict": (
-        lambda: (m := token_model(), m.fit(np.array([[1, 2], [3, 4]]), Y[:2], verbose=0), m.predict(np.array([[0, 7]]))),
+        lambda: (
+            m := token_model(),
+            m.fit(np.array([[1, 2], [3, 4]]), Y[:2], verbose=0),
+            m.predict(np.array([[0, 7]])),
+        ),
         "got 7 in row 0",
     ),
     "layers that do not fit": (
@@ -100,6 +104,30 @@ CASES = {
     "class weight": (
         lambda: model().fit(X, Y, class_weight={7: 1.0}, verbose=0),
         "names class 7; the classes are 0 to 2",
+    ),
+    "class weight of another kind": (
+        lambda: model().fit(X, Y, class_weight="balanced", verbose=0),
+        "class_weight wants {class id: weight}.*got 'balanced'",
+    ),
+    "class weight below zero": (
+        lambda: model().fit(X, Y, class_weight={0: -1.0}, verbose=0),
+        "class_weight wants finite weights >= 0, got -1.0",
+    ),
+    "class weight of targets": (
+        lambda: (m := lm.Model(4, 1), m.add_layer("Dense", 1), m.train((X, Y / 7), class_weight={0: 2.0}, verbose=0)),
+        "class_weight wants labels that are one class a row.*sample_weight=",
+    ),
+    "labels of a binary loss": (
+        lambda: (m := lm.Model(4, 1), m.add_layer("Dense", 1, activation="sigmoid"), m.train((X, Y + 2), verbose=0)),
+        "binary_crossentropy: labels run from 2 to 4, wanted 0 to 1",
+    ),
+    "steps_per_dispatch": (
+        lambda: model().fit(X, Y, steps_per_dispatch=0, verbose=0),
+        "steps_per_dispatch wants a whole number >= 1, got 0",
+    ),
+    "a callback's factory": (
+        lambda: model().fit(X, Y, callbacks=[lm.callbacks.early_stopping], verbose=0),
+        r"write callbacks=\[early_stopping\(\)\]",
     ),
     "monitor": (
         lambda: model().fit(X, Y, callbacks=[lm.callbacks.early_stopping()], verbose=0),

@@ -295,3 +295,12 @@ def test_a_text_column_of_too_many_categories(write):
 def test_a_column_without_values(write):
     with pytest.raises(ValueError, match=r"every value of the column 'a' is missing"):
         Preprocessing.fit(Dataset(write("a,b,label\n,1,0\n,2,1\n")))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("option", ["columns", "categories", "text"])
+def test_columns_are_called_by_name(tmp_path, option):
+    path = tmp_path / "plain.csv"
+    path.write_text("1,2,0\n3,4,1\n")
+    with pytest.raises(ValueError, match=f"{option}= wants text, got .*-1.*are called '0', '1'"):
+        Dataset(path, label=-1, **{option: -1 if option == "text" else [-1]})

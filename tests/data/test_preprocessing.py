@@ -297,3 +297,14 @@ def test_junk_in_a_field_is_refused_or_harmless(field, value):
             Preprocessing.from_json(good)
     else:
         json.dumps(preprocessing.to_json())
+
+
+def test_numbers_too_large_for_float32_are_refused(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("a,label\n1.5,0\n2.5,1\n")
+    preprocessing = Preprocessing.fit(Dataset(path))
+    with pytest.raises(ValueError, match="predict: 1e[+]200 in column 'a', row 1, is too large for float32"):
+        preprocessing.encode([{"a": 1.0}, {"a": 1e200}], who="predict")
+    path.write_text("a,label\n1e308,0\n-1e308,1\n")
+    with pytest.raises(ValueError, match="the column 'a' holds 1e[+]308, too large"):
+        Preprocessing.fit(Dataset(path))

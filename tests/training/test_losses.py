@@ -7,7 +7,8 @@ import pytest
 from scipy import special
 from tolerances import assert_close
 
-from llmasos_xla.training.losses import ALIASES, LOSSES, check_targets, loss_by_name
+from llmasos_xla.kernels.activation import activation
+from llmasos_xla.training.losses import ALIASES, LOSSES, check_targets, logits_for, loss_by_name
 
 B, C = 7, 5
 
@@ -118,7 +119,12 @@ def test_a_function_is_a_loss():
 
 SPARSE = "sparse_categorical_crossentropy"
 BAD_TARGETS = [
-    ("binary_crossentropy", np.array([2, 4]), (1,), "labels run from 2 to 4, wanted 0 to 1: renumber.*y == 4.*categories="),
+    (
+        "binary_crossentropy",
+        np.array([2, 4]),
+        (1,),
+        "labels run from 2 to 4, wanted 0 to 1: renumber.*y == 4.*categories=",
+    ),
     ("categorical_crossentropy", -np.eye(3), (3,), "labels run from -1.0 to -?0.0, wanted 0 to 1"),
     (SPARSE, np.eye(3), (3,), "got float64.*one-hot targets go with categorical_crossentropy"),
     (

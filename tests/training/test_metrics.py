@@ -108,3 +108,24 @@ def test_padding_of_weight_zero_changes_nothing(classes):
 def test_unknown_metric():
     with pytest.raises(ValueError, match="unknown metric 'acuracy'; did you mean 'accuracy'"):
         metric_by_name("acuracy", loss_by_name("mse"))
+
+
+@pytest.mark.parametrize(
+    ("name", "full"), [("F1Score", "f1_score"), ("AUC", "auc"), ("RootMeanSquaredError", "root_mean_squared_error")]
+)
+def test_spellings_of_classes(name, full):
+    assert metric_by_name(name, loss_by_name("mse")).name == full
+
+
+def test_accuracy_of_one_output_is_binary_whatever_the_loss(binary, weight):
+    p, y = binary
+    metric = metric_by_name("accuracy", loss_by_name("mse"))
+    expected = reference.accuracy_score(y, p[:, 0] > 0.5, sample_weight=weight)
+    assert streamed(metric, p, y, weight) == pytest.approx(expected, rel=1e-5)
+
+
+def test_accuracy_under_a_loss_of_the_users_own_reads_ids(classes, weight):
+    p, y = classes
+    metric = metric_by_name("accuracy", loss_by_name(lambda outputs, y: outputs[:, 0]))
+    expected = reference.accuracy_score(y, p.argmax(1), sample_weight=weight)
+    assert streamed(metric, p, y, weight) == pytest.approx(expected, rel=1e-5)

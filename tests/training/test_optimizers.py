@@ -107,6 +107,10 @@ BAD = [
     (lambda: Optimizer("sgd", accumulate=0), "accumulate wants a whole number of steps >= 1, got 0"),
     (lambda: Optimizer("sgd", ema=1.5), "ema wants a momentum between 0 and 1, got 1.5"),
     (lambda: Optimizer("sgd", clip_norm=-1.0), "clip_norm wants a number > 0, got -1.0"),
+    (lambda: Optimizer("sgd", clip_norm="1"), "clip_norm wants a number > 0, got '1'"),
+    (lambda: Optimizer("adam", b1=1.5), "b1 wants a number from 0 to 1, got 1.5"),
+    (lambda: Optimizer("sgd", weight_decay="0.1"), "weight_decay wants a number from 0 to inf, got '0.1'"),
+    (lambda: Optimizer("adamw", decay_exclude="bias("), r"decay_exclude wants a regular expression.*got 'bias\('"),
     (lambda: Schedule("cosine"), "unknown schedule 'cosine'; did you mean 'cosine_"),
     (lambda: Schedule("linear", start=1.0), "Schedule 'linear'.*it takes init_value"),
     (lambda: Optimizer("sgd", lambda step: 0.1).to_json(), "learning_rate is a function and cannot be saved"),
@@ -117,3 +121,16 @@ BAD = [
 def test_refusals(make, text):
     with pytest.raises(ValueError, match=text):
         make()
+
+
+@pytest.mark.parametrize("name", ["AdamW", "AdaGrad", "AdaBelief", "RMSprop", "NAdam", "SGD", "ada_max"])
+def test_names_as_classes_are_called(name):
+    assert Optimizer(name).name == name.replace("_", "").lower()
+
+
+def test_schedules_as_classes_are_called():
+    assert Schedule("ExponentialDecay", init_value=0.1, transition_steps=5, decay_rate=0.5).name == "exponential_decay"
+
+
+def test_a_number_of_numpys_is_a_number():
+    assert Optimizer("sgd", np.float32(0.5)).to_json() == {"name": "sgd", "learning_rate": 0.5}

@@ -10,6 +10,8 @@ import pytest
 from tolerances import assert_close
 
 from llmasos_xla import Optimizer, Variables
+from llmasos_xla.training.losses import loss_by_name
+from llmasos_xla.training.metrics import metric_by_name
 from llmasos_xla.training.step import make_eval_step, make_train_step, new_state, over_group, precision_by_name
 
 KEY = jax.random.key(0)
@@ -112,3 +114,32 @@ def test_metrics_are_summed_over_batches(objective, variables, batch):
 def test_unknown_precision():
     with pytest.raises(ValueError, match="unknown precision 'float8'"):
         precision_by_name("float8")
+
+
+def test_float64_is_refused_where_jax_has_no_64_bits():
+    with pytest.raises(ValueError, match="jax_enable_x64"):
+        precision_by_name("float64")
+
+
+@pytest.mark.parametrize("form", ["ids", "floats", "column", "one-hot"])
+def test_class_weights_read_every_form_of_label(objective, variables, batch, form):
+    ids = batch["y"]
+    y = {
+        "ids": ids,
+        "floats": ids.astype(jnp.float32),
+        "column": ids[:, None],
+        "one-hot": jax.nn.one_hot(ids, 3),
+    }[form]
+    loss = loss_by_name(lambda outputs, y: outputs[:, 0])
+    plain = dataclasses.replace(objective, loss=loss)
+    weighted = dataclasses.replace(plain, class_weight=(1.0, 0.0, 3.0))
+    logits, _ = objective.forward(variables, batch["x"], train=False)
+    wanted = plain.losses(logits, y, batch["weight"]) * jnp.array([1.0, 0.0, 3.0])[ids]
+    assert_close(weighted.losses(logits, y, batch["weight"]), wanted)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_metric_that_does_not_fit_is_named(objective, variables, batch):
+    wrong = dataclasses.replace(objective, metrics=(metric_by_name("auc", objective.loss),))
+    with pytest.raises(ValueError, match=r"metric 'auc' does not fit outputs \('batch', 3\) and labels \('batch',\)"):
+        wrong.empty(batch["y"], batch["x"], variables)
