@@ -1,6 +1,7 @@
 """What both front doors have in common: everything that is not how a model is written down."""
 
 import os
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ from llmasos_xla.data.dataset import Dataset
 from llmasos_xla.models.layers._base import Layer
 from llmasos_xla.models.spec import StackSpec
 from llmasos_xla.training.history import History
+
+_ROWS_THAT_SHOULD_MIX = 20
 
 
 class Door:
@@ -63,6 +66,13 @@ class Door:
 
         The write is atomic: the old file stays whole until the new one is.
         """
+        recipe = self.learner.recipe
+        if recipe is not None and recipe.to_json() is None:
+            warnings.warn(
+                "save: the optimizer, loss or metrics are functions of your own, which no file can hold; the weights "
+                "are saved without the training state, and after load compile must be called again",
+                stacklevel=2,
+            )
         self.learner.save(path, self._door())
 
     def _append(self, layer: Layer) -> None:
@@ -100,6 +110,7 @@ class Door:
             if not 0 < validation_split < 1:
                 raise ValueError(f"fit: validation_split wants a share between 0 and 1, got {validation_split!r}")
             dataset, validation = dataset.tail(validation_split)
+            _warn_of_one_class(dataset, validation)
         return self.learner.fit(dataset, validation=validation, model=self, **options)
 
     def _dataset(self, x: Any, y: Any, mode: str, sample_weight: Any = None) -> Dataset:
@@ -115,3 +126,18 @@ class Door:
     @classmethod
     def _from_door(cls, entries: Mapping[str, Any]) -> "Door":
         raise NotImplementedError
+
+
+def _warn_of_one_class(train: Dataset, validation: Dataset) -> None:
+    # The last rows of sorted data are all of one kind, and a validation of one class says little.
+    if len(validation) < _ROWS_THAT_SHOULD_MIX or not validation.in_memory or not validation.has_labels:
+        return
+    last, first = validation.labels, train.labels
+    if last is None or first is None or last.ndim != 1 or last.dtype.kind not in "iuOUS":
+        return
+    if len(set(last.tolist())) == 1 and len(set(first.tolist())) > 1:
+        warnings.warn(
+            f"fit: validation_split takes the last {len(validation)} rows, and all of them are of class {last[0]!r}; "
+            "shuffle the data, or pass validation_data=, for instance from Dataset.split",
+            stacklevel=4,
+        )

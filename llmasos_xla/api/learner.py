@@ -150,6 +150,8 @@ class Learner:
         if steps_per_dispatch is not None:
             _check_whole("fit", steps_per_dispatch=steps_per_dispatch)
         callbacks = (callbacks,) if callable(callbacks) else tuple(callbacks or ())
+        # A batch larger than the data would repeat rows.
+        batch_size = min(batch_size, len(dataset))
         report = reporter(verbose)
         started = time.time()
         self._prepare(dataset)
@@ -246,12 +248,18 @@ class Learner:
                 self._prepare(Dataset(x, mode="test"))
             raw = x
         assert self.preprocessing is not None
-        return self.predict_encoded(self.preprocessing.encode(raw, who="predict"))
+        return self.predict_encoded(self.encode(raw))
 
-    def predict_encoded(self, x: Any) -> np.ndarray:
-        """Outputs for input that `preprocessing.encode` has brought into shape."""
+    def encode(self, raw: Any, who: str = "predict") -> Any:
+        """Raw input [rows, ...] as the network takes it, checked; `who` opens the error texts."""
+        assert self.preprocessing is not None
+        x = self.preprocessing.encode(raw, who=who)
         if self.spec.tokens:
             self.spec.check_tokens(x)
+        return x
+
+    def predict_encoded(self, x: Any) -> np.ndarray:
+        """Outputs for input that `encode` has brought into shape."""
         return self._toolbox()[2](self.evaluation_variables, x)
 
     # Saving

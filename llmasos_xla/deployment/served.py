@@ -122,7 +122,8 @@ class Served:
         else:
             self._check_names(tensors)
             raw = dict(tensors) if isinstance(whole, tuple) else tensors[INPUT]
-        encoded = self.preprocessing.encode(raw, who="infer: input" if isinstance(raw, dict) else f"infer: {INPUT!r}")
+        who = "infer: input" if isinstance(raw, dict) else f"infer: {INPUT!r}"
+        encoded = self.model.learner.encode(raw, who)
         self._check_lengths(encoded)
         return encoded
 

@@ -40,7 +40,9 @@ def early_stopping(
     mode: Literal["auto", "min", "max"] = "auto",
     restore_best: bool = False,
 ) -> Callback:
-    """Ends the fit when `monitor` has not improved by `min_delta` for more than `patience` epochs.
+    """Ends the fit when `monitor` has not improved by `min_delta` for `patience` epochs, as Keras counts them.
+
+    With patience 0 or 1 the first epoch without improvement is the last.
 
     With `restore_best` the model gets the weights of its best epoch back when the fit ends.
     """
@@ -56,7 +58,7 @@ def early_stopping(
                 kept = event.model.variables if restore_best else None
             else:
                 waited += 1
-            return "stop" if waited > patience else None
+            return "stop" if waited >= max(patience, 1) else None
         if event.kind == "end" and kept is not None:
             event.model.variables = kept
         return None

@@ -214,7 +214,7 @@ def test_early_stopping_and_best_checkpoint(sequential, blobs, tmp_path):
             lm.callbacks.best_checkpoint(tmp_path / "best.h5", monitor="score"),
             lm.callbacks.csv_log(tmp_path / "log.csv"),
             lm.callbacks.tensorboard(tmp_path / "board"),
-            lm.callbacks.early_stopping("score", patience=1, restore_best=True),
+            lm.callbacks.early_stopping("score", patience=2, restore_best=True),
         ],
         **QUIET,
     )
@@ -315,3 +315,30 @@ def test_ctrl_c_after_the_last_step_ends_the_script_and_not_the_fit(sequential, 
         model.fit(*blobs, epochs=2, callbacks=[late], **QUIET)
     assert model.learner.epochs_done == 2
     assert model.learner.unfinished is None
+
+
+def test_patience_counts_as_keras_does(sequential, blobs):
+    for patience, last in ((0, 2), (1, 2), (2, 3)):
+        scripted = iter([3.0, 2.0, 2.5, 2.6, 2.7])
+
+        def score(event, scripted=scripted):
+            if event.kind == "epoch":
+                event.logs["score"] = next(scripted)
+
+        stop = lm.callbacks.early_stopping("score", patience=patience)
+        assert sequential().fit(*blobs, epochs=5, callbacks=[score, stop], **QUIET).epoch[-1] == last
+
+
+def test_a_validation_of_one_class_is_told(sequential, blobs):
+    x, y = blobs
+    order = np.argsort(y, kind="stable")
+    with pytest.warns(UserWarning, match="takes the last 20 rows, and all of them are of class 2; shuffle the data"):
+        sequential().fit(x[order], y[order], validation_split=0.2, epochs=1, **QUIET)
+
+
+def test_a_batch_larger_than_the_data_is_the_data(sequential, blobs):
+    x, y = blobs
+    a, b = sequential(), sequential()
+    a.fit(x[:20], y[:20], epochs=2, batch_size=64, verbose=0)
+    b.fit(x[:20], y[:20], epochs=2, batch_size=20, verbose=0)
+    chex.assert_trees_all_equal(a.variables, b.variables)

@@ -27,8 +27,10 @@ def image_model():
     return made
 
 
-def token_model():
-    made = lm.Sequential([lm.layers.Embedding(5, 3), lm.layers.LSTM(2), lm.layers.Dense(3, activation="softmax")])
+def token_model(**options):
+    made = lm.Sequential(
+        [lm.layers.Embedding(5, 3, **options), lm.layers.LSTM(2), lm.layers.Dense(3, activation="softmax")]
+    )
     made.compile("adam", "sparse_categorical_crossentropy")
     return made
 
@@ -73,6 +75,10 @@ CASES = {
     "ids without a vector": (
         lambda: token_model().fit(np.array([[1, 2], [3, 9]]), Y[:2], verbose=0),
         r"Embedding: ids must be 0 to 4 \(input_dim 5\), got 9 in row 1",
+    ),
+    "padding at the left": (
+        lambda: token_model(mask_zero=True).fit(np.array([[1, 2, 0], [0, 3, 4]]), Y[:2], verbose=0),
+        r"row 1 has a 0 before other ids; pad at the right \(Keras' pad_sequences\(padding='post'\)\)",
     ),
     "ids without a vector in predict": (
         lambda: (

@@ -62,6 +62,15 @@ class Embedding(Layer):
             raise ValueError(
                 f"{self.who}: ids must be 0 to {last} (input_dim {self.input_dim}), got {ids[at]} in row {at[0]}"
             )
+        if self.mask_zero and ids.ndim > 1 and ids.shape[1] > 1:
+            inside = (ids[:, :-1] == 0) & (ids[:, 1:] != 0)
+            if inside.any():
+                # Recurrent layers read a row up to its last id; padding ahead of it would count as data.
+                row = int(np.argwhere(inside)[0][0])
+                raise ValueError(
+                    f"{self.who}: with mask_zero=True a 0 is padding and stands at the right of a row, but row {row} has a "
+                    "0 before other ids; pad at the right (Keras' pad_sequences(padding='post')) or start ids at 1"
+                )
 
 
 class _Embedding(MaskModule):
