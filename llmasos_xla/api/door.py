@@ -137,7 +137,7 @@ def _warn_of_one_class(train: Dataset, validation: Dataset) -> None:
         return
     if len(set(last.tolist())) == 1 and len(set(first.tolist())) > 1:
         warnings.warn(
-            f"fit: validation_split takes the last {len(validation)} rows, and all of them are of class {last[0]!r}; "
+            f"fit: validation_split takes the last {len(validation)} rows, and all of them are of class {last[0]}; "
             "shuffle the data, or pass validation_data=, for instance from Dataset.split",
             stacklevel=4,
         )

@@ -161,8 +161,8 @@ def make_train_step(
     """`step((state, totals), batch, key) -> (state, totals)`: one update.
 
     `batch` maps "x", "y", "weight" [batch] and "count" [] (samples that are not padding). The gradient is that of
-    sum(weight * loss) / count. From the first loss that is not finite on, nothing is updated, so that the weights that
-    led there are still there to be looked at.
+    sum(weight * loss) / count. From the first loss that is not finite on, weights and statistics stay as they are, so
+    that what led there can be looked at; the optimizer sees gradients of zero.
     """
 
     def step(carry: tuple[TrainState, Totals], batch: Mapping[str, Any], key: jax.Array) -> tuple[TrainState, Totals]:
@@ -182,17 +182,29 @@ def make_train_step(
         (loss, (losses, logits, carried)), gradients = jax.value_and_grad(objective_of, has_aux=True)(
             state.variables.params
         )
+        fine = jnp.isfinite(loss) & (totals.bad_step < 0)
+
+        def if_fine(new: Any, old: Any) -> Any:
+            return jax.tree.map(lambda a, b: jnp.where(fine, a, b), new, old)
+
+        # Zeroed gradients and updates rather than a choice between two states: the old state can then be overwritten
+        # where it lies, which is a third of a small model's step.
+        gradients = if_fine(gradients, jax.tree.map(jnp.zeros_like, gradients))
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.variables.params)
+        updates = if_fine(updates, jax.tree.map(jnp.zeros_like, updates))
         params: Any = optax.apply_updates(state.variables.params, updates)
         average = state.average
         if average is not None and ema is not None:
-            average = {n: (ema * a + (1.0 - ema) * params[n]).astype(a.dtype) for n, a in average.items()}
-        after = TrainState(Variables(params, carried), optimizer_state, average, state.step + 1)
-        summed = objective.totals(totals, losses, logits, y, weight, count)
-
-        fine = jnp.isfinite(loss) & (totals.bad_step < 0)
-        state, summed = jax.tree.map(lambda new, old: jnp.where(fine, new, old), (after, summed), (state, totals))
+            after = {n: (ema * a + (1.0 - ema) * params[n]).astype(a.dtype) for n, a in average.items()}
+            average = if_fine(after, average)
+        summed = if_fine(objective.totals(totals, losses, logits, y, weight, count), totals)
         bad_step = jnp.where(fine | (totals.bad_step >= 0), totals.bad_step, state.step)
+        state = TrainState(
+            Variables(params, if_fine(carried, state.variables.state)),
+            optimizer_state,
+            average,
+            state.step + fine.astype(jnp.int32),
+        )
         return state, dataclasses.replace(summed, bad_step=bad_step)
 
     return step
