@@ -64,8 +64,8 @@ def compile(
 ) -> Callable:
     """Compiles `function` for the shapes of `arguments` (arrays or `jax.ShapeDtypeStruct`) and returns the program.
 
-    The program takes arrays of exactly these shapes. `donate` lists the arguments whose memory it may reuse; `once` says
-    that it will run once, so that compiling counts more than running; `log` receives a `CompileRecord`.
+    The program takes arrays of exactly these shapes. `donate` lists the arguments whose memory it may reuse; `once`
+    says that it will run once, so that compiling counts more than running; `log` receives a `CompileRecord`.
 
     >>> import jax.numpy as jnp
     >>> log = []

@@ -1,9 +1,9 @@
 """The hot paths: one folder an op, one public function each, several implementations behind it.
 
-    conv, conv_transpose    convolutions in one to three dimensions
-    max_pool, avg_pool      pooling
-    rnn, gru, lstm          recurrence over time
-    explain                 which implementation runs, and why
+conv, conv_transpose    convolutions in one to three dimensions
+max_pool, avg_pool      pooling
+rnn, gru, lstm          recurrence over time
+explain                 which implementation runs, and why
 """
 
 from llmasos_xla.kernels._dispatch import explain as explain

@@ -22,7 +22,7 @@ from llmasos_xla.training.report import Quiet
 from llmasos_xla.training.step import Objective, Totals, TrainState, make_train_step, over_group
 
 # One dispatch should hold about this much work: enough to hide Python, little enough for a live progress bar.
-_OPERATIONS_PER_DISPATCH = 1.2e10
+_OPERATIONS_PER_DISPATCH = 3e10
 _BYTES_PER_DISPATCH = 32 << 20
 _MOST_STEPS = 64
 # How many dispatches may be under way before the loop waits for the oldest.

@@ -1,11 +1,15 @@
 """Stacks: names of arrays, errors that say where, the head, the watcher."""
 
+from functools import partial
+
+import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from tolerances import assert_close
 
-from llmasos_xla.core import pure
+from llmasos_xla.core import Variables, pure
 from llmasos_xla.models import layers as L  # noqa: N812
 from llmasos_xla.models.layers._base import layer_names
 from llmasos_xla.models.stack import Stack, output_shapes, split_head
@@ -136,3 +140,27 @@ def test_branches_read_the_same_input():
     variables = net.init(jax.random.key(0))
     y, _ = net.apply(variables, x)
     assert_close(y, x - x @ variables.params["subtract/branch_1/dense/kernel"])
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "tanh"])
+@pytest.mark.parametrize("padding", ["valid", "same"])
+def test_pooling_ahead_of_bias_and_activation_changes_no_bit(activation, padding):
+    layers = (
+        L.Conv2D(3, 3, activation=activation, bias_initializer="ones"),
+        L.MaxPooling2D(2, padding=padding),
+        L.Flatten(),
+    )
+    net = pure(lambda rngs: Stack(layers, (7, 6, 2), rngs=rngs))
+    variables = net.init(jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (4, 7, 6, 2))
+    seen = []
+    one_by_one, _ = net.apply(variables, x, train=False, watch=lambda name, y: seen.append(name))
+    assert seen == ["conv2d", "max_pooling2d", "flatten"]
+    np.testing.assert_array_equal(net.apply(variables, x, train=False)[0], one_by_one)
+
+    def total(params, **watch):
+        y, _ = net.apply(Variables(params, {}), x, train=False, **watch)
+        return jnp.sum(jnp.sin(y))
+
+    expected = jax.grad(partial(total, watch=lambda name, y: None))(variables.params)
+    chex.assert_trees_all_close(jax.grad(total)(variables.params), expected, rtol=1e-5, atol=1e-6)

@@ -1,6 +1,8 @@
 """A list of layers as one nnx module."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -8,6 +10,8 @@ from flax import nnx
 
 from llmasos_xla.models.layers._base import Layer, Shape, layer_names
 from llmasos_xla.models.layers._modules import MaskModule, call_module
+from llmasos_xla.models.layers.conv import Conv1D, Conv2D, Conv3D
+from llmasos_xla.models.layers.pooling import MaxPooling1D, MaxPooling2D, MaxPooling3D
 
 
 class Stack(MaskModule):
@@ -21,6 +25,7 @@ class Stack(MaskModule):
     def __init__(self, layers: Sequence[Layer], shape: Shape, *, rngs: nnx.Rngs):
         output_shapes(layers, shape)
         self._names = layer_names(layers)
+        self._pooled = frozenset(i for i, pair in enumerate(pairwise(layers)) if _pools_first(*pair))
         for name, layer in zip(self._names, layers, strict=True):
             setattr(self, name, layer.build(shape, rngs))
             shape = layer.output_shape(shape)
@@ -47,14 +52,32 @@ class Stack(MaskModule):
         watch: Callable[[str, Any], None] | None = None,
     ) -> tuple[Any, jax.Array | None]:
         """The output and the mask that holds for it."""
+        done = -1
         for number, name in enumerate(self._names):
+            if number <= done:
+                continue
             try:
-                x, mask = call_module(getattr(self, name), x, train=train, rngs=rngs, mask=mask)
+                module: Any = getattr(self, name)
+                if number in self._pooled and mask is None and watch is None:
+                    pool = partial(getattr(self, self._names[number + 1]), train=train, rngs=rngs)
+                    x, done = module(x, train=train, rngs=rngs, then=pool), number + 1
+                else:
+                    x, mask = call_module(module, x, train=train, rngs=rngs, mask=mask)
             except Exception as error:
                 raise _located(error, number, name, x) from error
             if watch is not None:
                 watch(name, x)
         return x, mask
+
+
+def _pools_first(layer: Layer, after: Layer) -> bool:
+    """Whether a maximum may be taken ahead of the convolution's bias and activation.
+
+    Both grow with their argument, so the values are the same to the bit, and bias and activation then work on a
+    fraction of the elements. Other activations saturate: they make ties where the gradient would go another way.
+    """
+    conv = isinstance(layer, Conv1D | Conv2D | Conv3D) and layer.activation in (None, "linear", "relu")
+    return conv and isinstance(after, MaxPooling1D | MaxPooling2D | MaxPooling3D)
 
 
 def output_shapes(layers: Sequence[Layer], shape: Shape) -> list[Shape]:

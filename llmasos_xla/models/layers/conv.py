@@ -1,9 +1,11 @@
 """Convolution layers, channels last."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import ClassVar
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from llmasos_xla import kernels
@@ -62,7 +64,23 @@ class _ConvModule(nnx.Module):
         self.kernel = parameter(rngs, spec.kernel_initializer, (*spec.kernel_size, cin // spec.groups, spec.filters))
         self.bias = parameter(rngs, spec.bias_initializer, (spec.filters,)) if spec.use_bias else None
 
-    def __call__(self, x: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        train: bool,
+        rngs: nnx.Rngs | None = None,
+        then: Callable[[jax.Array], jax.Array] | None = None,
+    ) -> jax.Array:
+        """The convolution; `then` is applied to it ahead of bias and activation."""
+        if then is None:
+            return self._convolved(x, None if self.bias is None else self.bias[...], self.spec.activation)
+        y = then(self._convolved(x, None, None))
+        if self.bias is not None:
+            y = y + jnp.expand_dims(self.bias[...], range(y.ndim - 1))
+        return kernels.activation(self.spec.activation)(y)
+
+    def _convolved(self, x: jax.Array, bias: jax.Array | None, activation: str | None) -> jax.Array:
         spec = self.spec
         padding = spec.padding.upper()
         if spec.padding == "causal":
@@ -75,8 +93,8 @@ class _ConvModule(nnx.Module):
             rhs_dilation=spec.dilation_rate,
             dimension_numbers=DIMENSIONS[spec.rank],
             feature_group_count=spec.groups,
-            bias=None if self.bias is None else self.bias[...],
-            activation=spec.activation,
+            bias=bias,
+            activation=activation,
         )
 
 

@@ -68,8 +68,9 @@ class Embedding(Layer):
                 # Recurrent layers read a row up to its last id; padding ahead of it would count as data.
                 row = int(np.argwhere(inside)[0][0])
                 raise ValueError(
-                    f"{self.who}: with mask_zero=True a 0 is padding and stands at the right of a row, but row {row} has a "
-                    "0 before other ids; pad at the right (Keras' pad_sequences(padding='post')) or start ids at 1"
+                    f"{self.who}: with mask_zero=True a 0 is padding and stands at the right of a row, but row {row} "
+                    "has a 0 before other ids; pad at the right (Keras' pad_sequences(padding='post')) or start "
+                    "ids at 1"
                 )
 
 
