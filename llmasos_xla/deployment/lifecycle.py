@@ -8,6 +8,7 @@ server sees its standard input end and follows; nothing here has a part in that.
 import atexit
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -67,6 +68,8 @@ def _serve_on(handles: Sequence[Handle]) -> list[Handle]:
         while not (ended := [handle for handle in handles if not handle.running]):
             time.sleep(0.2)
     except KeyboardInterrupt:
+        # A second Ctrl-C would cut the stopping short.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("\nStopping.", flush=True)
         return []
     for handle in ended:
