@@ -12,7 +12,10 @@ import urllib.request
 import pytest
 
 ROOT = str(pathlib.Path(__file__).parents[2])
+# A suite that runs in the background ignores Ctrl-C, and its children inherit that: the script listens again.
 SCRIPT = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
 import llmasos_xla as lm
 server = lm.Deployer({path!r}).deploy({options})
 print("pid", server.pid, flush=True)
