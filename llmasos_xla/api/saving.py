@@ -31,7 +31,7 @@ class Saved(NamedTuple):
 
 
 def write(path: str | os.PathLike, spec: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> pathlib.Path:
-    """Writes a model file atomically; the format follows the ending, .h5 (or .hdf5, .keras no) or .safetensors."""
+    """Writes a model file atomically; the format follows the ending: .h5, .hdf5 or .safetensors."""
     path = pathlib.Path(path)
     writer = {".h5": _write_h5, ".hdf5": _write_h5, ".safetensors": _write_safetensors}.get(path.suffix)
     if writer is None:
