@@ -5,9 +5,12 @@ BIN := $(VENV)/bin
 # Workers of the test suite: the machine's cores, at most 4 (more would fight over XLA's threads).
 WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); if [ $$n -gt 4 ]; then echo 4; else echo $$n; fi)
 
+# What is compiled when the package is installed.
+NATIVE := hatch_build.py llmasos_xla/kernels/_onednn/compiler.py $(wildcard llmasos_xla/kernels/_onednn/native/*)
+
 .PHONY: demo test test-all lint docs-check clean
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt $(NATIVE)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .

@@ -1,6 +1,6 @@
 """Convolution and its transpose: checks, documentation, dispatch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from llmasos_xla.kernels.conv.geometry import (
     Geometry,
     as_array,
     check_bias,
+    check_scale,
     conv_geometry,
     flipped_and_swapped,
     per_axis,
@@ -36,15 +37,26 @@ def _conv_candidates(
     preferred_element_type: Any = None,
     out_sharding: Any = None,
     *,
+    scale: Any = None,
     bias: Any = None,
     activation: str | None = None,
+    implementation: str | None = None,
 ) -> list[_dispatch.Candidate]:
     lhs, rhs = as_array(lhs), as_array(rhs)
+    if scale is not None and preferred_element_type is None:
+        preferred_element_type = jnp.int32
     geometry = conv_geometry(
         "conv", lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers,
         feature_group_count, batch_group_count, precision, preferred_element_type,
     )  # fmt: skip
-    return choice.conv_candidates(lhs, rhs, geometry, _finish("conv", geometry, bias, activation), out_sharding)
+    return choice.conv_candidates(
+        lhs,
+        rhs,
+        geometry,
+        _epilogue("conv", geometry, scale, bias, activation),
+        out_sharding,
+        implementation is not None,
+    )
 
 
 @_dispatch.op(_conv_candidates)
@@ -62,6 +74,7 @@ def conv(
     preferred_element_type: Any = None,
     out_sharding: Any = None,
     *,
+    scale: Any = None,
     bias: Any = None,
     activation: str | None = None,
     implementation: str | None = None,
@@ -85,9 +98,11 @@ def conv(
         precision: as in lax.
         preferred_element_type: dtype of the sums and of the result; integers narrower than 32 bits need one.
         out_sharding: as in lax.
+        scale: `[cout]` or a scalar, for int8 operands: the sums are int32, the result is float32 and is `scale` times
+            them before bias and activation. Quantized operands of scales s and t have `scale = s * t`.
         bias: `[cout]`.
         activation: a name in `kernels.ACTIVATIONS`.
-        implementation: None chooses; "xla" must run.
+        implementation: None chooses; "onednn" or "xla" must run.
 
     Raises:
         ValueError: if shapes disagree, the kernel is larger than the padded input, or a name is unknown.
@@ -100,7 +115,8 @@ def conv(
     """
     candidates = _conv_candidates(
         lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count,
-        batch_group_count, precision, preferred_element_type, out_sharding, bias=bias, activation=activation,
+        batch_group_count, precision, preferred_element_type, out_sharding,
+        scale=scale, bias=bias, activation=activation, implementation=implementation,
     )  # fmt: skip
     return _dispatch.run(conv, candidates, implementation)
 
@@ -118,6 +134,7 @@ def _transpose_candidates(
     *,
     bias: Any = None,
     activation: str | None = None,
+    implementation: str | None = None,
 ) -> list[_dispatch.Candidate]:
     who = "conv_transpose"
     lhs, rhs = as_array(lhs), as_array(rhs)
@@ -135,7 +152,9 @@ def _transpose_candidates(
     geometry = conv_geometry(
         who, lhs, rhs, 1, pads, strides, rhs_dilation, numbers, 1, 1, precision, preferred_element_type
     )
-    return choice.transpose_candidates(lhs, rhs, geometry, _finish(who, geometry, bias, activation))
+    return choice.transpose_candidates(
+        lhs, rhs, geometry, _epilogue(who, geometry, None, bias, activation), implementation is not None
+    )
 
 
 @_dispatch.op(_transpose_candidates)
@@ -172,7 +191,7 @@ def conv_transpose(
         preferred_element_type: dtype of the sums and of the result.
         bias: `[cout]`.
         activation: a name in `kernels.ACTIVATIONS`.
-        implementation: None chooses; "xla" must run.
+        implementation: None chooses; "onednn" or "xla" must run.
 
     Raises:
         ValueError: if shapes disagree or a name is unknown.
@@ -184,27 +203,22 @@ def conv_transpose(
     """
     candidates = _transpose_candidates(
         lhs, rhs, strides, padding, rhs_dilation, dimension_numbers, transpose_kernel, precision,
-        preferred_element_type, bias=bias, activation=activation,
+        preferred_element_type, bias=bias, activation=activation, implementation=implementation,
     )  # fmt: skip
     return _dispatch.run(conv_transpose, candidates, implementation)
 
 
-def _finish(who: str, g: Geometry, bias: Any, activation: str | None) -> Callable[[jax.Array], jax.Array]:
-    """Bias and activation, checked now and applied to the result."""
-    function = activation_named(activation, who)
+def _epilogue(who: str, g: Geometry, scale: Any, bias: Any, activation: str | None) -> choice.Epilogue:
+    """What follows the sums, checked."""
+    activation_named(activation, who)
+    result = g.preferred or g.dtype
+    if scale is not None:
+        scale = as_array(scale)
+        check_scale(who, scale, g)
+        result = jnp.dtype(jnp.float32)
     if bias is not None:
         bias = as_array(bias)
-        check_bias(who, bias, g)
-    if activation is not None and not jnp.issubdtype(g.preferred or g.dtype, jnp.inexact):
-        raise TypeError(
-            f"{who}: activation={activation!r} needs floating point, the result is {g.preferred or g.dtype}"
-        )
-    channel = g.numbers.out_spec[1]
-
-    def finish(y: jax.Array) -> jax.Array:
-        if bias is not None:
-            shape = tuple(g.cout if axis == channel else 1 for axis in range(y.ndim))
-            y = y + bias.astype(y.dtype).reshape(shape)
-        return function(y)
-
-    return finish
+        check_bias(who, bias, g, result)
+    if activation is not None and not jnp.issubdtype(result, jnp.inexact):
+        raise TypeError(f"{who}: activation={activation!r} needs floating point, the result is {result}")
+    return choice.Epilogue(scale, bias, activation.lower() if activation else None)

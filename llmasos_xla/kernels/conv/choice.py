@@ -10,18 +10,21 @@ as `dot_general`. The figures hold with XLA's own convolution fusion off (`xla_c
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from llmasos_xla.kernels._dispatch import Candidate, platform
+from llmasos_xla.kernels.activation import activation as activation_named
+from llmasos_xla.kernels.conv import onednn
 from llmasos_xla.kernels.conv.geometry import Geometry
-from llmasos_xla.kernels.conv.xla import FORMULATIONS, in_channels_last
+from llmasos_xla.kernels.conv.xla import FORMULATIONS, UNFIT, in_channels_last
 
-Finish = Callable[[jax.Array], jax.Array]
+LIBRARY = "library"
 
 _REASONS = {
+    LIBRARY: "oneDNN's kernels, bias and activation fused; measured fastest on this platform",
     "depthwise multiply-adds": "one input channel a group: no library on this platform takes it",
     "strided pointwise": "the stride is taken before the convolution",
     "canonical by group": "grouped convolutions have no fast path on this platform",
@@ -30,42 +33,93 @@ _REASONS = {
 }
 
 
-def conv_candidates(x: Any, w: Any, g: Geometry, finish: Finish, out_sharding: object) -> list[Candidate]:
-    """Every way to compute this convolution; `finish` adds bias and activation. Shapes do for arrays if none runs."""
+class Epilogue(NamedTuple):
+    """What follows the sums: a scale (of integer sums) and a bias, `[cout]` or None; an activation by name or None."""
+
+    scale: Any = None
+    bias: Any = None
+    activation: str | None = None
+
+    def apply(self, y: jax.Array, channel: int) -> jax.Array:
+        """Bias and activation of a result whose channels are on axis `channel`."""
+        row = tuple(-1 if axis == channel else 1 for axis in range(y.ndim))
+        if self.scale is not None:
+            y = y.astype(jnp.float32) * self.scale.astype(jnp.float32).reshape(row)
+        if self.bias is not None:
+            y = y + self.bias.astype(y.dtype).reshape(row)
+        return activation_named(self.activation)(y)
+
+
+def conv_candidates(
+    x: Any, w: Any, g: Geometry, epilogue: Epilogue, out_sharding: object, named: bool = False
+) -> list[Candidate]:
+    """Every way to compute this convolution. Shapes do for arrays if none runs."""
     cannot = _cannot(g, out_sharding)
     slow = None if platform() == "cpu" else f"measured to pay on cpu only, this is {platform()}"
 
-    def candidate(formulation: str, unfit: str | None) -> Candidate:
+    def candidate(formulation: str, unfit: Callable[[Geometry], str | None]) -> Candidate:
         run = partial(in_channels_last, FORMULATIONS[formulation], x, w, g)
-        return _candidate(formulation, run, finish, cannot or unfit, slow)
+        return _candidate(formulation, run, epilogue, g, cannot or unfit(g), slow)
 
     return [
-        candidate("depthwise multiply-adds", _not_depthwise(g)),
-        candidate("strided pointwise", _not_strided_pointwise(g)),
-        candidate("canonical by group", "has one group" if g.groups == 1 else None),
-        candidate("canonical", _grouped(g)),
-        _candidate("lax", partial(FORMULATIONS["lax"], x, w, g, out_sharding), finish),
+        _library(x, w, g, epilogue, out_sharding, named),
+        *(candidate(formulation, unfit) for formulation, unfit in UNFIT.items()),
+        _candidate("lax", partial(FORMULATIONS["lax"], x, w, g, out_sharding), epilogue, g),
     ]
 
 
-def transpose_candidates(x: Any, w: Any, g: Geometry, finish: Finish) -> list[Candidate]:
+def transpose_candidates(x: Any, w: Any, g: Geometry, epilogue: Epilogue, named: bool = False) -> list[Candidate]:
     """Every way to compute this transposed convolution, given as a convolution of a dilated input.
 
-    Canonical on every platform: the kernel's gradient that lax derives dilates its input, which neither cuDNN nor
-    XLA's CPU library has a fast path for.
+    Of the XLA formulations canonical on every platform: the kernel's gradient that lax derives dilates its input, which
+    neither cuDNN nor XLA's CPU library has a fast path for.
     """
     run = partial(in_channels_last, FORMULATIONS["canonical"], x, w, g)
     return [
-        _candidate("canonical", run, finish, _cannot(g, None)),
-        _candidate("lax", partial(FORMULATIONS["lax"], x, w, g), finish),
+        _library(x, w, g, epilogue, None, named),
+        _candidate("canonical", run, epilogue, g, _cannot(g, None)),
+        _candidate("lax", partial(FORMULATIONS["lax"], x, w, g), epilogue, g),
     ]
 
 
+def _library(x: Any, w: Any, g: Geometry, epilogue: Epilogue, out_sharding: object, named: bool) -> Candidate:
+    def run() -> jax.Array:
+        computed = partial(_library_channels_last, epilogue=epilogue, named=named)
+        return in_channels_last(computed, x, w, g)
+
+    last, (scale, bias, activation) = g.with_channels_last(), epilogue
+    if scale is not None:
+        last = last._replace(preferred=jnp.dtype(jnp.float32))
+    if platform() != "cpu":
+        cannot = f"runs on cpu, this is {platform()}"
+    elif g.batch_groups > 1 or out_sharding is not None:
+        cannot = _cannot(g, out_sharding)
+    else:
+        cannot = onednn.cannot(last, x, scale is not None, bias is not None, activation)
+    return Candidate("onednn", LIBRARY, run, cannot, _REASONS[LIBRARY])
+
+
+def _library_channels_last(x: jax.Array, w: jax.Array, g: Geometry, epilogue: Epilogue, named: bool) -> jax.Array:
+    if epilogue.scale is not None:
+        g = g._replace(preferred=jnp.dtype(jnp.float32))
+    return onednn.conv(x, w, epilogue.scale, epilogue.bias, g, epilogue.activation, named)
+
+
 def _candidate(
-    formulation: str, run: Callable[[], jax.Array], finish: Finish, cannot: str | None = None, slow: str | None = None
+    formulation: str,
+    run: Callable[[], jax.Array],
+    epilogue: Epilogue,
+    g: Geometry,
+    cannot: str | None = None,
+    slow: str | None = None,
 ) -> Candidate:
     return Candidate(
-        "xla", formulation, lambda: finish(run()), cannot or slow, _REASONS[formulation], able=cannot is None
+        "xla",
+        formulation,
+        lambda: epilogue.apply(run(), g.numbers.out_spec[1]),
+        cannot or slow,
+        _REASONS[formulation],
+        able=cannot is None,
     )
 
 
@@ -78,25 +132,3 @@ def _cannot(g: Geometry, out_sharding: object) -> str | None:
     if not jnp.issubdtype(g.dtype, jnp.floating):
         return f"operands are {g.dtype}"
     return None
-
-
-def _grouped(g: Geometry) -> str | None:
-    return None if g.groups == 1 else f"has {g.groups} groups"
-
-
-def _not_depthwise(g: Geometry) -> str | None:
-    if g.groups == 1 or g.groups != g.cin:
-        return f"has {g.cin // g.groups} input channel(s) in each of {g.groups} group(s)"
-    if any(b > 1 for b in g.lhs_dilation):
-        return "lhs_dilation is above 1"
-    return None
-
-
-def _not_strided_pointwise(g: Geometry) -> str | None:
-    if any(k > 1 for k in g.kernel):
-        return "the kernel is larger than 1"
-    if all(s == 1 for s in g.stride):
-        return "the stride is 1"
-    if any(b > 1 for b in g.lhs_dilation):
-        return "lhs_dilation is above 1"
-    return _grouped(g)

@@ -215,13 +215,25 @@ def check_dtypes(who: str, lhs: Any, rhs: Any, preferred: Any) -> None:
         )
 
 
-def check_bias(who: str, bias: Any, geometry: Geometry) -> None:
+def check_bias(who: str, bias: Any, geometry: Geometry, result: Any) -> None:
     """A bias is `[cout]`, of the operands' or the result's dtype."""
     if tuple(bias.shape) != (geometry.cout,):
         raise ValueError(f"{who}: bias has shape {tuple(bias.shape)}, expected ({geometry.cout},) = (cout,)")
-    result = geometry.preferred or geometry.dtype
     if bias.dtype not in (geometry.dtype, result):
         raise TypeError(f"{who}: bias is {bias.dtype}, the operands are {geometry.dtype}; cast the bias")
+
+
+def check_scale(who: str, scale: Any, geometry: Geometry) -> None:
+    """A scale is `[cout]` or a scalar, floating, and for integer sums."""
+    if tuple(scale.shape) not in ((), (geometry.cout,)):
+        raise ValueError(f"{who}: scale has shape {tuple(scale.shape)}, expected () or ({geometry.cout},) = (cout,)")
+    if not jnp.issubdtype(scale.dtype, jnp.floating):
+        raise TypeError(f"{who}: scale is {scale.dtype}, expected floating point")
+    if not jnp.issubdtype(geometry.dtype, jnp.integer) or geometry.preferred != jnp.int32:
+        raise TypeError(
+            f"{who}: scale is for int8 operands summed in int32, the operands are {geometry.dtype}; "
+            "multiply the kernel by it instead"
+        )
 
 
 def at_least_float32(dtype: Any) -> jnp.dtype:

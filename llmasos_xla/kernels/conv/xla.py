@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
+from llmasos_xla.kernels._dispatch import platform
 from llmasos_xla.kernels.conv.canonical import canonical, lax_conv
 from llmasos_xla.kernels.conv.geometry import Geometry, at_least_float32
 
@@ -110,3 +111,44 @@ FORMULATIONS = {
     "canonical": canonical,
     "lax": lax_conv,
 }
+
+
+def _one_group(g: Geometry) -> str | None:
+    return "has one group" if g.groups == 1 else None
+
+
+def _grouped(g: Geometry) -> str | None:
+    return None if g.groups == 1 else f"has {g.groups} groups"
+
+
+def _not_depthwise(g: Geometry) -> str | None:
+    if g.groups == 1 or g.groups != g.cin:
+        return f"has {g.cin // g.groups} input channel(s) in each of {g.groups} group(s)"
+    if any(b > 1 for b in g.lhs_dilation):
+        return "lhs_dilation is above 1"
+    return None
+
+
+def _not_strided_pointwise(g: Geometry) -> str | None:
+    if any(k > 1 for k in g.kernel):
+        return "the kernel is larger than 1"
+    if all(s == 1 for s in g.stride):
+        return "the stride is 1"
+    if any(b > 1 for b in g.lhs_dilation):
+        return "lhs_dilation is above 1"
+    return _grouped(g)
+
+
+# Why a formulation does not fit a floating-point geometry, in the order of preference; where none fits, lax does.
+UNFIT = {
+    "depthwise multiply-adds": _not_depthwise,
+    "strided pointwise": _not_strided_pointwise,
+    "canonical by group": _one_group,
+    "canonical": _grouped,
+}
+
+
+def plain_convolution(x: jax.Array, w: jax.Array, g: Geometry) -> jax.Array:
+    """A channels-last floating-point convolution in the formulation that fits on CPU, elsewhere as lax has it."""
+    fit = (name for name, unfit in UNFIT.items() if platform() == "cpu" and unfit(g) is None)
+    return FORMULATIONS[next(fit, "lax")](x, w, g)
