@@ -1,4 +1,4 @@
-"""Times a training step and an epoch: this package, JAX by hand, Keras, PyTorch, on the same cores, in turns.
+"""Times a training step and an epoch, or a prediction: this package, JAX by hand, Keras, PyTorch, in turns.
 
 python benchmarks/steps.py                                      # all rows; peers say "not installed"
 python benchmarks/steps.py --peers-python .peers/bin/python     # with them (README.md says how to install them)
@@ -13,10 +13,11 @@ import signal
 import sys
 from pathlib import Path
 
-from side_by_side import machine, tables
-from side_by_side.arena import Result, compete
-from side_by_side.contestants import CONTESTANTS
-from side_by_side.rows import ROWS
+from side_by_side import machine
+from side_by_side.steps import tables
+from side_by_side.steps.arena import Result, compete
+from side_by_side.steps.contestants import CONTESTANTS
+from side_by_side.steps.rows import ROWS
 
 _RESULTS = Path(__file__).resolve().parent / "results"
 _QUICK = {"rows": ["cnn-32", "mlp-32"], "rounds": 2, "seconds": 0.3}

@@ -1,9 +1,15 @@
-"""Several frameworks train the same model on the same cores, each in a process of its own, in turns.
+"""Several frameworks do the same work on the same cores, each in a process of its own, in turns.
 
-rows            the workloads: model kind, batch size, synthetic data
-contestants/    one file a family of front ends: how each trains a row
-worker, gate    the contestant's process: it trains an epoch when asked, and stands still otherwise
-arena           the other end: starts the processes, asks them in turns, stops those that wait
+What every comparison shares:
+
+contestant      who takes part: the table's entry
+process         a contestant's process, seen from the arena: started, asked, frozen, ended
+worker, channel the same process from within: it answers requests, and stands still otherwise
+turns           who goes when, alone on the machine
 machine         what it ran on, and who else did
-tables          ratios, Markdown, JSON
+values          how far a result is from what is wanted
+report          ratios, cells, the head of a report
+
+steps/          training steps and inference of whole models (benchmarks/steps.py)
+kernels/        single operations over the kernels' own lists of shapes (benchmarks/kernels.py)
 """

@@ -1,10 +1,14 @@
 """What the measurement ran on, and how much of it others were using meanwhile."""
 
+import contextlib
 import datetime
 import os
 import platform
 import re
+import shlex
+import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +16,21 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def describe() -> dict[str, Any]:
-    """Processor, cores this process may use, system and date."""
+    """Processor, cores this process may use, system, date and command."""
     return {
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)),
         "cores_in_machine": os.cpu_count(),
         "system": platform.platform(terse=True),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": command(),
     }
+
+
+def command() -> str:
+    """What was typed, without this machine's folders: absolute paths shrink to their last part."""
+    arguments = [f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]
+    return shlex.join(["python", *(Path(a).name if a.startswith("/") else a for a in arguments)])
 
 
 def slug() -> str:
@@ -35,12 +46,33 @@ def _cpu() -> str:
     return platform.machine()
 
 
+@contextlib.contextmanager
+def only_on(cores: Sequence[int] | None) -> Iterator[None]:
+    """Keeps this thread, and what it starts, on the cores while `with` lasts; None leaves it where it may run."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, before if cores is None else cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 class Others:
-    """How many cores processes other than `pid` kept busy, on average, while `with` lasted; stolen time counts."""
+    """How busy processes other than `pid` kept the machine while `with` lasted; stolen time counts.
+
+    Attributes:
+        seconds: how long it lasted.
+        busy: seconds of their work on all cores; the clock's ticks make it uncertain by 0.01, either way.
+    """
 
     def __init__(self, pid: int):
         self._pid = pid
-        self.cores = 0.0
+        self.seconds, self.busy = 0.0, 0.0
+
+    @property
+    def cores(self) -> float:
+        """How many cores they kept busy on average."""
+        return max(0.0, self.busy) / max(self.seconds, 1e-9)
 
     def __enter__(self) -> "Others":
         self._started, self._busy, self._own = time.perf_counter(), _busy(), _own(self._pid)
@@ -49,8 +81,8 @@ class Others:
     def __exit__(self, error: object, *_: object) -> None:
         if error is not None:
             return  # The process may be gone, and its times with it.
-        seconds = max(time.perf_counter() - self._started, 1e-9)
-        self.cores = max(0.0, (_busy() - self._busy) - (_own(self._pid) - self._own)) / seconds
+        self.seconds = time.perf_counter() - self._started
+        self.busy = (_busy() - self._busy) - (_own(self._pid) - self._own)
 
 
 def _busy() -> float:

@@ -1,31 +1,44 @@
-"""One contestant's process: `python -m side_by_side.worker CONTESTANT ROW`; it speaks JSON lines."""
+"""One contestant's process: `python -m side_by_side.worker TABLE NAME ARGUMENTS...`.
 
+TABLE is a package with `CONTESTANTS` and `serve(module, contestant, channel, *arguments)`; frameworks are imported in
+that package's modules and nowhere else.
+"""
+
+import ctypes
 import importlib
 import importlib.metadata
 import os
+import signal
 import sys
 
-from side_by_side.contestants import CONTESTANTS
-from side_by_side.gate import Gate
-from side_by_side.rows import ROWS
+from side_by_side.channel import Channel, told
 
 
-def main(name: str, row_name: str) -> None:
-    """Trains until the other end has enough; what went wrong is the answer then."""
+def main(table_name: str, name: str, *arguments: str) -> None:
+    """Answers until the arena has enough; what went wrong is the answer then."""
+    _end_with_the_arena()
     # Frameworks print; the answers' pipe is ours alone.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    contestant, row = CONTESTANTS[name], ROWS[row_name]
-    gate = Gate(sys.stdin.buffer, answers, row.warm_up)
+    channel = Channel(sys.stdin.buffer, answers)
+    table = importlib.import_module(table_name)
+    contestant = table.CONTESTANTS[name]
     try:
-        module = importlib.import_module(f"side_by_side.contestants.{contestant.module}")
-        gate.answer(versions=_versions(contestant.packages))
-        module.run(row, gate, contestant.variant)
+        module = importlib.import_module(f"{table_name}.{contestant.module}")
+        channel.answer(versions=_versions(contestant.packages))
+        table.serve(module, contestant, channel, *arguments)
     except ModuleNotFoundError as error:
-        gate.answer(failed=f"not installed ({error.name})")
+        channel.answer(failed=f"not installed ({error.name})")
     except Exception as error:
-        gate.answer(failed=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}")
+        channel.answer(failed=told(error))
         raise
+
+
+def _end_with_the_arena() -> None:
+    # A killed arena cannot end its contestants, and one that is frozen does not notice that its pipe is gone.
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def _versions(packages: tuple[str, ...]) -> dict[str, str]:
