@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+from jax.extend import core as extend_core
 
 # XLA's default on CPU is dots, reductions and convolutions through YNN. Its convolutions run on one thread, so they are
 # left out (docs/decisions.md); its dots let bfloat16 reach AMX, its reductions sum bias gradients fast.
@@ -18,6 +19,10 @@ _YNN = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
 _CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": _YNN}
 # A program that runs once is not worth optimizing: initial weights compile four times faster, to the same bits.
 _CPU_OPTIONS_ONCE = {"xla_backend_optimization_level": "0"}
+
+
+FLOPS: dict[str, Callable[..., float]] = {}
+"""Primitive -> floating point operations from its parameters, for primitives that XLA's analysis cannot look into."""
 
 
 class CompileRecord(NamedTuple):
@@ -34,7 +39,8 @@ class CompileRecord(NamedTuple):
     temporary_bytes: int
     """Bytes of intermediate values at the peak on one device."""
     flops: float
-    """Floating point operations of one call as XLA counts them; a loop's body counts once. -1 if unknown."""
+    """Floating point operations of one call as XLA counts them, and those of foreign calls in it; a loop's body counts
+    once. -1 if unknown."""
 
     def __str__(self) -> str:
         return (
@@ -74,7 +80,8 @@ def compile(
     ([2.0, 2.0, 2.0], 12)
     """
     started = time.time()
-    lowered = jax.jit(function, donate_argnums=tuple(donate)).lower(*arguments)
+    traced = jax.jit(function, donate_argnums=tuple(donate)).trace(*arguments)
+    lowered = traced.lower()
     program = lowered.compile(compiler_options=compiler_options(once=once))
     if log is not None:
         memory, cost = program.memory_analysis(), program.cost_analysis()
@@ -85,7 +92,7 @@ def compile(
                 started,
                 memory.argument_size_in_bytes if memory else -1,
                 memory.temp_size_in_bytes if memory else -1,
-                cost.get("flops", -1.0) if cost else -1.0,
+                cost.get("flops", 0.0) + _foreign_flops(traced.jaxpr.jaxpr) if cost else -1.0,
             )
         )
     return program
@@ -93,8 +100,19 @@ def compile(
 
 def operations(function: Callable, *arguments: Any) -> float:
     """Floating point operations of one call, from the lowered program, without compiling it; -1 if unknown."""
-    cost = jax.jit(function).lower(*arguments).cost_analysis()
-    return cost.get("flops", -1.0) if cost else -1.0
+    traced = jax.jit(function).trace(*arguments)
+    cost = traced.lower().cost_analysis()
+    return cost.get("flops", 0.0) + _foreign_flops(traced.jaxpr.jaxpr) if cost else -1.0
+
+
+def _foreign_flops(jaxpr: extend_core.Jaxpr) -> float:
+    """The operations that `FLOPS` knows of; as in XLA's own count, the body of a loop counts once."""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in FLOPS:
+            total += FLOPS[equation.primitive.name](**equation.params)
+        total += sum(map(_foreign_flops, extend_core.jaxprs_in_params(equation.params)))
+    return total
 
 
 def _supported(options: dict[str, Any]) -> dict[str, Any]:

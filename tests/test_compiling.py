@@ -4,7 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import llmasos_xla as lm
 from llmasos_xla import compiling
+
+NHWC = ("NHWC", "HWIO", "NHWC")
 
 
 def test_the_record_tells_the_bytes_of_the_arguments():
@@ -41,3 +44,19 @@ def test_unknown_options_are_left_out(monkeypatch):
     assert compiling.compiler_options("cpu") == {}
     assert compiling.compiler_options("tpu") == {}
     assert jax.default_backend() == "cpu"
+
+
+def test_operations_of_foreign_calls_count_as_those_of_xla():
+    def train(conv):
+        return lambda x, w: jax.grad(lambda x, w: (conv(x, w) ** 2).sum(), (0, 1))(x, w)
+
+    def ours(x, w):
+        return lm.kernels.conv(x, w, 1, "SAME", dimension_numbers=NHWC)
+
+    def plain(x, w):
+        return jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=NHWC)
+
+    x, w = jnp.ones((2, 16, 16, 8)), jnp.ones((3, 3, 8, 8))
+    # XLA leaves out the products with padding, and counts the three convolutions of a training step.
+    wanted, counted = (compiling.operations(train(f), x, w) for f in (plain, ours))
+    assert 0.9 * wanted < counted < 1.3 * wanted

@@ -2,9 +2,9 @@
 
 from llmasos_xla.kernels._onednn.call import Operation, Prepared, bilinear_jvp, call, operation, prepare, refusal, unfit
 from llmasos_xla.kernels._onednn.descriptors import Builder, Refused
-from llmasos_xla.kernels._onednn.library import loaded, problem
+from llmasos_xla.kernels._onednn.library import loaded, multiplies, problem
 
 __all__ = [
-    "Builder", "Operation", "Prepared", "Refused", "bilinear_jvp", "call", "loaded", "operation", "prepare", "problem",
-    "refusal", "unfit",
+    "Builder", "Operation", "Prepared", "Refused", "bilinear_jvp", "call", "loaded", "multiplies", "operation",
+    "prepare", "problem", "refusal", "unfit",
 ]  # fmt: skip

@@ -28,6 +28,7 @@ from jax import core
 from jax.extend import core as extend_core
 from jax.interpreters import ad, batching, mlir
 
+from llmasos_xla.compiling import FLOPS
 from llmasos_xla.kernels._onednn.descriptors import Builder, Refused
 from llmasos_xla.kernels._onednn.library import TARGET, problem
 from llmasos_xla.kernels._onednn.prototypes import MAKER
@@ -55,6 +56,7 @@ class Operation:
             cotangents of the arrays`, with None in `arrays` where a cotangent is sought.
         guard: `(spec, *arrays) -> boolean scalar`, False for values that oneDNN treats unlike XLA: the plain JAX
             version then runs; None where there are no such values.
+        flops: floating point operations of one call; None where they do not count.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Operation:
     jvp: Callable[..., tuple[Arrays, Arrays]] | None = None
     transpose: Callable[..., Sequence[Any]] | None = None
     guard: Callable[..., Any] | None = None
+    flops: Callable[[Spec], float] | None = None
 
 
 OPERATIONS: dict[str, Operation] = {}
@@ -121,7 +124,8 @@ def refusal(op: Operation, spec: Spec) -> str | None:
 def prepare(op: Operation, spec: Spec) -> Prepared | str:
     """The plan of a call, made if need be, or why it cannot be made.
 
-    The handler keeps the 1,024 plans that were used last, and asks for one that was crowded out by its text.
+    The handler keeps the 1,024 plans that were used last, each about 65 KiB, and asks for one that was crowded out by
+    its text. Making one takes one or two milliseconds.
     """
     try:
         return _build(op, spec)
@@ -169,12 +173,23 @@ _call_p = extend_core.Primitive("onednn")
 _call_p.multiple_results = True
 
 
+def _flops(*, op: str, spec: Spec, named: bool) -> float:
+    count = OPERATIONS[op].flops
+    return 0.0 if count is None else count(spec)
+
+
+FLOPS[_call_p.name] = _flops
+
+
 @functools.partial(jax.jit, static_argnames=("op", "spec", "named"))
 def _eager(*arrays: Any, op: str, spec: Spec, named: bool) -> Any:
     return _call_p.bind(*arrays, op=op, spec=spec, named=named)
 
 
-_call_p.def_impl(lambda *arrays, **static: _eager(*arrays, **static))
+@_call_p.def_impl
+def _impl(*arrays: Any, **static: Any) -> Any:
+    with jax.disable_jit(False):  # there is no other way to run it
+        return _eager(*arrays, **static)
 
 
 @_call_p.def_abstract_eval

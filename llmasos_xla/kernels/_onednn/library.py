@@ -34,6 +34,8 @@ _SPIN_US = {"passive": 0, "active": 1_000_000}
 _DEFAULT_SPIN_US = 500
 _SLOWER = "convolutions, pooling and recurrent layers run on XLA alone, 2 to 5 times slower on this CPU"
 _AVX2 = 0x7
+# oneDNN's numbers of the instruction sets: AVX2; AVX-512 with VNNI; and with bfloat16; and with float16.
+_ISA = {"float32": _AVX2, "int8": 0x67, "bfloat16": 0xE7, "float16": 0x1EF}
 _AGAIN = "install the package again: pip install -v --force-reinstall --no-cache-dir llmasos_xla, in a checkout -e ."
 
 _log = logging.getLogger("llmasos_xla.kernels")
@@ -88,6 +90,16 @@ def loaded() -> Library:
     if isinstance(found, str):
         raise RuntimeError(f"oneDNN is not there: {found}")
     return found
+
+
+def multiplies(dtype: str) -> bool:
+    """Whether this CPU has instructions for products in that dtype.
+
+    Without them oneDNN computes bfloat16 by way of float32, refuses float16, and sums products of int8 in 16 bits,
+    which overflow.
+    """
+    isa = _ISA[dtype]
+    return loaded().dnnl.dnnl_get_effective_cpu_isa() & isa == isa
 
 
 def _load() -> Library:

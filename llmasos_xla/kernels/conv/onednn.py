@@ -8,6 +8,7 @@ so every derivative, of any order and in both modes, is again one of them.
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -95,7 +96,12 @@ def _batch_as_groups(s: Spec, size: int, front: Any, is_mapped: dict[str, bool],
     return (jnp.moveaxis(y, -2, 0),)
 
 
-OPERATION = _onednn.operation("conv", Spec, _results, build, _xla, _batch, _jvp, _transpose)
+def _flops(s: Spec) -> float:
+    """Of any of the three: each product of an input, a kernel element and a place is in all of them."""
+    return 2.0 * math.prod(s.shapes["y"]) * math.prod(s.kernel) * s.cin / s.groups
+
+
+OPERATION = _onednn.operation("conv", Spec, _results, build, _xla, _batch, _jvp, _transpose, flops=_flops)
 
 
 def _call(s: Spec, *arrays: jax.Array, named: bool) -> jax.Array:
@@ -119,6 +125,8 @@ def cannot(g: Geometry, x: Any, scaled: bool, bias: bool, activation: str | None
         return f"operands are {g.dtype}; it takes {', '.join(RESULTS)}"
     if str(g.preferred or g.dtype) not in RESULTS[str(g.dtype)]:
         return f"the result is {g.preferred or g.dtype}; from {g.dtype} it gives {', '.join(RESULTS[str(g.dtype)])}"
+    if g.dtype == jnp.int8 and _onednn.problem() is None and not _onednn.multiplies("int8"):
+        return "this CPU has no products in int8, and oneDNN's sums would overflow"
     if g.dtype == jnp.int8 and any(b > 1 for b in g.lhs_dilation):
         return "operands are int8 and lhs_dilation is above 1"
     if not all(isinstance(n, int) for n in (g.batch, g.cin, g.cout, *g.size, *g.kernel)):

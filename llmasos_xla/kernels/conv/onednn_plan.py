@@ -147,7 +147,7 @@ def _window(s: Spec) -> tuple[Any, ...]:
     return d.int64s(s.stride), d.int64s([x - 1 for x in s.dilation]), d.int64s(low), d.int64s(high)
 
 
-# Where oneDNN's own choice was measured to be the slower one (float32, AVX-512): 512 channels at 7x7, 5.3 ms against 4.3;
+# Where oneDNN chooses the slower one (measured in float32 with AVX-512): 512 channels at 7x7, 5.3 ms against 4.3;
 # the input gradient of 32 -> 16 channels at 32x32 with stride 2, 0.79 against 0.46.
 _JIT = "jit:avx512_core"
 

@@ -50,6 +50,14 @@ def test_eager_and_compiled_are_the_foreign_call(arrays):
     assert_close(product(x, w), plain(x, w))
 
 
+def test_without_jit_it_is_compiled_all_the_same(arrays):
+    x, w = arrays
+    with jax.disable_jit():
+        y, dx = product(x, w), jax.grad(lambda x: product(x, w).sum())(x)
+    assert_close(y, plain(x, w))
+    assert_close(dx, np.broadcast_to(np.float64(w).sum(1), x.shape))
+
+
 def test_gradients_of_both_modes_and_orders(arrays):
     check_grads(lambda x, w: jnp.tanh(product(x, w)), arrays, order=2, rtol=2e-2, atol=2e-2)
 
@@ -164,6 +172,15 @@ def test_a_program_that_xla_partitions_is_plain(arrays):
     w = jax.device_put(w, NamedSharding(mesh(), PartitionSpec()))
     assert TARGET not in text(product, x, w)
     assert_close(jax.jit(product)(x, w), plain(x, w))
+
+
+def test_asked_for_by_name_it_stays_in_a_partitioned_program(arrays):
+    x, w = arrays
+    x = jax.device_put(jnp.tile(x, (4, 1)), NamedSharding(mesh(), PartitionSpec("data")))
+    w = jax.device_put(w, NamedSharding(mesh(), PartitionSpec()))
+    f = functools.partial(product, named=True)
+    assert TARGET in text(f, x, w)
+    assert_close(jax.jit(f)(x, w), plain(x, w))
 
 
 # Elsewhere.
