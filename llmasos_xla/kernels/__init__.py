@@ -2,6 +2,8 @@
 
 conv, conv_transpose    convolutions in one to three dimensions
 max_pool, avg_pool      pooling
+dense                   matrix products with bias and activation
+batch_norm              batch normalization with the statistics of the batch
 rnn, gru, lstm          recurrence over time
 explain                 which implementation runs, and why
 """
@@ -11,6 +13,8 @@ from llmasos_xla.kernels.activation import ACTIVATIONS as ACTIVATIONS
 from llmasos_xla.kernels.activation import activation as activation
 from llmasos_xla.kernels.conv.api import conv as conv
 from llmasos_xla.kernels.conv.api import conv_transpose as conv_transpose
+from llmasos_xla.kernels.dense.api import dense as dense
+from llmasos_xla.kernels.norm.api import batch_norm as batch_norm
 from llmasos_xla.kernels.pool.api import avg_pool as avg_pool
 from llmasos_xla.kernels.pool.api import max_pool as max_pool
 from llmasos_xla.kernels.rnn.api import gru as gru

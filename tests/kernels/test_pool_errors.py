@@ -23,7 +23,7 @@ BOTH = [
     ({"strides": -1}, ValueError, "strides=-1 must be positive"),
     ({"window": (2, 6)}, ValueError, "the window spans 6 on spatial axis 1, the padded input only 5"),
     ({"padding": "same "}, ValueError, "unknown padding 'same '; did you mean 'SAME'?"),
-    ({"implementation": "onnx"}, ValueError, "unknown implementation 'onnx'; Known: xla"),
+    ({"implementation": "onnx"}, ValueError, "unknown implementation 'onnx'; did you mean 'onednn'?"),
     ({"x": X > 0}, TypeError, "x is bool; cast it to float32"),
 ]
 

@@ -91,7 +91,7 @@ def test_a_call_says_which_layer_failed_and_with_what():
     )
     with pytest.raises(ValueError, match=text):
         net.apply(variables, jnp.ones((2, 4)), train=True)
-    with pytest.raises(TypeError, match=r"layer 0 \(dense\), called with float32\[2, 5\]"):
+    with pytest.raises(ValueError, match=r"layer 0 \(dense\), called with float32\[2, 5\]: dense: x has shape"):
         net.apply(variables, jnp.ones((2, 5)))
 
 

@@ -12,12 +12,14 @@ from llmasos_xla.kernels.pool import choice
 from llmasos_xla.kernels.pool.xla import Window, counts
 
 
-def _max_candidates(x: Any, window: Any, strides: Any = None, padding: Any = "VALID") -> list[_dispatch.Candidate]:
+def _max_candidates(
+    x: Any, window: Any, strides: Any = None, padding: Any = "VALID", *, implementation: str | None = None
+) -> list[_dispatch.Candidate]:
     x = as_array(x)
     g = _geometry("max_pool", x, window, strides, padding)
     if x.dtype == jnp.bool_ or not jnp.issubdtype(x.dtype, jnp.number) or jnp.iscomplexobj(x):
         raise TypeError(f"max_pool: x is {x.dtype}; cast it to float32 or an integer type")
-    return choice.max_candidates(x, g)
+    return choice.max_candidates(x, g, implementation is not None)
 
 
 @_dispatch.op(_max_candidates)
@@ -39,7 +41,7 @@ def max_pool(
         window: its size, one integer or one for each spatial axis.
         strides: the step, by default the window's size.
         padding: "VALID", "SAME", "SAME_LOWER", or (low, high) for each spatial axis.
-        implementation: None chooses; "xla" must run.
+        implementation: None chooses; "onednn" or "xla" must run.
 
     Raises:
         ValueError: if x has another rank, the window is larger than the padded input, or a name is unknown.
@@ -49,11 +51,18 @@ def max_pool(
     >>> max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1), 2)[0, :, :, 0].tolist()
     [[5.0, 7.0], [13.0, 15.0]]
     """
-    return _dispatch.run(max_pool, _max_candidates(x, window, strides, padding), implementation)
+    candidates = _max_candidates(x, window, strides, padding, implementation=implementation)
+    return _dispatch.run(max_pool, candidates, implementation)
 
 
 def _avg_candidates(
-    x: Any, window: Any, strides: Any = None, padding: Any = "VALID", count_include_pad: bool = False
+    x: Any,
+    window: Any,
+    strides: Any = None,
+    padding: Any = "VALID",
+    count_include_pad: bool = False,
+    *,
+    implementation: str | None = None,
 ) -> list[_dispatch.Candidate]:
     x = as_array(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
@@ -64,7 +73,7 @@ def _avg_candidates(
             f"avg_pool: with padding={padding!r} a window of {g.window} holds padding only (x {tuple(x.shape)}); "
             "pad less than the window, or pass count_include_pad=True"
         )
-    return choice.avg_candidates(x, g, count_include_pad)
+    return choice.avg_candidates(x, g, count_include_pad, implementation is not None)
 
 
 @_dispatch.op(_avg_candidates)
@@ -87,7 +96,7 @@ def avg_pool(
         strides: the step, by default the window's size.
         padding: "VALID", "SAME", "SAME_LOWER", or (low, high) for each spatial axis.
         count_include_pad: whether padding counts as zeros (PyTorch's default) or not at all (Keras).
-        implementation: None chooses; "xla" must run.
+        implementation: None chooses; "onednn" or "xla" must run.
 
     Raises:
         ValueError: if x has another rank, the window is larger than the padded input or holds padding only, or a name
@@ -98,7 +107,8 @@ def avg_pool(
     >>> avg_pool(jnp.arange(16.0).reshape(1, 4, 4, 1), 2)[0, :, :, 0].tolist()
     [[2.5, 4.5], [10.5, 12.5]]
     """
-    return _dispatch.run(avg_pool, _avg_candidates(x, window, strides, padding, count_include_pad), implementation)
+    candidates = _avg_candidates(x, window, strides, padding, count_include_pad, implementation=implementation)
+    return _dispatch.run(avg_pool, candidates, implementation)
 
 
 def _geometry(who: str, x: Any, window: Any, strides: Any, padding: Any) -> Window:

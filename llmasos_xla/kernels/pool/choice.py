@@ -1,10 +1,15 @@
 """Which formulation of a pooling runs: by platform and static shape, in the order of preference.
 
-Measured on a 4-core x86-64 CPU with AVX-512, jax 0.10.2, gradient of a window of 2x2 at (8, 112, 112, 64): maximum
-by blocks 3.4 ms, by slices 6, by `lax.reduce_window` 84; 3x3 with stride 2: 15 by slices against 105. Forward passes
-are equal. Sums: slices 8 ms against 33 at 3x3 with stride 2; by blocks 1.4 against 19 at 8x8.
+Measured on a 4-core x86-64 CPU with AVX-512 and AMX, jax 0.10.2. XLA's formulations, gradient of a window of 2x2 at
+(8, 112, 112, 64): maximum by blocks 3.4 ms, by slices 6, by `lax.reduce_window` 84; 3x3 with stride 2: 15 by slices
+against 105. Forward passes are equal. Sums: slices 8 ms against 33 at 3x3 with stride 2; by blocks 1.4 against 19 at
+8x8. oneDNN against the best of these, forward and gradient: maximum of 3x3 with stride 2 at (8, 112, 112, 64) 2.4 ms
+against 21, of 3x3 at (8, 28, 28, 192) 0.6 against 2.2, means 2.4 against 14 and 0.6 against 2.7; forward alone 0.8
+(with the check for NaN) against 2.8, and 0.5 against 1.0. 2x2 tiles in float32 are even (0.7 to 2 times); in bfloat16
+oneDNN wins 1 to 50 times.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,54 +17,76 @@ import jax
 import jax.numpy as jnp
 
 from llmasos_xla.kernels._dispatch import Candidate, platform
-from llmasos_xla.kernels.conv.geometry import at_least_float32
-from llmasos_xla.kernels.pool import xla
+from llmasos_xla.kernels.pool import onednn, xla
 from llmasos_xla.kernels.pool.xla import Window
 
 Formulation = Callable[[jax.Array, Window], jax.Array]
 
-# Largest windows, in elements, for which a formulation was measured to pay.
-MAX_BLOCKS, MAX_SLICES, SUM_SLICES = 16, 64, 32
+LIBRARY = "library"
+# Elements of an input and of a window from which on oneDNN was measured to pay.
+LEAST_ELEMENTS, LEAST_POSITIONS = 2**17, 4
+
+_REASONS = {
+    LIBRARY: "oneDNN's kernels; of a maximum the place is written down for the gradient",
+    "reduce window": "takes everything",
+}
 
 
-def max_candidates(x: Any, g: Window) -> list[Candidate]:
-    """Every way to compute this maximum."""
+def max_candidates(x: Any, g: Window, named: bool = False) -> list[Candidate]:
+    """Every way to compute this maximum. `named`: an implementation was asked for by name."""
     integer = None if jnp.issubdtype(x.dtype, jnp.floating) else f"has gradients for floating point, x is {x.dtype}"
 
     def candidate(name: str, function: Formulation, cannot: str | None, slow: str | None) -> Candidate:
-        return _candidate(name, lambda: function(x, g), cannot or integer, _elsewhere() or slow)
+        return _candidate(name, lambda: xla.wide(function, x, g), cannot or integer, _elsewhere() or slow)
 
     return [
-        candidate("blocks", xla.max_blocks, _overlapping(g), _large(g, MAX_BLOCKS)),
-        candidate("slices", xla.max_slices, None, _large(g, MAX_SLICES)),
+        _library(lambda: onednn.max_pool(x, g, named), lambda: onednn.cannot_max(x, g), x, g, xla.MAX_BLOCKS),
+        candidate("blocks", xla.max_blocks, _overlapping(g), _large(g, xla.MAX_BLOCKS)),
+        candidate("slices", xla.max_slices, None, _large(g, xla.MAX_SLICES)),
         _candidate("reduce window", lambda: xla.max_reduce_window(x, g)),
     ]
 
 
-def avg_candidates(x: Any, g: Window, count_include_pad: bool) -> list[Candidate]:
-    """Every way to compute this mean."""
-    wide = at_least_float32(x.dtype)
-    count = xla.counts(g, count_include_pad).astype(wide)
+def avg_candidates(x: Any, g: Window, count_include_pad: bool, named: bool = False) -> list[Candidate]:
+    """Every way to compute this mean. `named`: an implementation was asked for by name."""
 
     def candidate(name: str, total: Formulation, cannot: str | None = None, slow: str | None = None) -> Candidate:
-        def run() -> jax.Array:
-            sums = total(x.astype(wide), g)
-            return (sums / jnp.broadcast_to(count, sums.shape)).astype(x.dtype)
+        return _candidate(name, lambda: xla.mean(total, x, g, count_include_pad), cannot, slow)
 
-        return _candidate(name, run, cannot, slow)
+    def library() -> jax.Array:
+        return onednn.avg_pool(x, g, count_include_pad, named)
 
-    small = None if g.positions > MAX_BLOCKS else f"slices pay up to {MAX_BLOCKS} elements"
+    small = None if g.positions > xla.MAX_BLOCKS else f"slices pay up to {xla.MAX_BLOCKS} elements"
     return [
+        _library(library, lambda: onednn.cannot_mean(x, g, count_include_pad), x, g, g.positions),
         candidate("blocks", xla.sum_blocks, _overlapping(g), _elsewhere() or small),
-        candidate("slices", xla.sum_slices, None, _elsewhere() or _large(g, SUM_SLICES)),
+        candidate("slices", xla.sum_slices, None, _elsewhere() or _large(g, xla.SUM_SLICES)),
         candidate("reduce window", xla.sum_reduce_window),
     ]
+
+
+def _library(
+    run: Callable[[], jax.Array], cannot: Callable[[], str | None], x: Any, g: Window, tiles: int
+) -> Candidate:
+    """The candidate "onednn". XLA is as fast in float32 over windows that tile the input, of up to `tiles` elements."""
+    why = f"runs on cpu, this is {platform()}" if platform() != "cpu" else cannot()
+    return Candidate("onednn", LIBRARY, run, why or _slower(x, g, tiles), _REASONS[LIBRARY], able=why is None)
+
+
+def _slower(x: Any, g: Window, tiles: int) -> str | None:
+    if g.window == g.stride and g.positions <= tiles and x.dtype == jnp.float32:
+        return "measured no faster in float32 where windows tile the input"
+    if g.positions < LEAST_POSITIONS:
+        return f"{g.positions} elements in a window, pays from {LEAST_POSITIONS} on"
+    if math.prod(x.shape) < LEAST_ELEMENTS:
+        return f"{math.prod(x.shape)} elements in the input, pays from {LEAST_ELEMENTS} on"
+    return None
 
 
 def _candidate(
     formulation: str, run: Callable[[], jax.Array], cannot: str | None = None, slow: str | None = None
 ) -> Candidate:
-    reason = "takes everything" if formulation == "reduce window" else "a gradient without scatter"
+    reason = _REASONS.get(formulation, "a gradient without scatter")
     return Candidate("xla", formulation, run, cannot or slow, reason, able=cannot is None)
 
 

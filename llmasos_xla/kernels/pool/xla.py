@@ -7,16 +7,21 @@ one comparison for each window position instead, which was measured to cost no m
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from llmasos_xla.kernels.conv.geometry import at_least_float32
+
 Ints = tuple[int, ...]
+
+# Largest windows, in elements, for which a formulation was measured to pay.
+MAX_BLOCKS, MAX_SLICES, SUM_SLICES = 16, 64, 32
 
 
 class Window(NamedTuple):
@@ -52,14 +57,8 @@ def max_slices(x: jax.Array, g: Window) -> jax.Array:
 
 @max_slices.defjvp
 def _max_slices_jvp(g: Window, primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
-    slices = list(_slices(primals[0], _lowest(primals[0].dtype), g))
-    y = _maximum(slices)
-    winner = _winner(slices, y)
-    zero = jnp.zeros_like(y)
-    dy = zero
-    for position, dx in enumerate(_slices(tangents[0], np.zeros((), y.dtype), g)):
-        dy += jnp.where(winner == position, dx, zero)
-    return y, dy
+    y = max_slices(primals[0], g)
+    return y, pick_slices(tangents[0], place(primals[0], y, g), g)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -70,18 +69,37 @@ def max_blocks(x: jax.Array, g: Window) -> jax.Array:
 
 @max_blocks.defjvp
 def _max_blocks_jvp(g: Window, primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
-    slices = list(_slices(primals[0], _lowest(primals[0].dtype), g))
-    y = _maximum(slices)
+    y = max_blocks(primals[0], g)
+    return y, pick_blocks(tangents[0], place(primals[0], y, g), g)
+
+
+def place(x: jax.Array, y: jax.Array, g: Window) -> jax.Array:
+    """Which window position, an int32, holds the maximum y: the first, or the last one where it is NaN."""
+    slices = list(_slices(x, _lowest(x.dtype), g))
+    winner = jnp.full_like(y, len(slices) - 1, dtype=jnp.int32)
+    for position in reversed(range(len(slices) - 1)):
+        winner = jnp.where(slices[position] == y, jnp.int32(position), winner)
+    return winner
+
+
+def pick_slices(x: jax.Array, at: jax.Array, g: Window) -> jax.Array:
+    """The element at position `at` of each window, zero beyond the border: linear in x."""
+    y = zero = jnp.zeros_like(at, dtype=x.dtype)
+    for position, part in enumerate(_slices(x, np.zeros((), x.dtype), g)):
+        y += jnp.where(at == position, part, zero)
+    return y
+
+
+def pick_blocks(x: jax.Array, at: jax.Array, g: Window) -> jax.Array:
+    """`pick_slices` for windows that do not overlap."""
     axes = tuple(2 * axis + 2 for axis in range(len(g.window)))
-    dx = _blocks(tangents[0], g)
-    ones = [1] * dx.ndim
+    x = _blocks(x, g)
+    ones = [1] * x.ndim
     for axis, k in zip(axes, g.window):
         ones[axis] = k
-    position = np.arange(g.positions, dtype=np.int32).reshape(ones)
-    chosen = jnp.broadcast_to(lax.expand_dims(_winner(slices, y), axes), dx.shape) == jnp.broadcast_to(
-        position, dx.shape
-    )
-    return y, jnp.where(chosen, dx, jnp.zeros_like(dx)).sum(axes)
+    position = np.arange(g.positions, dtype=at.dtype).reshape(ones)
+    chosen = jnp.broadcast_to(lax.expand_dims(at, axes), x.shape) == jnp.broadcast_to(position, x.shape)
+    return jnp.where(chosen, x, jnp.zeros_like(x)).sum(axes)
 
 
 def sum_reduce_window(x: jax.Array, g: Window) -> jax.Array:
@@ -100,6 +118,23 @@ def sum_blocks(x: jax.Array, g: Window) -> jax.Array:
     return _blocks(x, g).sum(tuple(2 * axis + 2 for axis in range(len(g.window))))
 
 
+def mean(
+    total: Callable[[jax.Array, Window], jax.Array], x: jax.Array, g: Window, count_include_pad: bool
+) -> jax.Array:
+    """The mean over each window from one of the sums above."""
+
+    def divided(x: jax.Array) -> jax.Array:
+        sums = total(x, g)
+        return sums / jnp.broadcast_to(counts(g, count_include_pad).astype(sums.dtype), sums.shape)
+
+    return wide(divided, x)
+
+
+def wide(function: Callable[..., jax.Array], x: jax.Array, *rest: Any) -> jax.Array:
+    """`function` in float32 at least: on CPU XLA takes ten times as long over the same in 16 bits."""
+    return function(x.astype(at_least_float32(x.dtype)), *rest).astype(x.dtype)
+
+
 def counts(g: Window, count_include_pad: bool) -> np.ndarray:
     """How many elements each window averages, `[1, *out, 1]`."""
     product = np.ones((), np.int64)
@@ -115,14 +150,6 @@ def _maximum(slices: list[jax.Array]) -> jax.Array:
     for part in slices[1:]:
         y = jnp.maximum(y, part)
     return y
-
-
-def _winner(slices: list[jax.Array], y: jax.Array) -> jax.Array:
-    """The first window position that holds the maximum; the last one where the maximum is NaN."""
-    winner = jnp.full(y.shape, len(slices) - 1, jnp.int32)
-    for position in reversed(range(len(slices) - 1)):
-        winner = jnp.where(slices[position] == y, jnp.int32(position), winner)
-    return winner
 
 
 def _slices(x: jax.Array, fill: np.ndarray, g: Window) -> Iterator[jax.Array]:

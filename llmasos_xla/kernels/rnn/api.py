@@ -25,9 +25,11 @@ def _lstm_candidates(
     recurrent_activation: str | None = "sigmoid",
     lengths: Any = None,
     reverse: bool = False,
+    implementation: str | None = None,
 ) -> list[_dispatch.Candidate]:
     problem = check("lstm", x, w_input, w_recurrent, bias, None, lengths, reverse, h0=h0, c0=c0)
-    return choice.lstm(problem, activation_named(activation, "lstm"), activation_named(recurrent_activation, "lstm"))
+    activations = activation_named(activation, "lstm"), activation_named(recurrent_activation, "lstm")
+    return choice.lstm(problem, *activations, named=implementation is not None)
 
 
 @_dispatch.op(_lstm_candidates)
@@ -69,7 +71,7 @@ def lstm(
             there, and the final states are those of the last step that counts (of length 0: `h0`, `c0`).
         reverse: from each row's last step that counts to its first. `y` stays aligned with `x`; the final states are
             those after the first step.
-        implementation: None chooses; "xla" must run.
+        implementation: None chooses; "onednn" or "xla" must run.
 
     Raises:
         ValueError: if shapes disagree, batch or time is empty, a length known at trace time is not in 0..time, or a
@@ -85,6 +87,7 @@ def lstm(
     candidates = _lstm_candidates(
         x, w_input, w_recurrent, bias, h0, c0,
         activation=activation, recurrent_activation=recurrent_activation, lengths=lengths, reverse=reverse,
+        implementation=implementation,
     )  # fmt: skip
     return _dispatch.run(lstm, candidates, implementation)
 
@@ -102,10 +105,11 @@ def _gru_candidates(
     reset_after: bool = True,
     lengths: Any = None,
     reverse: bool = False,
+    implementation: str | None = None,
 ) -> list[_dispatch.Candidate]:
     problem = check("gru", x, w_input, w_recurrent, bias, recurrent_bias, lengths, reverse, h0=h0)
     activations = activation_named(activation, "gru"), activation_named(recurrent_activation, "gru")
-    return choice.gru(problem, *activations, reset_after)
+    return choice.gru(problem, *activations, reset_after, named=implementation is not None)
 
 
 @_dispatch.op(_gru_candidates)
@@ -146,7 +150,7 @@ def gru(
             n = tanh(p_n + (r h_{t-1}) U_n + recurrent_bias_n).
         lengths: steps of each row that count.
         reverse: from each row's last step to its first.
-        implementation: None chooses; "xla" must run.
+        implementation: None chooses; "onednn" or "xla" must run.
 
     >>> import jax.numpy as jnp
     >>> y, h = gru(jnp.ones((2, 5, 3)), jnp.ones((3, 12)), jnp.ones((4, 12)), jnp.zeros(12), reverse=True)
@@ -156,6 +160,7 @@ def gru(
     candidates = _gru_candidates(
         x, w_input, w_recurrent, bias, h0, recurrent_bias=recurrent_bias, activation=activation,
         recurrent_activation=recurrent_activation, reset_after=reset_after, lengths=lengths, reverse=reverse,
+        implementation=implementation,
     )  # fmt: skip
     y, (h,) = _dispatch.run(gru, candidates, implementation)
     return y, h
@@ -171,9 +176,10 @@ def _rnn_candidates(
     activation: str | None = "tanh",
     lengths: Any = None,
     reverse: bool = False,
+    implementation: str | None = None,
 ) -> list[_dispatch.Candidate]:
     problem = check("rnn", x, w_input, w_recurrent, bias, None, lengths, reverse, h0=h0)
-    return choice.rnn(problem, activation_named(activation, "rnn"))
+    return choice.rnn(problem, activation_named(activation, "rnn"), named=implementation is not None)
 
 
 @_dispatch.op(_rnn_candidates)
@@ -204,7 +210,7 @@ def rnn(
         activation: a name in `kernels.ACTIVATIONS`; other than tanh and relu run as the plain scan.
         lengths: steps of each row that count.
         reverse: from each row's last step to its first.
-        implementation: None chooses; "xla" must run.
+        implementation: None chooses; "onednn" or "xla" must run.
 
     >>> import jax.numpy as jnp
     >>> y, h = rnn(jnp.ones((2, 5, 3)), jnp.ones((3, 4)), jnp.eye(4), None, activation="relu")
@@ -212,7 +218,8 @@ def rnn(
     [15.0, 15.0, 15.0, 15.0]
     """
     candidates = _rnn_candidates(
-        x, w_input, w_recurrent, bias, h0, activation=activation, lengths=lengths, reverse=reverse
-    )
+        x, w_input, w_recurrent, bias, h0,
+        activation=activation, lengths=lengths, reverse=reverse, implementation=implementation,
+    )  # fmt: skip
     y, (h,) = _dispatch.run(rnn, candidates, implementation)
     return y, h

@@ -31,6 +31,7 @@ TESTS = tuple(
         "reverse": (2, 5, 3, 4, None, True),
         "ragged-reverse": (4, 6, 3, 5, (6, 0, 1, 4), True),
         "wide": (2, 3, 80, 80, (3, 2)),
+        "many-rows": (35, 2, 3, 17),
         "no-bias": (2, 3, 4, 2, None, False, False),
     }.items()
 )
@@ -40,9 +41,11 @@ BENCH = (
     *(Case(f"{op}-256", op, 32, 128, 256, 256) for op in ("lstm", "gru", "rnn")),
     Case("lstm-512", "lstm", 32, 128, 512, 512),
     Case("lstm-64", "lstm", 32, 128, 64, 64),
-    Case("lstm-ragged", "lstm", 32, 128, 256, 256, tuple(range(4, 132, 4))),
-    Case("lstm-stream", "lstm", 1, 1, 128, 128),
-    Case("lstm-batch-one", "lstm", 1, 128, 256, 256),
-    Case("gru-stream", "gru", 1, 1, 128, 128),
-    Case("gru-batch-one", "gru", 1, 128, 256, 256),
+    Case("gru-64", "gru", 32, 128, 64, 64),
+    *(Case(f"{op}-ragged", op, 32, 128, 256, 256, tuple(range(4, 132, 4))) for op in ("lstm", "gru", "rnn")),
+    *(Case(f"{op}-reverse", op, 32, 128, 256, 256, None, True) for op in ("lstm", "gru")),
+    *(Case(f"{op}-stream", op, 1, 1, 128, 128) for op in ("lstm", "gru")),
+    *(Case(f"{op}-batch-one", op, 1, 128, 256, 256) for op in ("lstm", "gru")),
+    *(Case(f"{op}-long", op, 8, 1000, 40, 128) for op in ("lstm", "gru")),
+    *(Case(f"{op}-small", op, 16, 20, 8, 16) for op in ("lstm", "gru", "rnn")),
 )

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 
 from llmasos_xla.kernels._dispatch import Candidate, platform
 from llmasos_xla.kernels.activation import ACTIVATIONS, Activation
-from llmasos_xla.kernels.rnn import xla, xla_tangent
+from llmasos_xla.kernels.rnn import onednn, xla, xla_tangent
 from llmasos_xla.kernels.rnn._check import Problem
 
-TANGENT, PLAIN = "hand-written derivative", "plain scan"
+LIBRARY, TANGENT, PLAIN = "library", "hand-written derivative", "plain scan"
 
 # Up to this many elements of w_input, a forward pass alone is faster on CPU with the input's product inside the loop,
 # where its result stays in cache: for a GRU, and for the simple recurrence of a single row.
@@ -20,7 +20,9 @@ SMALL_GRU, SMALL_RNN = 2**14, 2**10
 Recurrence = Callable[..., tuple[jax.Array, tuple[jax.Array, ...]]]
 
 
-def lstm(problem: Problem, activation: Activation, recurrent_activation: Activation) -> list[Candidate]:
+def lstm(
+    problem: Problem, activation: Activation, recurrent_activation: Activation, named: bool = False
+) -> list[Candidate]:
     """Every way to compute this LSTM."""
 
     def tangent(x: jax.Array, bias: jax.Array, states: Any, valid: Any) -> Any:
@@ -30,11 +32,16 @@ def lstm(problem: Problem, activation: Activation, recurrent_activation: Activat
     def cell() -> xla.Cell:
         return xla.lstm_cell(problem.w_recurrent, activation, recurrent_activation)
 
-    return _candidates(problem, tangent, cell, _tanh_and_sigmoid(activation, recurrent_activation))
+    unfit = _tanh_and_sigmoid(activation, recurrent_activation)
+    return [_library("lstm", problem, unfit, named), *_candidates(problem, tangent, cell, unfit)]
 
 
 def gru(
-    problem: Problem, activation: Activation, recurrent_activation: Activation, reset_after: bool
+    problem: Problem,
+    activation: Activation,
+    recurrent_activation: Activation,
+    reset_after: bool,
+    named: bool = False,
 ) -> list[Candidate]:
     """Every way to compute this GRU."""
 
@@ -48,21 +55,35 @@ def gru(
         w, b = problem.w_recurrent, problem.recurrent_bias
         return xla.gru_cell(w, b, activation, recurrent_activation, reset_after)
 
-    cannot = None if reset_after else "needs reset_after=True"
-    return _candidates(problem, tangent, cell, cannot or _tanh_and_sigmoid(activation, recurrent_activation))
+    unfit = _tanh_and_sigmoid(activation, recurrent_activation) if reset_after else "needs reset_after=True"
+    return [_library("gru", problem, unfit, named), *_candidates(problem, tangent, cell, unfit)]
 
 
-def rnn(problem: Problem, activation: Activation) -> list[Candidate]:
+def rnn(problem: Problem, activation: Activation, named: bool = False) -> list[Candidate]:
     """Every way to compute this simple recurrence."""
+    relu = activation is ACTIVATIONS["relu"]
 
     def tangent(x: jax.Array, bias: jax.Array, states: Any, valid: Any) -> Any:
-        w_input, w, relu = problem.w_input, problem.w_recurrent, activation is ACTIVATIONS["relu"]
+        w_input, w = problem.w_input, problem.w_recurrent
         inside = platform() == "cpu" and x.shape[1] == 1 and w_input.size <= SMALL_RNN
         return xla_tangent.rnn(x, w_input, bias, w, *states, valid, problem.reverse, inside, relu)
 
-    known = activation in (ACTIVATIONS["tanh"], ACTIVATIONS["relu"])
+    tanh = activation is ACTIVATIONS["tanh"]
     cell = lambda: xla.rnn_cell(problem.w_recurrent, activation)  # noqa: E731
-    return _candidates(problem, tangent, cell, None if known else "needs activation tanh or relu")
+    # Its relu would hide a row that has diverged.
+    needs_tanh = None if tanh else f"needs activation tanh{'; its relu turns NaN into 0' if relu else ''}"
+    unfit = None if tanh or relu else "needs activation tanh or relu"
+    return [_library("rnn", problem, needs_tanh, named), *_candidates(problem, tangent, cell, unfit)]
+
+
+def _library(op: str, problem: Problem, unfit: str | None, named: bool) -> Candidate:
+    def run() -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        return onednn.recurrence(op, problem, named)
+
+    cannot = unfit or onednn.cannot(op, problem)
+    slower = onednn.slower(op, problem) if cannot is None else None
+    reason = "oneDNN runs all steps in one call; measured fastest on this platform"
+    return Candidate("onednn", LIBRARY, run, cannot or slower, reason, able=cannot is None)
 
 
 def _candidates(

@@ -10,6 +10,7 @@ from flax import nnx
 from llmasos_xla.models.layers._base import Layer, Shape
 from llmasos_xla.models.layers._checks import known_channels, number, sample_rank, whole
 from llmasos_xla.models.layers._modules import MaskModule, parameter, random_key
+from llmasos_xla.models.layers.dense import affine
 from llmasos_xla.models.layers.regularization import drop
 
 
@@ -66,8 +67,12 @@ class _Projection(nnx.Module):
         self.bias = parameter(rngs, spec.bias_initializer, shape[inputs:]) if spec.use_bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = jnp.tensordot(x, self.kernel[...], axes=self.inputs)
-        return y if self.bias is None else y + self.bias[...][(None,) * (y.ndim - self.bias[...].ndim)]
+        kernel = self.kernel[...]
+        inputs, outputs = kernel.shape[: self.inputs], kernel.shape[self.inputs :]
+        x = x.reshape(*x.shape[: -self.inputs], math.prod(inputs))
+        bias = None if self.bias is None else self.bias[...].reshape(-1)
+        y = affine(x, kernel.reshape(x.shape[-1], -1), bias)
+        return y.reshape(*x.shape[:-1], *outputs)
 
 
 class _MultiHeadAttention(MaskModule):

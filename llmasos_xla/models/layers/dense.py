@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from llmasos_xla.kernels.activation import activation
+from llmasos_xla import kernels
 from llmasos_xla.models.layers._base import Layer, Shape
 from llmasos_xla.models.layers._checks import known_channels
 from llmasos_xla.models.layers._modules import parameter
@@ -48,7 +48,11 @@ class _Dense(nnx.Module):
         self.bias = parameter(rngs, spec.bias_initializer, (spec.units,)) if spec.use_bias else None
 
     def __call__(self, x: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None) -> jax.Array:
-        y = x @ self.kernel[...]
-        if self.bias is not None:
-            y = y + jnp.expand_dims(self.bias[...], range(y.ndim - 1))
-        return activation(self.spec.activation)(y)
+        return affine(x, self.kernel[...], None if self.bias is None else self.bias[...], self.spec.activation)
+
+
+def affine(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, activation: str | None = None) -> jax.Array:
+    """activation(x @ kernel + bias) in the dtype that x and the kernel promote to."""
+    dtype = jnp.result_type(x, kernel)
+    x, kernel = x.astype(dtype), kernel.astype(dtype)
+    return kernels.dense(x, kernel, None if bias is None else bias.astype(dtype), activation)

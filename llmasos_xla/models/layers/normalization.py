@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from llmasos_xla import kernels
 from llmasos_xla.models.layers._base import Layer, Shape
 from llmasos_xla.models.layers._checks import array_axis, known_channels, number, whole
 from llmasos_xla.models.layers._modules import MaskModule, parameter
@@ -65,19 +66,24 @@ class _BatchNormalization(MaskModule):
     def masked(
         self, x: jax.Array, mask: jax.Array | None, *, train: bool, rngs: nnx.Rngs | None
     ) -> tuple[jax.Array, jax.Array | None]:
-        values = _wide(x)
         if not train:
-            mean, var = (_along(s[...].astype(values.dtype), x.ndim, (self.axis,)) for s in (self.mean, self.var))
+            high = _wide(x).dtype
+            mean, var = (_along(s[...].astype(high), x.ndim, (self.axis,)) for s in (self.mean, self.var))
+            return _normalize(x, mean, var, self.spec.epsilon, self.scale, self.bias, (self.axis,)), mask
+        # With time as the channels a mask has no steps to leave out.
+        if self.axis == x.ndim - 1 and (mask is None or self.axis < 2):
+            scale, bias = (None if p is None else p[...] for p in (self.scale, self.bias))
+            y, mean, var = kernels.batch_norm(x, scale, bias, epsilon=self.spec.epsilon)
         else:
             others = tuple(i for i in range(x.ndim) if i != self.axis)
-            # With time as the channels a mask has no steps to leave out.
             where = None if mask is None or self.axis < 2 else jnp.expand_dims(mask, range(2, x.ndim))
-            mean, var = _moments(values, others, where)
-            momentum = self.spec.momentum
-            for moving, batch in ((self.mean, mean), (self.var, var)):
-                batch = jax.lax.stop_gradient(batch).reshape(-1).astype(moving[...].dtype)
-                moving[...] = momentum * moving[...] + (1 - momentum) * batch
-        return _normalize(x, mean, var, self.spec.epsilon, self.scale, self.bias, (self.axis,)), mask
+            mean, var = _moments(_wide(x), others, where)
+            y = _normalize(x, mean, var, self.spec.epsilon, self.scale, self.bias, (self.axis,))
+        momentum = self.spec.momentum
+        for moving, batch in ((self.mean, mean), (self.var, var)):
+            batch = jax.lax.stop_gradient(batch).reshape(-1).astype(moving[...].dtype)
+            moving[...] = momentum * moving[...] + (1 - momentum) * batch
+        return y, mask
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Dense layers: a matrix product with bias and activation."""

@@ -1,0 +1,71 @@
+"""The dense layer: documentation, dispatch."""
+
+from typing import Any
+
+import jax
+
+from llmasos_xla.kernels import _dispatch
+from llmasos_xla.kernels.dense import choice
+from llmasos_xla.kernels.dense.problem import problem
+
+
+def _candidates(
+    x: Any,
+    w: Any,
+    bias: Any = None,
+    activation: str | None = None,
+    *,
+    scale: Any = None,
+    transpose_kernel: bool = False,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+    implementation: str | None = None,
+) -> list[_dispatch.Candidate]:
+    p = problem(x, w, bias, activation, scale, transpose_kernel, precision, preferred_element_type)
+    return choice.candidates(p, implementation is not None)
+
+
+@_dispatch.op(_candidates)
+def dense(
+    x: Any,
+    w: Any,
+    bias: Any = None,
+    activation: str | None = None,
+    *,
+    scale: Any = None,
+    transpose_kernel: bool = False,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+    implementation: str | None = None,
+) -> jax.Array:
+    """A dense layer: `activation(x @ w + bias)` over the last axis.
+
+    In bfloat16 and float16 the sums are float32 and are rounded once, on every path; on CPU this is where plain
+    `x @ w` loses most.
+
+    Args:
+        x: `[..., cin]`.
+        w: `[cin, cout]`, of x's dtype.
+        bias: `[cout]`.
+        activation: a name in `kernels.ACTIVATIONS`.
+        scale: `[cout]` or a scalar, for int8 operands: the sums are int32, the result is float32 and is `scale` times
+            them before bias and activation. Quantized operands of scales s and t have `scale = s * t`.
+        transpose_kernel: if True w is `[cout, cin]`, as of an embedding table that is the output layer too. For a
+            single row on CPU, `x @ w.T` copies the table first; this does not.
+        precision: as in lax.
+        preferred_element_type: dtype of the sums and of the result; integers narrower than 32 bits need one.
+        implementation: None chooses; "onednn" or "xla" must run.
+
+    Raises:
+        ValueError: if shapes disagree or a name is unknown.
+        TypeError: if dtypes differ or narrow integers would overflow.
+
+    >>> import jax.numpy as jnp
+    >>> dense(jnp.ones((2, 3)), jnp.ones((3, 4)), jnp.full(4, -5.0), "relu").tolist()
+    [[0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]
+    """
+    candidates = _candidates(
+        x, w, bias, activation, scale=scale, transpose_kernel=transpose_kernel, precision=precision,
+        preferred_element_type=preferred_element_type, implementation=implementation,
+    )  # fmt: skip
+    return _dispatch.run(dense, candidates, implementation)

@@ -1,0 +1,1 @@
+"""Batch normalization with the statistics of the batch."""
