@@ -104,8 +104,33 @@ void work() {
   }
 }
 
+// Which session a core was last taken for by a member.
+std::atomic<uint32_t> core_taken[CPU_SETSIZE];
+
+bool take_core(int core, uint32_t session) {
+  if (core < 0 || core >= CPU_SETSIZE) return true;
+  uint32_t last = core_taken[core].load(std::memory_order_relaxed);
+  return last != session && core_taken[core].compare_exchange_strong(last, session, std::memory_order_relaxed);
+}
+
+// The system now and then wakes two members on one core and takes milliseconds to part them, while the others spin. So
+// the second one moves to a core that no member has. It stays free to be moved again.
+void spread(uint32_t session) {
+  if (take_core(sched_getcpu(), session)) return;
+  cpu_set_t mine, target;
+  if (sched_getaffinity(0, sizeof(mine), &mine) != 0) return;
+  for (int core = 0; core < CPU_SETSIZE; core++) {
+    if (!CPU_ISSET(core, &mine) || !take_core(core, session)) continue;
+    CPU_ZERO(&target);
+    CPU_SET(core, &target);
+    if (sched_setaffinity(0, sizeof(target), &target) == 0) sched_setaffinity(0, sizeof(mine), &mine);
+    return;
+  }
+}
+
 // Keeps a seat until the session is over.
 void attend(uint32_t session) {
+  spread(session);
   while (in_session(session)) {
     const uint32_t seen = generation.load(std::memory_order_acquire);
     work();
@@ -195,6 +220,7 @@ void take_turn(Schedule schedule, void* context) {
   const uint32_t session = session_of(seats.load(std::memory_order_relaxed)) + 1;
   seats.store(static_cast<uint64_t>(session) << 32 | 1u << 16, std::memory_order_release);
   if (team == 1) return;
+  take_core(sched_getcpu(), session);
   bool scheduled = schedule != nullptr;
   for (int i = 1; i < team && scheduled; i++)
     scheduled = schedule(context, help, reinterpret_cast<void*>(static_cast<uintptr_t>(session)));
