@@ -236,19 +236,33 @@ def chosen(case, dtype, **more):
     return found.chosen.implementation
 
 
-def test_float32_is_xlas():
-    assert {chosen(case, np.float32) for case in BENCH} == {"xla"}
+@onednn
+def test_the_choice():
+    bench = {case.name: case for case in BENCH}
+    large = {"language-head", "vgg-fc2-b1", "decode-head", "decode-tied-head", "feed-forward"}
+    assert {chosen(bench[name], np.float32) for name in large} == {"xla"}
+    assert {chosen(bench[name], np.float32) for name in ("seed-cnn", "mnist-mlp")} == {"onednn"}
+    assert chosen(CASES["plain"], np.float32) == chosen(CASES["plain"], jnp.bfloat16) == "xla"
+    if _onednn.multiplies("bfloat16"):
+        assert {chosen(bench[name], jnp.bfloat16) for name in (*large, "seed-cnn")} == {"onednn"}
+    if _onednn.multiplies("int8"):
+        assert chosen(bench["vgg-fc2-b1"], np.int8, preferred_element_type=jnp.int32) == "onednn"
+        assert chosen(bench["seed-cnn"], np.int8, preferred_element_type=jnp.int32) == "xla"
 
 
 @onednn
-def test_narrow_products_are_onednns():
-    bench = {case.name: case for case in BENCH}
-    if chosen(bench["feed-forward"], jnp.bfloat16) == "xla":
-        pytest.skip("this CPU has no products in bfloat16")
-    assert chosen(bench["seed-cnn"], jnp.bfloat16) == chosen(bench["decode-tied-head"], jnp.bfloat16) == "onednn"
-    assert chosen(CASES["plain"], jnp.bfloat16) == "xla"
-    assert chosen(bench["vgg-fc2-b1"], np.int8, preferred_element_type=jnp.int32) == "onednn"
-    assert chosen(bench["seed-cnn"], np.int8, preferred_element_type=jnp.int32) == "xla"
+def test_each_product_is_chosen_for_itself():
+    case = next(case for case in BENCH if case.name == "seed-cnn")
+    x, w = (jax.ShapeDtypeStruct(shape, np.float32) for shape in (case.x, case.w))
+
+    def calls(f):
+        return jax.jit(f).lower(x, w).as_text().count("llmasos_onednn")
+
+    def slope(argument):
+        return jax.grad(lambda x, w: ours(case, activation="relu")(x, w).sum(), argument)
+
+    # The input's gradient, of 5,408 columns, is even with XLA in float32.
+    assert [calls(f) for f in (ours(case), slope(0), slope(1), slope((0, 1)))] == [1, 1, 2, 2]
 
 
 def test_elsewhere_than_on_cpu_lax_runs():

@@ -24,8 +24,9 @@ RESULTS = {
     "float16": ("float16", "float32"),
     "int8": ("int32", "float32"),
 }
-# Multiplications below which waking the threads costs more than oneDNN saves.
-LEAST_WORK = 2**21
+# Multiplications of one product between which oneDNN was measured to pay (choice.py).
+LEAST, LEAST_OF_A_ROW = 2**21, 2**18
+MOST_IN_FLOAT32, MOST_COLUMNS_IN_FLOAT32, LEAST_ROWS_IN_FLOAT32 = 2**29, 256, 16
 
 
 class Spec(NamedTuple):
@@ -54,6 +55,32 @@ class Spec(NamedTuple):
 
 def _results(s: Spec) -> list[jax.ShapeDtypeStruct]:
     return [jax.ShapeDtypeStruct(s.matrix(s.m, s.n), jnp.dtype(s.out_dtype))]
+
+
+def slower(s: Spec) -> str | None:
+    """Why XLA is the better choice for this product although oneDNN could, from measurement, or None."""
+    if not _onednn.multiplies(s.dtype):
+        return f"this CPU has no products in {s.dtype}"
+    if s.k == 1:
+        return "an outer product is a multiplication, which XLA fuses with what follows"
+    if s.dtype == "int8":
+        return None if s.m == 1 else "even with XLA in int8, but for a single row"
+    work = max(s.batch, 1) * s.m * s.k * s.n
+    least = LEAST_OF_A_ROW if s.m == 1 and s.dtype != "float32" else LEAST
+    if work < least:
+        return f"{work} multiplications, pays from {least} on"
+    if s.dtype != "float32":
+        return None
+    if s.n > MOST_COLUMNS_IN_FLOAT32 or work > MOST_IN_FLOAT32:
+        return (
+            f"even with XLA in float32 for {s.n} columns and {work} multiplications, pays up to "
+            f"{MOST_COLUMNS_IN_FLOAT32} and {MOST_IN_FLOAT32}"
+        )
+    if s.b_transposed:
+        return "even with XLA in float32 where the right matrix lies transposed"
+    if not s.a_transposed and s.m < LEAST_ROWS_IN_FLOAT32:
+        return f"even with XLA in float32 for {s.m} rows, pays from {LEAST_ROWS_IN_FLOAT32} on"
+    return None
 
 
 def _build(b: _onednn.Builder, s: Spec) -> None:
@@ -114,9 +141,9 @@ def _xla(s: Spec, a: jax.Array, b: jax.Array, *rest: jax.Array) -> tuple[jax.Arr
 def _product(s: Spec, a: jax.Array, b: jax.Array, named: bool) -> jax.Array:
     """A product among the derivatives: by oneDNN where it can and pays."""
     a, b = a.astype(s.dtype), b.astype(s.dtype)
-    if s.k == 1 or (not named and (slower(s) or _onednn.refusal(OPERATION, s))):
-        return _xla(s, a, b)[0]
-    return _call(s, a, b, named=named)
+    if s.k > 1 and (named or (slower(s) is None and _onednn.refusal(OPERATION, s) is None)):
+        return _call(s, a, b, named=named)
+    return _xla(s, a, b)[0]
 
 
 def _jvp(s: Spec, primals: Any, tangents: Any, named: bool) -> Any:
@@ -129,21 +156,26 @@ def _jvp(s: Spec, primals: Any, tangents: Any, named: bool) -> Any:
 
 def _transpose(s: Spec, arrays: Any, cts: Any, named: bool) -> list[Any]:
     a, b = arrays
+    (dc,) = cts
     if a is None:
-        return [_gradient_of_a(s._replace(out_dtype=s.dtype), b, cts[0], named), None]
-    return [None, _gradient_of_b(s._replace(out_dtype=s.dtype), a, cts[0], named)]
+        return [_product(_for_a(s), *((b, dc) if s.a_transposed else (dc, b)), named), None]
+    return [None, _product(_for_b(s), *((dc, a) if s.b_transposed else (a, dc)), named)]
 
 
-def _gradient_of_a(s: Spec, b: jax.Array, dc: jax.Array, named: bool) -> jax.Array:
+def _for_a(s: Spec) -> Spec:
+    """dc b', or its transpose b dc' where a lies transposed."""
+    s = s._replace(out_dtype=s.dtype)
     if s.a_transposed:
-        return _product(s._replace(m=s.k, k=s.n, n=s.m, a_transposed=s.b_transposed, b_transposed=True), b, dc, named)
-    return _product(s._replace(k=s.n, n=s.k, b_transposed=not s.b_transposed), dc, b, named)
+        return s._replace(m=s.k, k=s.n, n=s.m, a_transposed=s.b_transposed, b_transposed=True)
+    return s._replace(k=s.n, n=s.k, b_transposed=not s.b_transposed)
 
 
-def _gradient_of_b(s: Spec, a: jax.Array, dc: jax.Array, named: bool) -> jax.Array:
+def _for_b(s: Spec) -> Spec:
+    """a' dc, or its transpose dc' a where b lies transposed."""
+    s = s._replace(out_dtype=s.dtype)
     if s.b_transposed:
-        return _product(s._replace(m=s.n, k=s.m, n=s.k, a_transposed=True, b_transposed=s.a_transposed), dc, a, named)
-    return _product(s._replace(m=s.k, k=s.m, a_transposed=not s.a_transposed), a, dc, named)
+        return s._replace(m=s.n, k=s.m, n=s.k, a_transposed=True, b_transposed=s.a_transposed)
+    return s._replace(m=s.k, k=s.m, a_transposed=not s.a_transposed)
 
 
 def _batch(s: Spec, size: int, arrays: Any, axes: Any, named: bool) -> Any:
@@ -184,26 +216,20 @@ def cannot(p: Problem) -> str | None:
         return f"operands are {dtype}; it takes {', '.join(RESULTS)}"
     if str(p.result) not in RESULTS[dtype]:
         return f"the result is {p.result}; from {dtype} it gives {', '.join(RESULTS[dtype])}"
-    if not isinstance(p.precision, jax.lax.Precision | str | None):
-        return f"precision={p.precision} is given"
+    if p.precision is not None:
+        return f"precision={p.precision!r} is given"
     why = _onednn.problem() or _onednn.unfit(p.x, p.w)
     if why is None and dtype == "int8" and not _onednn.multiplies(dtype):
         return "this CPU has no products in int8, and oneDNN's sums would overflow"
     return why or _onednn.refusal(OPERATION, spec_of(p))
 
 
-def slower(s: Spec) -> str | None:
-    """Why XLA is the better choice for this product although oneDNN could, from measurement, or None."""
-    if s.dtype == "float32":
-        return "measured no faster than XLA's float32 products"
+def products(p: Problem) -> list[Spec]:
+    """The products of a forward and a backward pass, without what is fused into the first."""
+    s = spec_of(p)._replace(bias=False, activation="", scaled=False)
     if s.dtype == "int8":
-        return None if s.m == 1 else "measured no faster than XLA's int8 products, but for a single row"
-    work = s.m * s.k * s.n * max(s.batch, 1)
-    if work < LEAST_WORK:
-        return f"{work} multiplications, pays from {LEAST_WORK} on"
-    if not _onednn.multiplies(s.dtype):
-        return f"this CPU has no products in {s.dtype}"
-    return None
+        return [s]
+    return [s, _for_a(s), _for_b(s)]
 
 
 def spec_of(p: Problem) -> Spec:
@@ -241,7 +267,8 @@ _SLOPES = {
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4))
 def _fused(x: jax.Array, w: jax.Array, bias: jax.Array | None, s: Spec, named: bool) -> jax.Array:
-    return _call(s, x, w, *(() if bias is None else (bias,)), named=named)
+    rest = () if bias is None else (bias,)
+    return _call(s, x, w, *rest, named=named) if named or slower(s) is None else _xla(s, x, w, *rest)[0]
 
 
 def _fused_jvp(s: Spec, named: bool, primals: Any, tangents: Any) -> Any:

@@ -40,6 +40,7 @@ BENCH = (
     Case("mnist", (128, 26, 26, 32), 2),
     Case("vgg16-112", (2, 112, 112, 128), 2),
     Case("resnet-stem", (8, 112, 112, 64), 3, 2, "SAME"),
+    Case("alexnet", (8, 55, 55, 96), 3, 2),
     Case("inception", (8, 28, 28, 192), 3, 1, "SAME"),
     Case("last-7x7", (32, 7, 7, 512), 7),
     Case("text-1d", (32, 256, 64), 2),

@@ -216,6 +216,11 @@ MAXIMUM_AND_PLACE = _onednn.operation(
     "max_pool with places", Spec, lambda s: [s.y, s.at], _build_maximum_and_place, _xla_maximum_and_place,
     partial(_folded, lambda: MAXIMUM_AND_PLACE), _maximum_and_place_jvp, guard=_above_lowest,
 )  # fmt: skip
+# XLA's maximum with oneDNN's gradient.
+MAXIMUM_BY_XLA = _onednn.operation(
+    "max_pool by slices", Spec, lambda s: [s.y], None, _xla_maximum, partial(_folded, lambda: MAXIMUM_BY_XLA),
+    _maximum_jvp,
+)  # fmt: skip
 PICK = _onednn.operation(
     "max_pool tangent", Spec, lambda s: [s.y], None, _xla_pick, **_linear(lambda: PICK, lambda: SCATTER)
 )
@@ -264,9 +269,16 @@ def spec_of(x: Any, g: Window, count_include_pad: bool = False) -> Spec:
 
 
 def max_pool(x: jax.Array, g: Window, named: bool) -> jax.Array:
-    """The maximum over each window."""
-    (y,) = _onednn.call(MAXIMUM, spec_of(x, g), x, named=named)
+    """The maximum over each window. What is not differentiated is left to XLA where that was measured faster."""
+    operation = MAXIMUM_BY_XLA if not named and _is_faster_by_xla(x, g) else MAXIMUM
+    (y,) = _onednn.call(operation, spec_of(x, g), x, named=named)
     return y
+
+
+def _is_faster_by_xla(x: jax.Array, g: Window) -> bool:
+    """Slices that need no padding and overlap little are one fused pass, without the check for NaN."""
+    unpadded = all(pair == (0, 0) for pair in g.pads)
+    return x.dtype == jnp.float32 and unpadded and all(s > 1 for s in g.stride)
 
 
 def avg_pool(x: jax.Array, g: Window, count_include_pad: bool, named: bool) -> jax.Array:
