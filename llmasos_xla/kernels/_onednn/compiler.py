@@ -20,7 +20,7 @@ SOURCES = pathlib.Path(__file__).with_name("native")
 LIBRARY = pathlib.Path(__file__).with_name("libllmasos_onednn.so")
 
 _FLAGS = (
-    "-std=c++17", "-O3", "-fPIC", "-shared", "-pthread", "-s", "-Wall", "-Wextra",
+    "-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread", "-s", "-Wall", "-Wextra",
     f"-Wl,--version-script={SOURCES / 'exports.map'}",
 )  # fmt: skip
 # Any x86-64 CPU may load the library. Zig brings the C library's interface of any version: 2.17 is that of manylinux.

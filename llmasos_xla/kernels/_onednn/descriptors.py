@@ -5,6 +5,7 @@ status by name. A `Builder` owns what it makes until `put` hands it to `native/p
 """
 
 import ctypes
+import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,7 +40,7 @@ _STATUS = (
     "not_required", "invalid_graph",
 )  # fmt: skip
 _ARGUMENT, _RESULT, _SCRATCH = 0, 1, 2
-_PRIMITIVE, _ZERO, _DEPTHWISE = 0, 1, 2
+_PRIMITIVE, _ZERO, _DEPTHWISE, _NORMALIZE, _NORMALIZE_BACKWARD = range(5)
 _ALIGNMENT = 64
 
 
@@ -247,12 +248,31 @@ class Builder:
         """A step: sets a region to zero."""
         self._steps.append((_ZERO, None, [region, self.size(self.descriptor(region))]))
 
-    def depthwise_kernel_gradient(self, x: int, dy: int, dw: int, geometry: Sequence[int]) -> None:
+    def depthwise_kernel_gradient(self, x: int, dy: int, dw: int, dtype: str, geometry: Sequence[int]) -> None:
         """A step: `native/depthwise.cpp`, whose geometry the 14 integers are; dw a region in row-major order."""
-        taps = self.size(self.descriptor(dw)) // 4
+        taps = self.size(self.descriptor(dw)) // (2 if dtype == "bfloat16" else 4)
         sums = self.scratch(self.dense((loaded().threads, taps), "float32"))
-        self._steps.append((_DEPTHWISE, None, [x, dy, dw, sums, *geometry]))
+        self._steps.append((_DEPTHWISE, None, [x, dy, dw, sums, int(dtype == "bfloat16"), *geometry]))
         self.implementations.append("depthwise kernel gradient")
+
+    def normalize(self, shape: Any, **regions: int | None) -> None:
+        """A step: `normalize::forward` of `native/normalize.h`; regions by its names, None for what is not there."""
+        self._normalize(_NORMALIZE, ("x", "residual", "scale", "offset", "y", "mean", "variance"), shape, regions)
+
+    def normalize_backward(self, shape: Any, **regions: int | None) -> None:
+        """A step: `normalize::backward` of `native/normalize.h`; regions by its names, None for what is not there."""
+        names = "x", "y", "dy", "mean", "variance", "scale", "offset", "dx", "dresidual", "dscale", "doffset"
+        self._normalize(_NORMALIZE_BACKWARD, names, shape, regions)
+
+    def _normalize(self, kind: int, names: Sequence[str], shape: Any, regions: dict[str, int | None]) -> None:
+        floats = (2 * loaded().threads + 5) * shape.channels
+        scratch = self.scratch(self.dense((floats,), "float32"))
+        words = [-1 if at is None else at for at in map(regions.__getitem__, names)]
+        (epsilon,) = struct.unpack("q", struct.pack("d", shape.epsilon))
+        bfloat16 = shape.dtype == "bfloat16"
+        words += [scratch, epsilon, shape.rows, shape.channels, int(bfloat16), int(shape.relu), int(shape.residual)]
+        self._steps.append((kind, None, words))
+        self.implementations.append("batch normalization")
 
     # The end.
 

@@ -85,7 +85,7 @@ def _build_forward(b: _onednn.Builder, s: Spec) -> None:
     free = b.free(_kernel_shape(s), s.dtype)
     pd = b.describe(
         "convolution_forward", d.FORWARD_INFERENCE, _DIRECT, x, free, bias, y, *_window(s), attributes,
-        prefer=_JIT if _is_narrow(s) else "",
+        prefer=_preferred(s),
     )  # fmt: skip
     source, kernel = b.argument(0, x), b.argument(1, _kernel(b, s, s.dtype))
     operands = {d.SRC: source, d.WEIGHTS: b.as_layout(kernel, b.query(pd, "weights")), d.DST: b.result(0, y)}
@@ -101,7 +101,7 @@ def _build_input_gradient(b: _onednn.Builder, s: Spec) -> None:
     free = b.free(_kernel_shape(s), s.dtype)
     pd = b.describe(
         "convolution_backward_data", _DIRECT, dx, free, dy, *_window(s), _hint(b, s), b.attributes(),
-        prefer=_JIT if _is_thin_and_strided(s) else "",
+        prefer=_preferred(s),
     )  # fmt: skip
     kernel, gradient = b.argument(0, _kernel(b, s, s.dtype)), b.argument(1, dy)
     weights = b.as_layout(kernel, b.query(pd, "weights"))
@@ -112,14 +112,15 @@ def _build_kernel_gradient(b: _onednn.Builder, s: Spec) -> None:
     x, dy = _image(b, s.shapes["x"], s.dtype), _image(b, s.shapes["y"], s.dtype)
     free = b.free(_kernel_shape(s), s.out_dtype)
     pd = b.describe(
-        "convolution_backward_weights", _DIRECT, x, free, None, dy, *_window(s), _hint(b, s), b.attributes()
+        "convolution_backward_weights", _DIRECT, x, free, None, dy, *_window(s), _hint(b, s), b.attributes(),
+        prefer=_preferred(s),
     )  # fmt: skip
     source, gradient, dw = b.argument(0, x), b.argument(1, dy), b.result(0, _kernel(b, s, s.out_dtype))
     # Beyond 3x3 oneDNN has none for depthwise kernels: 14 ms for 7x7 at (8, 56, 56, 96), where this takes 1.8.
     if _is_depthwise(s) and "dw" not in b.implementation(pd):
         low = [low for low, _ in s.pads]
         geometry = (s.batch, *s.size, s.cin, *s.out_size, *s.kernel, *s.stride, *s.dilation, *low)
-        b.depthwise_kernel_gradient(source, gradient, dw, geometry)
+        b.depthwise_kernel_gradient(source, gradient, dw, s.dtype, geometry)
         return
     written = b.into(dw, b.query(pd, "weights gradient"))
     b.run(pd, {d.SRC: source, d.DIFF_DST: gradient, d.DIFF_WEIGHTS: written})
@@ -147,22 +148,36 @@ def _window(s: Spec) -> tuple[Any, ...]:
     return d.int64s(s.stride), d.int64s([x - 1 for x in s.dilation]), d.int64s(low), d.int64s(high)
 
 
-# Where oneDNN chooses the slower one (measured in float32 with AVX-512): 512 channels at 7x7, 5.3 ms against 4.3;
-# the input gradient of 32 -> 16 channels at 32x32 with stride 2, 0.79 against 0.46.
-_JIT = "jit:avx512_core"
+# Where oneDNN's first choice is the slower one. Milliseconds on 4 cores with AVX-512, first choice against this one,
+# medians of nine turns.
+_JIT, _JIT_DEPTHWISE, _GEMM = "jit:avx512_core", "jit_dw:", "x64:gemm"
 
 
-def _is_narrow(s: Spec) -> bool:
-    return s.dtype == "float32" and s.out_size[-1] <= 7 and max(s.kernel) > 1 and s.groups == 1 and len(s.size) == 2
-
-
-def _is_thin_and_strided(s: Spec) -> bool:
-    few = s.dtype == "float32" and 8 < s.cin <= 32 and s.groups == 1
-    return few and max(s.stride) > 1 and max(s.kernel) > 1 and len(s.size) > 1
+def _preferred(s: Spec) -> str:
+    """How the name of the implementation begins that was measured fastest; empty for oneDNN's own choice."""
+    wide, taps, stride = len(s.size) > 1, max(s.kernel), max(s.stride)
+    if s.kind == "forward" and s.groups == 1 and len(s.size) == 2 and taps > 1 and s.out_size[-1] <= 7:
+        return _JIT  # 3x3 at (64, 4, 4, 512): 18.0 and 11.5; in bfloat16 at (8, 7, 7, 512): 2.6 and 2.1
+    if s.dtype != "float32":
+        return ""
+    if s.kind == "forward":
+        return _JIT_DEPTHWISE if 1 < s.groups == s.cin else ""  # 3x3 at (8, 112, 112, 32): 0.54 and 0.43
+    if s.groups > 1:
+        return ""
+    if s.kind == "kernel gradient":
+        # Over time, without a batch to share out: (1, 3000, 384), 3 taps, stride 2: 7.7 and 4.3.
+        return _GEMM if s.batch == 1 and not wide else ""
+    if wide and s.cin <= 4 and s.cout >= 64:
+        return _GEMM  # the input gradient of a first layer; 7x7 at (4, 224, 224, 3 -> 64), stride 2: 11.0 and 7.1
+    if wide and 8 < s.cin <= 32 and stride > 1 and taps > 1:
+        return _JIT  # 3x3 at (64, 32, 32, 16 -> 32), stride 2: 0.79 and 0.46
+    if len(s.size) == 2 and taps > 1 and s.out_size[-1] <= (8 if stride > 1 else 7):
+        return _JIT  # 3x3 at (64, 4, 4, 512): 15.5 and 10.8; (64, 8, 8, 256 -> 512), stride 2: 10.2 and 8.1
+    return ""
 
 
 def _is_depthwise(s: Spec) -> bool:
-    return 1 < s.groups == s.cin == s.cout and len(s.size) == 2 and s.dtype == s.out_dtype == "float32"
+    return 1 < s.groups == s.cin == s.cout and len(s.size) == 2 and s.dtype == s.out_dtype != "float16"
 
 
 def _as_picture(s: Spec) -> Spec:

@@ -8,13 +8,21 @@ import jax
 import jax.numpy as jnp
 
 from llmasos_xla.kernels import _dispatch
+from llmasos_xla.kernels.activation import activation as activation_named
 from llmasos_xla.kernels.conv.geometry import as_array
 from llmasos_xla.kernels.norm import choice
 from llmasos_xla.kernels.norm.xla import statistics_dtype
 
 
 def _candidates(
-    x: Any, scale: Any, offset: Any, *, epsilon: float = 1e-3, implementation: str | None = None
+    x: Any,
+    scale: Any,
+    offset: Any,
+    *,
+    residual: Any = None,
+    activation: str | None = None,
+    epsilon: float = 1e-3,
+    implementation: str | None = None,
 ) -> list[_dispatch.Candidate]:
     x = as_array(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
@@ -24,22 +32,42 @@ def _candidates(
     if not isinstance(epsilon, numbers.Real) or not 0 < epsilon < math.inf:
         raise ValueError(f"batch_norm: epsilon={epsilon!r} must be a positive number")
     scale, offset = (_per_channel(x, name, a) for name, a in (("scale", scale), ("offset", offset)))
-    return choice.candidates(x, scale, offset, float(epsilon), implementation is not None)
+    if residual is not None:
+        residual = as_array(residual)
+        if residual.shape != x.shape or residual.dtype != x.dtype:
+            raise ValueError(
+                f"batch_norm: residual is {residual.dtype} {tuple(residual.shape)}; it is added to x and must be "
+                f"{x.dtype} {tuple(x.shape)}"
+            )
+    activation_named(activation, "batch_norm")
+    after = choice.After(residual, activation.lower() if activation else None)
+    return choice.candidates(x, scale, offset, after, float(epsilon), implementation is not None)
 
 
 @_dispatch.op(_candidates)
 def batch_norm(
-    x: Any, scale: Any, offset: Any, *, epsilon: float = 1e-3, implementation: str | None = None
+    x: Any,
+    scale: Any,
+    offset: Any,
+    *,
+    residual: Any = None,
+    activation: str | None = None,
+    epsilon: float = 1e-3,
+    implementation: str | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Normalizes each channel by the batch's mean and variance (Ioffe and Szegedy 2015), as in training.
 
     `y = (x - mean) / sqrt(variance + epsilon) * scale + offset`, with mean and variance over all axes but the last; the
-    variance is the biased one, a mean of squares. All three results are differentiable.
+    variance is the biased one, a mean of squares. All three results are differentiable. What follows a normalization
+    in a residual network, the sum with the shortcut and the ReLU, can be done in the same pass over memory:
+    `y = activation(... + residual)`.
 
     Args:
         x: `[..., channels]`, floating point. Statistics are taken in float32 where it is narrower.
         scale: `[channels]`, or None for 1.
         offset: `[channels]`, or None for 0.
+        residual: of x's shape and dtype, added before the activation; None for nothing.
+        activation: a name in `kernels.ACTIVATIONS`.
         epsilon: what is added to the variance; positive.
         implementation: None chooses; "onednn" or "xla" must run.
 
@@ -55,7 +83,9 @@ def batch_norm(
     >>> y[:, 0].tolist(), mean.tolist(), variance.tolist()
     ([4.0, 6.0], [2.0], [1.0])
     """
-    candidates = _candidates(x, scale, offset, epsilon=epsilon, implementation=implementation)
+    candidates = _candidates(
+        x, scale, offset, residual=residual, activation=activation, epsilon=epsilon, implementation=implementation
+    )
     return _dispatch.run(batch_norm, candidates, implementation)
 
 

@@ -18,43 +18,62 @@ slower one. At 16 channels it took 0.73 to 0.86 of XLA's time in each of five ru
 """
 
 import math
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from llmasos_xla.kernels._dispatch import Candidate, platform
+from llmasos_xla.kernels.activation import activation as activation_named
 from llmasos_xla.kernels.norm import onednn, xla
 
 LIBRARY = "library"
 PLAIN = "sums"
 
-_FEW_CHANNELS = 16
-_LEAST = {"float32": 262_144, "bfloat16": 65_536}
+_LEAST = 32_768
 
 
-def candidates(x: Any, scale: Any, offset: Any, epsilon: float, named: bool = False) -> list[Candidate]:
+class After(NamedTuple):
+    """What follows the normalization: a sum with an array of x's shape or None; an activation by name or None."""
+
+    residual: Any = None
+    activation: str | None = None
+
+    def __call__(self, moments: xla.Moments) -> xla.Moments:
+        """Does it."""
+        y, mean, variance = moments
+        y = y if self.residual is None else y + self.residual
+        return activation_named(self.activation)(y), mean, variance
+
+
+def candidates(x: Any, scale: Any, offset: Any, after: After, epsilon: float, named: bool = False) -> list[Candidate]:
     """Every way to compute it. Shapes do for arrays if none runs. `named`: an implementation was asked for by name."""
+
+    def plain() -> xla.Moments:
+        return after(xla.batch_norm(x, scale, offset, epsilon))
+
     return [
-        _library(x, scale, offset, epsilon, named),
-        Candidate(
-            "xla", PLAIN, partial(xla.batch_norm, x, scale, offset, epsilon), None, "a derivative of two sums, one pass"
-        ),
+        _library(x, scale, offset, after, epsilon, named),
+        Candidate("xla", PLAIN, plain, None, "a derivative of two sums, one pass"),
     ]
 
 
-def _library(x: Any, scale: Any, offset: Any, epsilon: float, named: bool) -> Candidate:
-    def run() -> xla.Moments:
-        return onednn.batch_norm(x, scale, offset, spec, named)
-
+def _library(x: Any, scale: Any, offset: Any, after: After, epsilon: float, named: bool) -> Candidate:
     *rows, channels = x.shape
-    spec = onednn.Spec(math.prod(rows), channels, str(x.dtype), epsilon, scale is not None, offset is not None)
+    # Of what follows only the ReLU is in the call, and a sum only ahead of it.
+    relu = after.activation == "relu"
+    residual = after.residual if relu else None
+    spec = onednn.Spec(
+        math.prod(rows), channels, str(x.dtype), epsilon, scale is not None, offset is not None, relu,
+        residual is not None,
+    )  # fmt: skip
+
+    def run() -> xla.Moments:
+        moments = onednn.batch_norm(x, scale, offset, residual, spec, named)
+        return moments if relu else after(moments)
+
     why = f"runs on cpu, this is {platform()}" if platform() != "cpu" else onednn.cannot(x, spec)
-    reason = "statistics in one call, gradients in another"
+    reason = "statistics in one pass, what follows in the next; the gradients in another two"
     return Candidate("onednn", LIBRARY, run, why or _slower(spec), reason, able=why is None)
 
 
 def _slower(spec: onednn.Spec) -> str | None:
     size = spec.rows * spec.channels
-    if spec.dtype == "float32" and spec.channels > _FEW_CHANNELS:
-        return f"measured no faster in float32 above {_FEW_CHANNELS} channels: XLA fuses it with what stands around it"
-    least = _LEAST[spec.dtype]
-    return None if size >= least else f"{size} elements; in {spec.dtype} a call pays from {least}"
+    return None if size >= _LEAST else f"{size} elements; a call pays from {_LEAST}"

@@ -34,13 +34,40 @@ def batch_norm(x: jax.Array, scale: jax.Array | None, offset: jax.Array | None, 
     # Two passes: E[x^2] - E[x]^2 cancels when means are large.
     mean = _mean(wide)
     variance = _mean(jnp.square(wide - _row(mean, x)))
+    return normalized(x, mean, variance, scale, offset, epsilon), mean, variance
+
+
+def normalized(
+    x: jax.Array,
+    mean: jax.Array,
+    variance: jax.Array,
+    scale: jax.Array | None,
+    offset: jax.Array | None,
+    epsilon: float,
+) -> jax.Array:
+    """(x - mean) / sqrt(variance + epsilon) * scale + offset, in x's dtype."""
     factor = lax.rsqrt(variance + epsilon)
     if scale is not None:
         factor = factor * scale
-    y = (wide - _row(mean, x)) * _row(factor, x)
+    y = (x.astype(mean.dtype) - _row(mean, x)) * _row(factor, x)
     if offset is not None:
         y = y + _row(offset, x)
-    return y.astype(x.dtype), mean, variance
+    return y.astype(x.dtype)
+
+
+def batch_norm_then(
+    x: jax.Array,
+    scale: jax.Array | None,
+    offset: jax.Array | None,
+    residual: jax.Array | None,
+    relu: bool,
+    epsilon: float,
+) -> Moments:
+    """`batch_norm` with residual added and a ReLU at the end."""
+    y, mean, variance = batch_norm(x, scale, offset, epsilon)
+    if residual is not None:
+        y = y + residual
+    return (jax.nn.relu(y) if relu else y), mean, variance
 
 
 def _jvp(epsilon: float, primals: Any, tangents: Any) -> tuple[Moments, Moments]:

@@ -97,6 +97,11 @@ class Layer:
         """Whether the layer reads integer ids rather than numbers."""
         return False
 
+    @property
+    def fuses_activation(self) -> bool:
+        """Whether its module is a `MaskModule` whose `masked` takes `activation`, a name, and applies it cheaply."""
+        return False
+
     def check(self) -> None:
         """Refuses arguments that no input shape could make right; called once, on construction."""
 

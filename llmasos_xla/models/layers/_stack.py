@@ -1,8 +1,10 @@
 """A list of layers as one nnx module."""
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -10,6 +12,7 @@ from flax import nnx
 
 from llmasos_xla.models.layers._base import Layer, Shape, layer_names
 from llmasos_xla.models.layers._modules import MaskModule, call_module
+from llmasos_xla.models.layers.activations import Activation, ReLU
 from llmasos_xla.models.layers.conv import Conv1D, Conv2D, Conv3D
 from llmasos_xla.models.layers.pooling import MaxPooling1D, MaxPooling2D, MaxPooling3D
 
@@ -26,6 +29,7 @@ class Stack(MaskModule):
         output_shapes(layers, shape)
         self._names = layer_names(layers)
         self._pooled = frozenset(i for i, pair in enumerate(pairwise(layers)) if _pools_first(*pair))
+        self._activated = frozenset(i for i, pair in enumerate(pairwise(layers)) if _activates(*pair))
         for name, layer in zip(self._names, layers, strict=True):
             setattr(self, name, layer.build(shape, rngs))
             shape = layer.output_shape(shape)
@@ -50,8 +54,9 @@ class Stack(MaskModule):
         train: bool,
         rngs: nnx.Rngs | None,
         watch: Callable[[str, Any], None] | None = None,
+        ending: Mapping[str, Any] = MappingProxyType({}),
     ) -> tuple[Any, jax.Array | None]:
-        """The output and the mask that holds for it."""
+        """The output and the mask that holds for it; `ending` is what the last layer's module is told besides."""
         done = -1
         for number, name in enumerate(self._names):
             if number <= done:
@@ -61,6 +66,11 @@ class Stack(MaskModule):
                 if number in self._pooled and mask is None and watch is None:
                     pool = partial(getattr(self, self._names[number + 1]), train=train, rngs=rngs)
                     x, done = module(x, train=train, rngs=rngs, then=pool), number + 1
+                elif number in self._activated and watch is None:
+                    x, mask = module.masked(x, mask, train=train, rngs=rngs, activation="relu")
+                    done = number + 1
+                elif ending and name == self._names[-1]:
+                    x, mask = module.masked(x, mask, train=train, rngs=rngs, **ending)
                 else:
                     x, mask = call_module(module, x, train=train, rngs=rngs, mask=mask)
             except Exception as error:
@@ -78,6 +88,12 @@ def _pools_first(layer: Layer, after: Layer) -> bool:
     """
     conv = isinstance(layer, Conv1D | Conv2D | Conv3D) and layer.activation in (None, "linear", "relu")
     return conv and isinstance(after, MaxPooling1D | MaxPooling2D | MaxPooling3D)
+
+
+def _activates(layer: Layer, after: Layer) -> bool:
+    """Whether the layer can apply the ReLU that follows it."""
+    relu = isinstance(after, Activation) and after.activation == "relu"
+    return layer.fuses_activation and (relu or dataclasses.replace(after, input_shape=None, name=None) == ReLU())
 
 
 def output_shapes(layers: Sequence[Layer], shape: Shape) -> list[Shape]:

@@ -17,6 +17,7 @@ from llmasos_xla.models.layers._base import Layer, Shape, layer_list
 from llmasos_xla.models.layers._checks import array_axis, short
 from llmasos_xla.models.layers._modules import MaskModule
 from llmasos_xla.models.layers._stack import Stack, output_shapes
+from llmasos_xla.models.layers.normalization import BatchNormalization
 
 Branch = Any
 """A layer or a sequence of them; the tuple of them once the layer around it is made (`layer_list`)."""
@@ -248,6 +249,11 @@ class Residual(Layer):
         """Whether a path starts with ids."""
         return any(path[0].tokens for path in (self.layers, self.shortcut) if path)
 
+    @property
+    def fuses_activation(self) -> bool:
+        """Whether the last of its layers can add the shortcut and apply an activation in its own pass over memory."""
+        return isinstance(self.layers[-1], BatchNormalization)
+
     def build(self, shape: Shape, rngs: nnx.Rngs) -> nnx.Module:
         """The module with both paths."""
         self.output_shape(shape)
@@ -271,9 +277,21 @@ class _Residual(MaskModule):
         self.shortcut = Stack(spec.shortcut, shape, rngs=rngs)
 
     def masked(
-        self, x: Any, mask: jax.Array | None, *, train: bool, rngs: nnx.Rngs | None
+        self,
+        x: Any,
+        mask: jax.Array | None,
+        *,
+        train: bool,
+        rngs: nnx.Rngs | None,
+        activation: str | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
-        main, main_mask = self.layers.masked(x, mask, train=train, rngs=rngs)
-        short, short_mask = self.shortcut.masked(x, mask, train=train, rngs=rngs)
-        y = main + short
+        """The sum and its mask; with an activation, the last layer does both (see `Stack`)."""
+        if activation is None:
+            main, main_mask = self.layers.masked(x, mask, train=train, rngs=rngs)
+            short, short_mask = self.shortcut.masked(x, mask, train=train, rngs=rngs)
+            y = main + short
+        else:
+            short, short_mask = self.shortcut.masked(x, mask, train=train, rngs=rngs)
+            ending = {"residual": short, "activation": activation}
+            y, main_mask = self.layers.masked(x, mask, train=train, rngs=rngs, ending=ending)
         return y, joint_mask(y, [main_mask, short_mask])

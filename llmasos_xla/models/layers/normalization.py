@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from llmasos_xla import kernels
+from llmasos_xla.kernels.activation import activation as named
 from llmasos_xla.models.layers._base import Layer, Shape
 from llmasos_xla.models.layers._checks import array_axis, known_channels, number, whole
 from llmasos_xla.models.layers._modules import MaskModule, parameter
@@ -37,6 +38,11 @@ class BatchNormalization(Layer):
     moving_mean_initializer: str = "zeros"
     moving_variance_initializer: str = "ones"
 
+    @property
+    def fuses_activation(self) -> bool:
+        """It does, in training."""
+        return True
+
     def check(self) -> None:
         """Refuses momentum outside [0, 1] and epsilon 0."""
         _check_epsilon(self.who, self.epsilon)
@@ -64,21 +70,39 @@ class _BatchNormalization(MaskModule):
         self.var = nnx.BatchStat(parameter(rngs, spec.moving_variance_initializer, size)[...])
 
     def masked(
-        self, x: jax.Array, mask: jax.Array | None, *, train: bool, rngs: nnx.Rngs | None
+        self,
+        x: jax.Array,
+        mask: jax.Array | None,
+        *,
+        train: bool,
+        rngs: nnx.Rngs | None,
+        residual: jax.Array | None = None,
+        activation: str | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
+        """The output, with the residual added and the activation applied; in training that is one pass over memory."""
+
+        def after(y: jax.Array) -> jax.Array:
+            return named(activation)(y if residual is None else y + residual)
+
         if not train:
             high = _wide(x).dtype
             mean, var = (_along(s[...].astype(high), x.ndim, (self.axis,)) for s in (self.mean, self.var))
-            return _normalize(x, mean, var, self.spec.epsilon, self.scale, self.bias, (self.axis,)), mask
+            return after(_normalize(x, mean, var, self.spec.epsilon, self.scale, self.bias, (self.axis,))), mask
         # With time as the channels a mask has no steps to leave out.
         if self.axis == x.ndim - 1 and (mask is None or self.axis < 2):
             scale, bias = (None if p is None else p[...] for p in (self.scale, self.bias))
-            y, mean, var = kernels.batch_norm(x, scale, bias, epsilon=self.spec.epsilon)
+            if residual is None or residual.dtype == x.dtype:
+                y, mean, var = kernels.batch_norm(
+                    x, scale, bias, residual=residual, activation=activation, epsilon=self.spec.epsilon
+                )
+            else:
+                y, mean, var = kernels.batch_norm(x, scale, bias, epsilon=self.spec.epsilon)
+                y = after(y)
         else:
             others = tuple(i for i in range(x.ndim) if i != self.axis)
             where = None if mask is None or self.axis < 2 else jnp.expand_dims(mask, range(2, x.ndim))
             mean, var = _moments(_wide(x), others, where)
-            y = _normalize(x, mean, var, self.spec.epsilon, self.scale, self.bias, (self.axis,))
+            y = after(_normalize(x, mean, var, self.spec.epsilon, self.scale, self.bias, (self.axis,)))
         momentum = self.spec.momentum
         for moving, batch in ((self.mean, mean), (self.var, var)):
             batch = jax.lax.stop_gradient(batch).reshape(-1).astype(moving[...].dtype)

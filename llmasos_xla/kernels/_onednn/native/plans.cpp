@@ -10,6 +10,7 @@
 #include <unordered_map>
 
 #include "depthwise.h"
+#include "normalize.h"
 #include "openmp.h"
 #include "pool.h"
 
@@ -109,6 +110,52 @@ char* base(const Region& r, const Bases& bases) {
   }
 }
 
+// The steps that are not oneDNN's.
+
+void zero(const Plan& plan, const Bases& bases, const std::vector<int64_t>& o) {
+  std::memset(base(plan.regions[o[0]], bases), 0, static_cast<size_t>(o[1]));
+}
+
+void depthwise_gradient(const Plan& plan, const Bases& bases, const std::vector<int64_t>& o) {
+  depthwise::Geometry g;
+  static_assert(sizeof(g) == 15 * sizeof(int64_t), "the geometry is the words that Python writes");
+  std::memcpy(&g, &o[4], sizeof(g));
+  char* at[4];
+  for (int i = 0; i < 4; i++) at[i] = base(plan.regions[o[i]], bases);
+  depthwise::kernel_gradient(g, at[0], at[1], at[2], reinterpret_cast<float*>(at[3]));
+}
+
+void normalize_step(const Plan& plan, const Bases& bases, const Step& step) {
+  const auto& o = step.operands;
+  size_t next = 0;
+  auto memory = [&] {
+    const int64_t region = o[next++];
+    return region < 0 ? nullptr : static_cast<void*>(base(plan.regions[region], bases));
+  };
+  auto floats = [&] { return static_cast<float*>(memory()); };
+  auto describe = [&](float* epsilon, normalize::Shape* shape) {
+    double wide;
+    std::memcpy(&wide, &o[next], sizeof wide);
+    *epsilon = static_cast<float>(wide);
+    static_assert(sizeof(*shape) == 5 * sizeof(int64_t), "the shape is the words that Python writes");
+    std::memcpy(shape, &o[next + 1], sizeof(*shape));
+  };
+  if (step.kind == StepKind::kNormalize) {
+    normalize::Forward f;
+    f.x = memory(), f.residual = memory(), f.scale = floats(), f.offset = floats();
+    f.y = memory(), f.mean = floats(), f.variance = floats(), f.scratch = floats();
+    describe(&f.epsilon, &f.shape);
+    normalize::forward(f);
+  } else {
+    normalize::Backward b;
+    b.x = memory(), b.y = memory(), b.dy = memory();
+    b.mean = floats(), b.variance = floats(), b.scale = floats(), b.offset = floats();
+    b.dx = memory(), b.dresidual = memory(), b.dscale = floats(), b.doffset = floats(), b.scratch = floats();
+    describe(&b.epsilon, &b.shape);
+    normalize::backward(b);
+  }
+}
+
 }  // namespace
 
 Plan::~Plan() {
@@ -132,18 +179,18 @@ Failure run(const Plan& plan, const Bases& bases, pool::Schedule schedule, void*
   for (size_t s = 0; s < plan.steps.size(); s++) {
     const Step& step = plan.steps[s];
     const auto& o = step.operands;
-    if (step.kind == StepKind::kZero) {
-      std::memset(base(plan.regions[o[0]], bases), 0, o[1]);
-      continue;
-    }
-    if (step.kind == StepKind::kDepthwise) {
-      depthwise::Geometry g;
-      static_assert(sizeof(g) == 14 * sizeof(int64_t), "the geometry is the words that Python writes");
-      std::memcpy(&g, &o[4], sizeof(g));
-      float* at[4];
-      for (int i = 0; i < 4; i++) at[i] = reinterpret_cast<float*>(base(plan.regions[o[i]], bases));
-      depthwise::kernel_gradient(g, at[0], at[1], at[2], at[3]);
-      continue;
+    switch (step.kind) {
+      case StepKind::kPrimitive:
+        break;
+      case StepKind::kZero:
+        zero(plan, bases, o);
+        continue;
+      case StepKind::kDepthwise:
+        depthwise_gradient(plan, bases, o);
+        continue;
+      default:
+        normalize_step(plan, bases, step);
+        continue;
     }
     operands.clear();
     for (size_t i = 0; i + 1 < o.size(); i += 2)

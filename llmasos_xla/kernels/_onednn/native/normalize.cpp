@@ -1,0 +1,389 @@
+#include "normalize.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "pool.h"
+
+namespace normalize {
+namespace {
+
+constexpr int kVectors = 4;                // of channels at a time, their coefficients in registers
+constexpr int64_t kBlockElements = 16384;  // rows that stay in the first caches between two passes
+constexpr int64_t kLeastElements = 8192;   // of a thread
+
+using namespace lanes;
+
+// The rows of a part, and the blocks of them.
+struct Rows {
+  int64_t begin, end, block;
+  Rows(const Shape& s, int64_t part, int64_t parts)
+      : begin(s.rows * part / parts),
+        end(s.rows * (part + 1) / parts),
+        block(std::max<int64_t>(8, kBlockElements / s.channels)) {}
+  // From the last block to the first: what a pass before has read last is in the caches still.
+  int64_t last_block() const { return begin + (end - begin - 1) / block * block; }
+};
+
+int64_t parts_of(const Shape& s) {
+  return std::clamp<int64_t>(s.rows * s.channels / kLeastElements, 1, std::min<int64_t>(pool::threads(), s.rows));
+}
+
+template <typename Job>
+void in_parallel(void (*part)(void*), Job& job) {
+  job.parts = parts_of(job.given.shape);
+  if (job.parts == 1) return part(&job);
+  pool::open(part, &job, static_cast<int>(job.parts));
+  part(&job);
+  pool::close();
+}
+
+int64_t part_index(int64_t parts) { return parts == 1 ? 0 : pool::part(); }
+
+// Memory of [channels] each, in a call's scratch.
+struct Channels {
+  float* memory;
+  int64_t size;
+  float* operator[](int64_t index) const { return memory + index * size; }
+};
+
+float scale_of(const float* scale, int64_t c) { return scale ? scale[c] : 1.0f; }
+
+// Forward.
+
+struct ForwardJob {
+  const Forward& given;
+  Channels factor, offset, mean, squares;  // mean and squares: of each part, about its own mean
+  int64_t parts = 1;
+};
+
+// Calls body(channel, vectors) for each group of at most kVectors vectors of channels.
+template <typename Body>
+INLINE void each_group(int64_t channels, Body body) {
+  int64_t c = 0;
+  for (; c + kVectors * kLanes <= channels; c += kVectors * kLanes) body.template run<kVectors>(c);
+  for (; c < channels; c += kLanes) body.template run<1>(c);
+}
+
+template <typename T>
+struct Moments {  // adds a block of rows to a part's mean and sum of squares
+  const T* x;
+  int64_t channels, rows, before;  // rows that mean and squares know already
+  float *mean, *squares;
+
+  template <int V>
+  INLINE void run(int64_t c) {
+    const float share = 1.0f / static_cast<float>(rows);
+    Lanes sum[V], square[V], v;
+    for (int i = 0; i < V; i++) sum[i] = square[i] = Lanes{};
+    for (int64_t r = 0; r < rows; r++) {
+#pragma GCC unroll 4
+      for (int i = 0; i < V; i++) {
+        load(x + r * channels + c + i * kLanes, v);
+        sum[i] += v;
+      }
+    }
+    for (int i = 0; i < V; i++) sum[i] *= share;
+    for (int64_t r = 0; r < rows; r++) {
+#pragma GCC unroll 4
+      for (int i = 0; i < V; i++) {
+        load(x + r * channels + c + i * kLanes, v);
+        const Lanes d = v - sum[i];
+        square[i] += d * d;
+      }
+    }
+    // Chan, Golub and LeVeque 1983: the moments of a union.
+    const auto all = static_cast<float>(before + rows);
+    const float part = static_cast<float>(rows) / all, between = static_cast<float>(before) * part;
+    for (int i = 0; i < V; i++) {
+      float *m = mean + c + i * kLanes, *q = squares + c + i * kLanes;
+      Lanes mean_before, squares_before;
+      load(m, mean_before);
+      load(q, squares_before);
+      const Lanes d = sum[i] - mean_before;
+      store(m, mean_before + d * part);
+      store(q, squares_before + square[i] + d * d * between);
+    }
+  }
+};
+
+template <typename T>
+struct Normalize {
+  const T *x, *residual;
+  T* y;
+  int64_t channels, rows;
+  const float *mean, *factor, *offset;
+  bool relu;
+
+  template <int V>
+  INLINE void run(int64_t c) {
+    Lanes m[V], f[V], o[V];
+    for (int i = 0; i < V; i++) {
+      load(mean + c + i * kLanes, m[i]);
+      load(factor + c + i * kLanes, f[i]);
+      load(offset + c + i * kLanes, o[i]);
+    }
+    for (int64_t r = 0; r < rows; r++) {
+#pragma GCC unroll 4
+      for (int i = 0; i < V; i++) {
+        const int64_t at = r * channels + c + i * kLanes;
+        Lanes v, more;
+        load(x + at, v);
+        v = (v - m[i]) * f[i] + o[i];
+        if (residual) {
+          load(residual + at, more);
+          v += more;
+        }
+        if (relu) v = v <= 0 ? Lanes{} : v;  // NaN stays
+        store(y + at, v);
+      }
+    }
+  }
+};
+
+template <typename T>
+INLINE void moments_of_part(const ForwardJob& job, int64_t part) {
+  const Shape& s = job.given.shape;
+  const Rows rows(s, part, job.parts);
+  float *mean = job.mean[part], *squares = job.squares[part];
+  std::fill_n(mean, s.channels, 0.0f);
+  std::fill_n(squares, s.channels, 0.0f);
+  auto x = static_cast<const T*>(job.given.x);
+  for (int64_t r = rows.begin; r < rows.end; r += rows.block)
+    each_group(s.channels, Moments<T>{x + r * s.channels, s.channels, std::min(rows.block, rows.end - r),
+                                      r - rows.begin, mean, squares});
+}
+
+template <typename T>
+INLINE void normalize_part(const ForwardJob& job, int64_t part) {
+  const Forward& g = job.given;
+  const Shape& s = g.shape;
+  const Rows rows(s, part, job.parts);
+  for (int64_t r = rows.last_block(); r >= rows.begin; r -= rows.block) {
+    const int64_t at = r * s.channels;
+    each_group(s.channels, Normalize<T>{static_cast<const T*>(g.x) + at,
+                                        g.residual ? static_cast<const T*>(g.residual) + at : nullptr,
+                                        static_cast<T*>(g.y) + at, s.channels, std::min(rows.block, rows.end - r),
+                                        g.mean, job.factor[0], job.offset[0], s.relu != 0});
+  }
+}
+
+CLONES void moments_part(const ForwardJob& job, int64_t part) {
+  if (job.given.shape.dtype == kFloat32) return moments_of_part<float>(job, part);
+  moments_of_part<uint16_t>(job, part);
+}
+
+CLONES void normalized_part(const ForwardJob& job, int64_t part) {
+  if (job.given.shape.dtype == kFloat32) return normalize_part<float>(job, part);
+  normalize_part<uint16_t>(job, part);
+}
+
+// Backward.
+
+struct BackwardJob {
+  const Backward& given;
+  Channels factor, offset, shift, slope, rstd, sums, products;  // sums, products: of dy and dy (x - mean), by part
+  int64_t parts = 1;
+};
+
+// dy where the ReLU let it through.
+template <typename T>
+struct Masked {
+  const T *x, *y, *dy;
+  bool relu;
+
+  INLINE void at(int64_t i, const Lanes& centred, const Lanes& factor, const Lanes& offset, Lanes& g) const {
+    load(dy + i, g);
+    if (!relu) return;
+    Lanes out;
+    if (y) {
+      load(y + i, out);
+    } else {
+      out = centred * factor + offset;
+    }
+    g = out > 0 ? g : Lanes{};
+  }
+};
+
+template <typename T>
+struct Sums {
+  Masked<T> masked;
+  T* dresidual;
+  int64_t channels, rows;
+  const float *mean, *factor, *offset;
+  float *sums, *products;
+
+  template <int V>
+  INLINE void run(int64_t c) {
+    Lanes m[V], f[V], o[V], sum[V], product[V];
+    for (int i = 0; i < V; i++) {
+      load(mean + c + i * kLanes, m[i]);
+      load(factor + c + i * kLanes, f[i]);
+      load(offset + c + i * kLanes, o[i]);
+      sum[i] = product[i] = Lanes{};
+    }
+    for (int64_t r = 0; r < rows; r++) {
+#pragma GCC unroll 4
+      for (int i = 0; i < V; i++) {
+        const int64_t at = r * channels + c + i * kLanes;
+        Lanes x, g;
+        load(masked.x + at, x);
+        x -= m[i];
+        masked.at(at, x, f[i], o[i], g);
+        if (dresidual) store(dresidual + at, g);
+        sum[i] += g;
+        product[i] += g * x;
+      }
+    }
+    for (int i = 0; i < V; i++) {
+      Lanes before;
+      load(sums + c + i * kLanes, before);
+      store(sums + c + i * kLanes, before + sum[i]);
+      load(products + c + i * kLanes, before);
+      store(products + c + i * kLanes, before + product[i]);
+    }
+  }
+};
+
+template <typename T>
+struct Gradient {  // dx = factor dy - shift - slope (x - mean)
+  Masked<T> masked;
+  T* dx;
+  int64_t channels, rows;
+  const float *mean, *factor, *offset, *shift, *slope;
+
+  template <int V>
+  INLINE void run(int64_t c) {
+    Lanes m[V], f[V], o[V], a[V], b[V];
+    for (int i = 0; i < V; i++) {
+      load(mean + c + i * kLanes, m[i]);
+      load(factor + c + i * kLanes, f[i]);
+      load(offset + c + i * kLanes, o[i]);
+      load(shift + c + i * kLanes, a[i]);
+      load(slope + c + i * kLanes, b[i]);
+    }
+    for (int64_t r = 0; r < rows; r++) {
+#pragma GCC unroll 4
+      for (int i = 0; i < V; i++) {
+        const int64_t at = r * channels + c + i * kLanes;
+        Lanes x, g;
+        load(masked.x + at, x);
+        x -= m[i];
+        masked.at(at, x, f[i], o[i], g);
+        store(dx + at, f[i] * g - a[i] - b[i] * x);
+      }
+    }
+  }
+};
+
+template <typename T>
+INLINE Masked<T> masked_from(const Backward& g, int64_t at, bool again) {
+  auto x = static_cast<const T*>(g.x) + at;
+  const bool relu = g.shape.relu != 0;
+  if (!relu || !g.shape.residual) return {x, nullptr, static_cast<const T*>(g.dy) + at, relu};
+  // The first pass writes what it masks, the second reads that.
+  if (again) return {x, nullptr, static_cast<const T*>(g.dresidual) + at, false};
+  return {x, static_cast<const T*>(g.y) + at, static_cast<const T*>(g.dy) + at, true};
+}
+
+template <typename T>
+INLINE void sum_part(const BackwardJob& job, int64_t part) {
+  const Backward& g = job.given;
+  const Shape& s = g.shape;
+  const Rows rows(s, part, job.parts);
+  float *sums = job.sums[part], *products = job.products[part];
+  std::fill_n(sums, s.channels, 0.0f);
+  std::fill_n(products, s.channels, 0.0f);
+  for (int64_t r = rows.begin; r < rows.end; r += rows.block) {
+    const int64_t at = r * s.channels;
+    each_group(s.channels,
+               Sums<T>{masked_from<T>(g, at, false), g.dresidual ? static_cast<T*>(g.dresidual) + at : nullptr,
+                       s.channels, std::min(rows.block, rows.end - r), g.mean, job.factor[0], job.offset[0], sums,
+                       products});
+  }
+}
+
+template <typename T>
+INLINE void gradient_part(const BackwardJob& job, int64_t part) {
+  const Backward& g = job.given;
+  const Shape& s = g.shape;
+  const Rows rows(s, part, job.parts);
+  for (int64_t r = rows.last_block(); r >= rows.begin; r -= rows.block) {
+    const int64_t at = r * s.channels;
+    each_group(s.channels, Gradient<T>{masked_from<T>(g, at, true), static_cast<T*>(g.dx) + at, s.channels,
+                                       std::min(rows.block, rows.end - r), g.mean, job.factor[0], job.offset[0],
+                                       job.shift[0], job.slope[0]});
+  }
+}
+
+CLONES void summed_part(const BackwardJob& job, int64_t part) {
+  if (job.given.shape.dtype == kFloat32) return sum_part<float>(job, part);
+  sum_part<uint16_t>(job, part);
+}
+
+CLONES void differentiated_part(const BackwardJob& job, int64_t part) {
+  if (job.given.shape.dtype == kFloat32) return gradient_part<float>(job, part);
+  gradient_part<uint16_t>(job, part);
+}
+
+template <typename Job, void (*Part)(const Job&, int64_t)>
+void run(void* data) {
+  auto& job = *static_cast<Job*>(data);
+  Part(job, part_index(job.parts));
+}
+
+}  // namespace
+
+void forward(const Forward& given) {
+  const Shape& s = given.shape;
+  const int64_t c = s.channels, most = pool::threads();
+  float* at = given.scratch;
+  ForwardJob job{given, {at, c}, {at + c, c}, {at + 2 * c, c}, {at + (2 + most) * c, c}};
+  in_parallel(run<ForwardJob, moments_part>, job);
+  for (int64_t i = 0; i < c; i++) {
+    double rows = 0, mean = 0, squares = 0;
+    for (int64_t p = 0; p < job.parts; p++) {
+      const Rows of(s, p, job.parts);
+      const double more = static_cast<double>(of.end - of.begin), d = job.mean[p][i] - mean;
+      squares += job.squares[p][i] + d * d * rows * more / (rows + more);
+      rows += more;
+      mean += d * more / rows;
+    }
+    given.mean[i] = static_cast<float>(mean);
+    given.variance[i] = static_cast<float>(squares / rows);
+    job.factor[0][i] = scale_of(given.scale, i) / std::sqrt(given.variance[i] + given.epsilon);
+    job.offset[0][i] = given.offset ? given.offset[i] : 0.0f;
+  }
+  in_parallel(run<ForwardJob, normalized_part>, job);
+}
+
+void backward(const Backward& given) {
+  const Shape& s = given.shape;
+  const int64_t c = s.channels, most = pool::threads();
+  float* at = given.scratch;
+  BackwardJob job{given,           {at, c},         {at + c, c},     {at + 2 * c, c},
+                  {at + 3 * c, c}, {at + 4 * c, c}, {at + 5 * c, c}, {at + (5 + most) * c, c}};
+  float* rstd = job.rstd[0];
+  for (int64_t i = 0; i < c; i++) {
+    rstd[i] = 1.0f / std::sqrt(given.variance[i] + given.epsilon);
+    job.factor[0][i] = scale_of(given.scale, i) * rstd[i];
+    job.offset[0][i] = given.offset ? given.offset[i] : 0.0f;
+  }
+  in_parallel(run<BackwardJob, summed_part>, job);
+  const auto rows = static_cast<double>(s.rows);
+  for (int64_t i = 0; i < c; i++) {
+    double sum = 0, product = 0;
+    for (int64_t p = 0; p < job.parts; p++) {
+      sum += job.sums[p][i];
+      product += job.products[p][i];
+    }
+    const double dscale = product * rstd[i];
+    if (given.doffset) given.doffset[i] = static_cast<float>(sum);
+    if (given.dscale) given.dscale[i] = static_cast<float>(dscale);
+    job.shift[0][i] = static_cast<float>(job.factor[0][i] * sum / rows);
+    job.slope[0][i] = static_cast<float>(job.factor[0][i] * dscale / rows * rstd[i]);
+  }
+  in_parallel(run<BackwardJob, differentiated_part>, job);
+}
+
+}  // namespace normalize
