@@ -40,7 +40,15 @@ _STATUS = (
     "not_required", "invalid_graph",
 )  # fmt: skip
 _ARGUMENT, _RESULT, _SCRATCH = 0, 1, 2
-_PRIMITIVE, _ZERO, _DEPTHWISE, _NORMALIZE, _NORMALIZE_BACKWARD = range(5)
+_PRIMITIVE, _ZERO = 0, 1
+OWN = {
+    "depthwise kernel gradient": 2,
+    "batch normalization": 3,
+    "batch normalization backward": 4,
+    "lstm": 5,
+    "lstm backward": 6,
+}
+"""The kernels beside oneDNN's, in `native/`: `StepKind` of plans.h."""
 _ALIGNMENT = 64
 
 
@@ -65,6 +73,7 @@ class Builder:
 
     def __init__(self) -> None:
         self.dnnl = loaded().dnnl
+        self.threads = loaded().threads
         self._regions: list[tuple[int, int, int, P]] = []
         self._steps: list[tuple[int, int | None, list[int]]] = []
         self._descriptors: list[P] = []
@@ -248,31 +257,16 @@ class Builder:
         """A step: sets a region to zero."""
         self._steps.append((_ZERO, None, [region, self.size(self.descriptor(region))]))
 
-    def depthwise_kernel_gradient(self, x: int, dy: int, dw: int, dtype: str, geometry: Sequence[int]) -> None:
-        """A step: `native/depthwise.cpp`, whose geometry the 14 integers are; dw a region in row-major order."""
-        taps = self.size(self.descriptor(dw)) // (2 if dtype == "bfloat16" else 4)
-        sums = self.scratch(self.dense((loaded().threads, taps), "float32"))
-        self._steps.append((_DEPTHWISE, None, [x, dy, dw, sums, int(dtype == "bfloat16"), *geometry]))
-        self.implementations.append("depthwise kernel gradient")
+    def own(self, kind: str, regions: Sequence[int | None], numbers: Sequence[float | int]) -> None:
+        """A step by a kernel of this package, one of `OWN`, as plans.cpp reads it.
 
-    def normalize(self, shape: Any, **regions: int | None) -> None:
-        """A step: `normalize::forward` of `native/normalize.h`; regions by its names, None for what is not there."""
-        self._normalize(_NORMALIZE, ("x", "residual", "scale", "offset", "y", "mean", "variance"), shape, regions)
-
-    def normalize_backward(self, shape: Any, **regions: int | None) -> None:
-        """A step: `normalize::backward` of `native/normalize.h`; regions by its names, None for what is not there."""
-        names = "x", "y", "dy", "mean", "variance", "scale", "offset", "dx", "dresidual", "dscale", "doffset"
-        self._normalize(_NORMALIZE_BACKWARD, names, shape, regions)
-
-    def _normalize(self, kind: int, names: Sequence[str], shape: Any, regions: dict[str, int | None]) -> None:
-        floats = (2 * loaded().threads + 5) * shape.channels
-        scratch = self.scratch(self.dense((floats,), "float32"))
-        words = [-1 if at is None else at for at in map(regions.__getitem__, names)]
-        (epsilon,) = struct.unpack("q", struct.pack("d", shape.epsilon))
-        bfloat16 = shape.dtype == "bfloat16"
-        words += [scratch, epsilon, shape.rows, shape.channels, int(bfloat16), int(shape.relu), int(shape.residual)]
-        self._steps.append((kind, None, words))
-        self.implementations.append("batch normalization")
+        Regions stand for its structure's pointers in their order, None for null; after them its numbers, a `float` as
+        the bits of a double.
+        """
+        words = [-1 if region is None else region for region in regions]
+        words += [struct.unpack("q", struct.pack("d", n))[0] if isinstance(n, float) else int(n) for n in numbers]
+        self._steps.append((OWN[kind], None, words))
+        self.implementations.append(kind)
 
     # The end.
 

@@ -69,35 +69,32 @@ def _known_offset(s: Spec) -> bool:
 def _build_forward(b: _onednn.Builder, s: Spec) -> None:
     image, channels = b.dense((s.rows, s.channels), s.dtype), b.dense((s.channels,), "float32")
     given = iter(range(1, 4))
-    b.normalize(
-        s,
-        x=b.argument(0, image),
-        scale=b.argument(next(given), channels) if s.scale else None,
-        offset=b.argument(next(given), channels) if s.offset else None,
-        residual=b.argument(next(given), image) if s.residual else None,
-        y=b.result(0, image),
-        mean=b.result(1, channels),
-        variance=b.result(2, channels),
-    )
+    x, y, mean, variance = b.argument(0, image), b.result(0, image), b.result(1, channels), b.result(2, channels)
+    scale, offset = (b.argument(next(given), channels) if there else None for there in (s.scale, s.offset))
+    residual = b.argument(next(given), image) if s.residual else None
+    b.own("batch normalization", (x, residual, scale, offset, y, mean, variance, _scratch(b, s)), _numbers(s))
 
 
 def _build_backward(b: _onednn.Builder, s: Spec) -> None:
     image, channels = b.dense((s.rows, s.channels), s.dtype), b.dense((s.channels,), "float32")
     given, wanted = iter(range(3, 7)), iter(range(1, 4))
-    b.normalize_backward(
-        s,
-        x=b.argument(0, image),
-        mean=b.argument(1, channels),
-        variance=b.argument(2, channels),
-        scale=b.argument(next(given), channels) if s.scale else None,
-        offset=b.argument(next(given), channels) if _known_offset(s) else None,
-        y=b.argument(next(given), image) if s.residual else None,
-        dy=b.argument(next(given), image),
-        dx=b.result(0, image),
-        dscale=b.result(next(wanted), channels) if s.scale else None,
-        doffset=b.result(next(wanted), channels) if s.offset else None,
-        dresidual=b.result(next(wanted), image) if s.residual else None,
-    )
+    x, mean, variance = b.argument(0, image), b.argument(1, channels), b.argument(2, channels)
+    scale, offset = (b.argument(next(given), channels) if there else None for there in (s.scale, _known_offset(s)))
+    y = b.argument(next(given), image) if s.residual else None
+    dy, dx = b.argument(next(given), image), b.result(0, image)
+    dscale, doffset = (b.result(next(wanted), channels) if there else None for there in (s.scale, s.offset))
+    dresidual = b.result(next(wanted), image) if s.residual else None
+    regions = x, y, dy, mean, variance, scale, offset, dx, dresidual, dscale, doffset, _scratch(b, s)
+    b.own("batch normalization backward", regions, _numbers(s))
+
+
+def _scratch(b: _onednn.Builder, s: Spec) -> int:
+    """As much as `normalize::scratch_floats` says."""
+    return b.scratch(b.dense((2 * b.threads + 5, s.channels), "float32"))
+
+
+def _numbers(s: Spec) -> tuple[float | int, ...]:
+    return s.epsilon, s.rows, s.channels, s.dtype == "bfloat16", s.relu, s.residual
 
 
 # The same in plain JAX, and the derivatives.

@@ -14,11 +14,12 @@ from llmasos_xla.kernels import _onednn
 from llmasos_xla.kernels._dispatch import platform
 from llmasos_xla.kernels.rnn._check import Problem
 from llmasos_xla.kernels.rnn.onednn_operations import INFERENCE, exchange_gates
-from llmasos_xla.kernels.rnn.onednn_plans import FINAL, Spec
+from llmasos_xla.kernels.rnn.onednn_spec import FINAL, GATES, Spec
 
 DTYPES = ("float32", "bfloat16")
 # Above any sum of products that a gate could meet; its square is finite.
 _CLOSED = 2.0**30
+_LEAST = 2**18
 # What each gate, in oneDNN's order, is closed to in steps of padding: i f g o and z r n.
 _HOLD = {"lstm": (-_CLOSED, _CLOSED, 0.0, 0.0), "gru": (_CLOSED, 0.0, 0.0)}
 
@@ -104,5 +105,13 @@ def _at_last_step(y: jax.Array, lengths: jax.Array, initial: jax.Array | None) -
 
 
 def slower(op: str, p: Problem) -> str | None:
-    """Why XLA is the better choice although oneDNN could, from measurement, or None."""
+    """Why XLA is the better choice although oneDNN could, from measurement, or None.
+
+    A simple recurrence of 16 units over 20 steps of 16 rows, forward and backward: 0.35 ms against 0.19; one step of a
+    GRU(128) of one row: 0.44 against 0.10, and forward 0.12 against 0.04.
+    """
+    s = spec_of(op, p)
+    work = s.batch * s.time * (s.cin + s.hidden) * s.hidden * GATES[op]
+    if op != "lstm" and work < _LEAST:
+        return f"{work} multiplications; in a {op} a call pays from {_LEAST}"
     return None

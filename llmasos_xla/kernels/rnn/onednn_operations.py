@@ -20,7 +20,7 @@ from llmasos_xla.kernels import _onednn
 from llmasos_xla.kernels.rnn import onednn_plans as plans
 from llmasos_xla.kernels.rnn import xla, xla_tangent
 from llmasos_xla.kernels.rnn._check import GATE_ORDER
-from llmasos_xla.kernels.rnn.onednn_plans import Spec
+from llmasos_xla.kernels.rnn.onednn_spec import Spec
 
 Arrays = Sequence[Any]
 

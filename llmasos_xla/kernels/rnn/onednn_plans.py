@@ -7,18 +7,17 @@ Weights and states get axes of length one for oneDNN's layers and directions, an
 import ctypes
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
-
-import jax
-import jax.numpy as jnp
+from typing import Any
 
 from llmasos_xla.kernels import _onednn
 from llmasos_xla.kernels._onednn import descriptors as d
+from llmasos_xla.kernels.rnn import own_lstm
+from llmasos_xla.kernels.rnn.onednn_spec import FINAL as FINAL
+from llmasos_xla.kernels.rnn.onednn_spec import GATES as GATES
+from llmasos_xla.kernels.rnn.onednn_spec import INITIAL as INITIAL
+from llmasos_xla.kernels.rnn.onednn_spec import Spec as Spec
 
 LIBRARY_NAMES = {"lstm": "lstm", "gru": "lbr_gru", "rnn": "vanilla_rnn"}
-GATES = {"lstm": 4, "gru": 3, "rnn": 1}
-INITIAL = {"lstm": ("h0", "c0"), "gru": ("h0",), "rnn": ("h0",)}
-FINAL = {"lstm": ("h", "c"), "gru": ("h",), "rnn": ("h",)}
 
 # oneDNN's number of each array. That of an array's gradient is 128 more.
 NUMBERS = {
@@ -30,62 +29,28 @@ _TANH = 33
 _OVERWRITE_WEIGHT_GRADIENTS = 1
 
 
-class Spec(NamedTuple):
-    """A recurrence over `[batch, time, cin]` with oneDNN's order of gates: i f g o (LSTM) or z r n (GRU).
-
-    A GRU's bias has a fourth part, the recurrent bias of n.
-    """
-
-    op: str
-    """"lstm", "gru" or "rnn"."""
-    batch: int
-    time: int
-    cin: int
-    hidden: int
-    dtype: str
-    initial: bool
-    """Whether it starts from given states; else from zeros."""
-    reverse: bool
-    workspace: int = 0
-    """Bytes that training passes from forward to backward; see `workspace_bytes`."""
-
-    @property
-    def arguments(self) -> tuple[str, ...]:
-        """The arrays that the forward pass takes, and whose gradients the backward pass gives."""
-        return "x", "w_input", "w_recurrent", "bias", *(INITIAL[self.op] if self.initial else ())
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """The arrays that the forward pass gives, and whose gradients the backward pass takes."""
-        return "y", *FINAL[self.op]
-
-    def struct(self, name: str) -> jax.ShapeDtypeStruct:
-        """Shape and dtype of an array in the program, and of its gradient."""
-        columns = GATES[self.op] * self.hidden
-        shape = {
-            "x": (self.batch, self.time, self.cin),
-            "y": (self.batch, self.time, self.hidden),
-            "w_input": (self.cin, columns),
-            "w_recurrent": (self.hidden, columns),
-            "bias": (columns + (self.hidden if self.op == "gru" else 0),),
-        }
-        dtype = "float32" if name in ("bias", "c0", "c") else self.dtype
-        return jax.ShapeDtypeStruct(shape.get(name, (self.batch, self.hidden)), jnp.dtype(dtype))
-
-
 def build_inference(b: _onednn.Builder, s: Spec) -> None:
     """Arguments to outputs."""
+    if own_lstm.takes(s):
+        own_lstm.build_forward(b, s)
+        return
     _step(b, s, _forward(b, s, _memories(b, s, time_first=False), d.FORWARD_INFERENCE), s.arguments, s.outputs)
 
 
 def build_training(b: _onednn.Builder, s: Spec) -> None:
     """Arguments to outputs and workspace."""
+    if own_lstm.takes(s):
+        own_lstm.build_forward(b, s)
+        return
     pd = _forward(b, s, _memories(b, s, time_first=False), d.FORWARD_TRAINING)
     _step(b, s, pd, s.arguments, (*s.outputs, "workspace"))
 
 
 def build_backward(b: _onednn.Builder, s: Spec) -> None:
     """Arguments, outputs, workspace and gradients of the outputs to gradients of the arguments."""
+    if own_lstm.takes(s):
+        own_lstm.build_backward(b, s)
+        return
     time_first = s.dtype == "float32"
     memories = _memories(b, s, time_first=time_first)
     hint = _forward(b, s, memories, d.FORWARD_TRAINING)
@@ -100,6 +65,8 @@ def workspace_bytes(s: Spec) -> int:
     Raises:
         Refused: if oneDNN does not do this recurrence.
     """
+    if own_lstm.takes(s):
+        return own_lstm.workspace_bytes(s)
     b = _onednn.Builder()
     try:
         pd = _forward(b, s, _memories(b, s, time_first=False), d.FORWARD_TRAINING)

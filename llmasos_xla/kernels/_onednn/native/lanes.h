@@ -14,6 +14,7 @@ enum Dtype : int64_t { kFloat32 = 0, kBFloat16 = 1 };
 constexpr int kLanes = 16;  // one AVX-512 register, two of AVX2
 
 using Lanes = float __attribute__((vector_size(kLanes * sizeof(float)), aligned(4)));
+using Signed = int32_t __attribute__((vector_size(kLanes * sizeof(int32_t)), aligned(4)));
 using Words = uint32_t __attribute__((vector_size(kLanes * sizeof(uint32_t)), aligned(4)));
 using Halves = uint16_t __attribute__((vector_size(kLanes * sizeof(uint16_t)), aligned(2)));
 

@@ -10,6 +10,7 @@
 #include <unordered_map>
 
 #include "depthwise.h"
+#include "lstm.h"
 #include "normalize.h"
 #include "openmp.h"
 #include "pool.h"
@@ -116,44 +117,80 @@ void zero(const Plan& plan, const Bases& bases, const std::vector<int64_t>& o) {
   std::memset(base(plan.regions[o[0]], bases), 0, static_cast<size_t>(o[1]));
 }
 
-void depthwise_gradient(const Plan& plan, const Bases& bases, const std::vector<int64_t>& o) {
+// Reads a step's words: regions in the order of the structure's pointers, then the structure's own numbers.
+class Words {
+ public:
+  Words(const Plan& plan, const Bases& bases, const std::vector<int64_t>& words)
+      : plan_(plan), bases_(bases), next_(words.data()) {}
+
+  template <typename... T>
+  void memory(T*&... to) {
+    ((to = static_cast<T*>(address())), ...);
+  }
+
+  template <typename Shape>
+  void shape(Shape& to) {
+    std::memcpy(&to, next_, sizeof to);
+    next_ += sizeof to / sizeof *next_;
+  }
+
+  float number() {
+    double wide;
+    std::memcpy(&wide, next_++, sizeof wide);
+    return static_cast<float>(wide);
+  }
+
+ private:
+  void* address() {
+    const int64_t region = *next_++;
+    return region < 0 ? nullptr : base(plan_.regions[static_cast<size_t>(region)], bases_);
+  }
+
+  const Plan& plan_;
+  const Bases& bases_;
+  const int64_t* next_;
+};
+
+void depthwise_gradient(Words words) {
+  const void *x, *dy;
+  void* dw;
+  float* sums;
   depthwise::Geometry g;
-  static_assert(sizeof(g) == 15 * sizeof(int64_t), "the geometry is the words that Python writes");
-  std::memcpy(&g, &o[4], sizeof(g));
-  char* at[4];
-  for (int i = 0; i < 4; i++) at[i] = base(plan.regions[o[i]], bases);
-  depthwise::kernel_gradient(g, at[0], at[1], at[2], reinterpret_cast<float*>(at[3]));
+  words.memory(x, dy, dw, sums);
+  words.shape(g);
+  depthwise::kernel_gradient(g, x, dy, dw, sums);
 }
 
-void normalize_step(const Plan& plan, const Bases& bases, const Step& step) {
-  const auto& o = step.operands;
-  size_t next = 0;
-  auto memory = [&] {
-    const int64_t region = o[next++];
-    return region < 0 ? nullptr : static_cast<void*>(base(plan.regions[region], bases));
-  };
-  auto floats = [&] { return static_cast<float*>(memory()); };
-  auto describe = [&](float* epsilon, normalize::Shape* shape) {
-    double wide;
-    std::memcpy(&wide, &o[next], sizeof wide);
-    *epsilon = static_cast<float>(wide);
-    static_assert(sizeof(*shape) == 5 * sizeof(int64_t), "the shape is the words that Python writes");
-    std::memcpy(shape, &o[next + 1], sizeof(*shape));
-  };
-  if (step.kind == StepKind::kNormalize) {
-    normalize::Forward f;
-    f.x = memory(), f.residual = memory(), f.scale = floats(), f.offset = floats();
-    f.y = memory(), f.mean = floats(), f.variance = floats(), f.scratch = floats();
-    describe(&f.epsilon, &f.shape);
-    normalize::forward(f);
-  } else {
-    normalize::Backward b;
-    b.x = memory(), b.y = memory(), b.dy = memory();
-    b.mean = floats(), b.variance = floats(), b.scale = floats(), b.offset = floats();
-    b.dx = memory(), b.dresidual = memory(), b.dscale = floats(), b.doffset = floats(), b.scratch = floats();
-    describe(&b.epsilon, &b.shape);
-    normalize::backward(b);
-  }
+void normalize_forward(Words words) {
+  normalize::Forward f;
+  words.memory(f.x, f.residual, f.scale, f.offset, f.y, f.mean, f.variance, f.scratch);
+  f.epsilon = words.number();
+  words.shape(f.shape);
+  normalize::forward(f);
+}
+
+void normalize_backward(Words words) {
+  normalize::Backward b;
+  words.memory(b.x, b.y, b.dy, b.mean, b.variance, b.scale, b.offset, b.dx, b.dresidual, b.dscale, b.doffset,
+               b.scratch);
+  b.epsilon = words.number();
+  words.shape(b.shape);
+  normalize::backward(b);
+}
+
+void lstm_forward(Words words) {
+  lstm::Forward f;
+  words.memory(f.x, f.w_input, f.w_recurrent, f.bias, f.h0, f.c0, f.y, f.h, f.c, f.gates, f.cells, f.previous,
+               f.packed, f.projected);
+  words.shape(f.shape);
+  lstm::forward(f);
+}
+
+void lstm_backward(Words words) {
+  lstm::Backward b;
+  words.memory(b.w_recurrent, b.c0, b.gates, b.cells, b.dy, b.dh, b.dc, b.dgates, b.dbias, b.dh0, b.dc0, b.packed);
+  words.shape(b.shape);
+  lstm::backward(b);
 }
 
 }  // namespace
@@ -186,10 +223,19 @@ Failure run(const Plan& plan, const Bases& bases, pool::Schedule schedule, void*
         zero(plan, bases, o);
         continue;
       case StepKind::kDepthwise:
-        depthwise_gradient(plan, bases, o);
+        depthwise_gradient({plan, bases, o});
         continue;
-      default:
-        normalize_step(plan, bases, step);
+      case StepKind::kNormalize:
+        normalize_forward({plan, bases, o});
+        continue;
+      case StepKind::kNormalizeBackward:
+        normalize_backward({plan, bases, o});
+        continue;
+      case StepKind::kLstm:
+        lstm_forward({plan, bases, o});
+        continue;
+      case StepKind::kLstmBackward:
+        lstm_backward({plan, bases, o});
         continue;
     }
     operands.clear();
@@ -300,6 +346,8 @@ void llm_maker(plans::Maker maker) { plans::maker = maker; }
 int llm_redirect(void* handle) { return openmp::redirect(handle) ? 1 : 0; }
 
 int llm_start(int threads, int spin_us) { return pool::start(threads, spin_us); }
+
+int llm_has_lstm() { return lstm::supported() ? 1 : 0; }
 
 const char* llm_sources() { return LLMASOS_SOURCES; }
 

@@ -11,7 +11,15 @@
 namespace plans {
 
 enum class Where : int64_t { kArgument = 0, kResult = 1, kScratch = 2 };
-enum class StepKind : int64_t { kPrimitive = 0, kZero = 1, kDepthwise = 2, kNormalize = 3, kNormalizeBackward = 4 };
+enum class StepKind : int64_t {
+  kPrimitive = 0,
+  kZero = 1,
+  kDepthwise = 2,
+  kNormalize = 3,
+  kNormalizeBackward = 4,
+  kLstm = 5,
+  kLstmBackward = 6,
+};
 
 struct Region {  // of memory, seen as a oneDNN memory object
   Where where;
@@ -25,7 +33,7 @@ struct Step {
   void* primitive;                // dnnl_primitive_t, owned by the plan
   std::vector<int64_t> operands;  // kPrimitive: pairs (oneDNN's argument number, region); kZero: region, bytes;
                                   // kDepthwise: regions of x, dy, dw, scratch; its geometry
-                                  // kNormalize...: regions of its pointers, -1 for null; epsilon, its shape
+                                  // kNormalize..., kLstm...: regions of its pointers, -1 for null; its shape
 };
 
 struct Plan {
