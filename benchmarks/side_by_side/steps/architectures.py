@@ -20,6 +20,10 @@ LABELS = {"vgg11": 1000, "resnet50": 1000, "lstm": CLASSES}
 EPSILON = 1e-3
 
 
+BASIC_BLOCKS = {"resnet": (16, 16, 32, 32, 64, 64), "resnet18": (64, 64, 128, 128, 256, 256, 512, 512)}
+"""Channels of the residual blocks of two 3x3 convolutions, after a stem of the first one's; more channels, stride 2."""
+
+
 class Bottleneck(NamedTuple):
     """A residual block: 1x1 to `width` channels, 3x3 with the stride, 1x1 to four times the width."""
 

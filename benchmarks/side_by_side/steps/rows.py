@@ -19,6 +19,7 @@ _SHAPES = {
     "lstm": _SERIES,
     "gru": _SERIES,
     "resnet": (32, 32, 3),
+    "resnet18": (32, 32, 3),
     "vgg11": _PHOTO,
     "resnet50": _PHOTO,
 }
@@ -30,7 +31,7 @@ class Row:
     """One workload.
 
     Attributes:
-        kind: "cnn", "mlp", "lstm", "gru" or "resnet"; in inference "lstm", "vgg11" or "resnet50".
+        kind: "cnn", "mlp", "lstm", "gru", "resnet" or "resnet18"; in inference "lstm", "vgg11" or "resnet50".
         batch: rows a step.
         steps: steps an epoch, each one update or one prediction; there is no ragged batch.
         warm_up: epochs before anything is measured.
@@ -89,6 +90,7 @@ ROWS = {
     "lstm-32": Row("lstm", 32, 20, 5, "LSTM(256), 128 steps of 64 features, batch 32"),
     "gru-32": Row("gru", 32, 20, 5, "GRU(256), 128 steps of 64 features, batch 32"),
     "resnet-64": Row("resnet", 64, 20, 5, "ResNet of 6 blocks (16/32/64), 32x32x3, batch 64"),
+    "resnet18-64": Row("resnet18", 64, 4, 6, "ResNet-18, 32x32x3, batch 64"),
     "vgg11-1": Row("vgg11", 1, 10, 2, "VGG-11 inference, 224x224x3, batch 1", trains=False),
     "vgg11-8": Row("vgg11", 8, 3, 2, "VGG-11 inference, 224x224x3, batch 8", trains=False),
     "resnet50-1": Row("resnet50", 1, 10, 2, "ResNet-50 inference, 224x224x3, batch 1", trains=False),

@@ -1,8 +1,8 @@
 """The plans of an LSTM in float32 that runs on oneDNN's team of threads, but not in its primitive (native/lstm.cpp).
 
 oneDNN opens two parallel regions or more for each step and calls one product after the other; here the steps are one
-region, each thread keeps the weights of its own hidden units in its cache, and gates are applied while their sums are in
-registers. What is left of the backward pass are three products over all steps at once, which are oneDNN's.
+region, each thread keeps the weights of its own hidden units in its cache, and gates are applied while their sums are
+in registers. What is left of the backward pass are three products over all steps at once, which are oneDNN's.
 """
 
 from typing import Any

@@ -5,13 +5,15 @@ Nothing here comes from this package: it is the yardstick. A model is its initia
 """
 
 from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from side_by_side.steps.architectures import EPSILON, HIDDEN, RESNET50, VGG11, VGG11_DENSE, weights
+from side_by_side.steps.architectures import BASIC_BLOCKS, EPSILON, HIDDEN, RESNET50, VGG11, VGG11_DENSE, weights
 from side_by_side.steps.rows import CLASSES
 
 Arrays = dict[str, jax.Array]
@@ -143,11 +145,12 @@ def _normalized(x: jax.Array, name: str, stride: int, p: Arrays, state: Arrays, 
     return ((wide - mean) * scale + p[name + "/bias"]).astype(x.dtype)
 
 
-def resnet() -> Model:
-    """The small ResNet of basic blocks."""
+def basic_blocks(kind: str) -> Model:
+    """A ResNet of basic blocks, "resnet" or "resnet18"."""
     params: Arrays = {}
     state: Arrays = {}
-    blocks = [(16, 16), (16, 16), (16, 32), (32, 32), (32, 64), (64, 64)]
+    widths = BASIC_BLOCKS[kind]
+    blocks = list(pairwise((widths[0], *widths)))
     key = jax.random.key(0)
 
     def add(name: str, size: int, cin: int, cout: int) -> None:
@@ -155,13 +158,13 @@ def resnet() -> Model:
         params[name + "/scale"], params[name + "/bias"] = jnp.ones(cout), jnp.zeros(cout)
         state[name + "/mean"], state[name + "/var"] = jnp.zeros(cout), jnp.ones(cout)
 
-    add("stem", 3, 3, 16)
+    add("stem", 3, 3, widths[0])
     for number, (cin, cout) in enumerate(blocks):
         add(f"{number}/a", 3, cin, cout)
         add(f"{number}/b", 3, cout, cout)
         if cin != cout:
             add(f"{number}/shortcut", 1, cin, cout)
-    params["head/kernel"] = _glorot(jax.random.fold_in(key, len(params)), 64, CLASSES)
+    params["head/kernel"] = _glorot(jax.random.fold_in(key, len(params)), widths[-1], CLASSES)
     params["head/bias"] = jnp.zeros(CLASSES)
 
     def apply(p: Arrays, state: Arrays, x: jax.Array, train: bool) -> tuple[jax.Array, Arrays]:
@@ -221,4 +224,13 @@ def resnet50() -> Model:
     return Model({name: a for name, a in arrays.items() if name not in carried}, carried, apply)
 
 
-MODELS = {"cnn": cnn, "mlp": mlp, "lstm": lstm, "gru": gru, "resnet": resnet, "vgg11": vgg11, "resnet50": resnet50}
+MODELS = {
+    "cnn": cnn,
+    "mlp": mlp,
+    "lstm": lstm,
+    "gru": gru,
+    "resnet": partial(basic_blocks, "resnet"),
+    "resnet18": partial(basic_blocks, "resnet18"),
+    "vgg11": vgg11,
+    "resnet50": resnet50,
+}

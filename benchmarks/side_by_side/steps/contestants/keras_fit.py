@@ -1,11 +1,21 @@
 """Keras on the backend that KERAS_BACKEND names, compiled as Keras chooses (jit_compile="auto")."""
 
+import functools
 import os
 
 import keras
 from keras import layers
 
-from side_by_side.steps.architectures import EPSILON, HIDDEN, LABELS, RESNET50, VGG11, VGG11_DENSE, weights
+from side_by_side.steps.architectures import (
+    BASIC_BLOCKS,
+    EPSILON,
+    HIDDEN,
+    LABELS,
+    RESNET50,
+    VGG11,
+    VGG11_DENSE,
+    weights,
+)
 from side_by_side.steps.gate import Gate
 from side_by_side.steps.rows import CLASSES, Row
 
@@ -87,9 +97,10 @@ def _gru(x: keras.KerasTensor) -> keras.KerasTensor:
     return layers.GRU(HIDDEN)(x)
 
 
-def _resnet(x: keras.KerasTensor) -> keras.KerasTensor:
-    x = layers.ReLU()(_normalized(layers.Rescaling(1 / 255)(x), "stem", 16, 3, 1))
-    for number, filters in enumerate((16, 16, 32, 32, 64, 64)):
+def _basic_blocks(kind: str, x: keras.KerasTensor) -> keras.KerasTensor:
+    widths = BASIC_BLOCKS[kind]
+    x = layers.ReLU()(_normalized(layers.Rescaling(1 / 255)(x), "stem", widths[0], 3, 1))
+    for number, filters in enumerate(widths):
         strides = 1 if filters == x.shape[-1] else 2
         y = layers.ReLU()(_normalized(x, f"{number}-a", filters, 3, strides))
         y = _normalized(y, f"{number}-b", filters, 3, 1)
@@ -134,7 +145,8 @@ _MODELS = {
     "mlp": _mlp,
     "lstm": _lstm,
     "gru": _gru,
-    "resnet": _resnet,
+    "resnet": functools.partial(_basic_blocks, "resnet"),
+    "resnet18": functools.partial(_basic_blocks, "resnet18"),
     "vgg11": _vgg11,
     "resnet50": _resnet50,
 }

@@ -8,7 +8,16 @@ import llmasos_xla as lm
 from llmasos_xla import layers
 from llmasos_xla.core import Variables
 from llmasos_xla.training.callbacks import Event
-from side_by_side.steps.architectures import EPSILON, HIDDEN, LABELS, RESNET50, VGG11, VGG11_DENSE, weights
+from side_by_side.steps.architectures import (
+    BASIC_BLOCKS,
+    EPSILON,
+    HIDDEN,
+    LABELS,
+    RESNET50,
+    VGG11,
+    VGG11_DENSE,
+    weights,
+)
 from side_by_side.steps.gate import Gate
 from side_by_side.steps.rows import CLASSES, Row
 
@@ -82,10 +91,10 @@ def _gru(row: Row) -> list[Any]:
     return [layers.GRU(HIDDEN, input_shape=row.shape)]
 
 
-def _resnet(row: Row) -> list[Any]:
-    stack = [*_normalized("stem", 16, 3, 1, input_shape=row.shape), layers.Activation("relu")]
-    channels = 16
-    for filters in (16, 16, 32, 32, 64, 64):
+def _basic_blocks(row: Row) -> list[Any]:
+    channels, *_ = widths = BASIC_BLOCKS[row.kind]
+    stack = [*_normalized("stem", channels, 3, 1, input_shape=row.shape), layers.Activation("relu")]
+    for filters in widths:
         strides = 1 if filters == channels else 2
         body = [*_normalized("a", filters, 3, strides), layers.Activation("relu"), *_normalized("b", filters, 3, 1)]
         shortcut = _normalized("c", filters, 1, strides) if filters != channels else []
@@ -138,7 +147,8 @@ _MODELS = {
     "mlp": _mlp,
     "lstm": _lstm,
     "gru": _gru,
-    "resnet": _resnet,
+    "resnet": _basic_blocks,
+    "resnet18": _basic_blocks,
     "vgg11": _vgg11,
     "resnet50": _resnet50,
 }

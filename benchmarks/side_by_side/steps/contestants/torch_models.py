@@ -1,13 +1,23 @@
 """The rows' models as PyTorch's users write them, windows of stride 2 padded alike on both sides."""
 
 from collections.abc import Mapping
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import nn
 
-from side_by_side.steps.architectures import EPSILON, HIDDEN, LABELS, RESNET50, VGG11, VGG11_DENSE, Bottleneck
+from side_by_side.steps.architectures import (
+    BASIC_BLOCKS,
+    EPSILON,
+    HIDDEN,
+    LABELS,
+    RESNET50,
+    VGG11,
+    VGG11_DENSE,
+    Bottleneck,
+)
 from side_by_side.steps.rows import CLASSES
 
 
@@ -68,12 +78,12 @@ class _Basic(nn.Module):
         return torch.relu(self.body(x) + self.shortcut(x))
 
 
-def resnet() -> nn.Module:
-    """The small ResNet of basic blocks."""
-    widths = [(16, 16), (16, 16), (16, 32), (32, 32), (32, 64), (64, 64)]
-    blocks = [_Basic(cin, cout) for cin, cout in widths]
-    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, CLASSES)]
-    return nn.Sequential(*_normalized(3, 16, 3, 1), nn.ReLU(), *blocks, *head)
+def basic_blocks(kind: str) -> nn.Module:
+    """A ResNet of basic blocks, "resnet" or "resnet18"."""
+    widths = BASIC_BLOCKS[kind]
+    blocks = [_Basic(cin, cout) for cin, cout in pairwise((widths[0], *widths))]
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], CLASSES)]
+    return nn.Sequential(*_normalized(3, widths[0], 3, 1), nn.ReLU(), *blocks, *head)
 
 
 def vgg11() -> nn.Module:
@@ -119,7 +129,16 @@ def _normalized(cin: int, cout: int, size: int, stride: int) -> list[nn.Module]:
     return [convolution, nn.BatchNorm2d(cout, eps=EPSILON, momentum=0.01)]
 
 
-MODELS = {"cnn": cnn, "mlp": mlp, "lstm": LSTM, "gru": GRU, "resnet": resnet, "vgg11": vgg11, "resnet50": resnet50}
+MODELS = {
+    "cnn": cnn,
+    "mlp": mlp,
+    "lstm": LSTM,
+    "gru": GRU,
+    "resnet": partial(basic_blocks, "resnet"),
+    "resnet18": partial(basic_blocks, "resnet18"),
+    "vgg11": vgg11,
+    "resnet50": resnet50,
+}
 
 
 @torch.no_grad()
