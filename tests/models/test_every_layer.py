@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tolerances import assert_close
 
@@ -177,6 +177,7 @@ def test_an_axis_of_any_length_stays_one_or_is_refused(number):
 
 
 @settings(max_examples=25, deadline=None)
+@example(size=1, window=2, stride=1, dilation=1, padding="same", output_padding=0)
 @given(
     size=st.integers(1, 12),
     window=st.integers(1, 5),

@@ -75,6 +75,13 @@ class Conv2DTranspose(Layer):
             None if n is None else (n - 1) * s + window + extra
             for n, s, (window, extra) in zip(shape[:-1], self.strides, self.extras, strict=True)
         ]
+        for axis, n in enumerate(sizes):
+            if n is not None and n < 1:
+                raise ValueError(
+                    f"{self.who}: a window of {self.kernel_size[axis]} with padding={self.padding!r} and output_padding="
+                    f"{self.output_padding} does not fit an axis of {shape[axis]}: nothing is left; use a smaller "
+                    "window or leave output_padding out"
+                )
         return (*sizes, self.filters)
 
 
