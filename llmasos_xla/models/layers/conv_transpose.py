@@ -78,9 +78,9 @@ class Conv2DTranspose(Layer):
         for axis, n in enumerate(sizes):
             if n is not None and n < 1:
                 raise ValueError(
-                    f"{self.who}: a window of {self.kernel_size[axis]} with padding={self.padding!r} and output_padding="
-                    f"{self.output_padding} does not fit an axis of {shape[axis]}: nothing is left; use a smaller "
-                    "window or leave output_padding out"
+                    f"{self.who}: a window of {self.kernel_size[axis]} does not fit an axis of {shape[axis]} with "
+                    f"padding={self.padding!r} and output_padding={self.output_padding}: nothing is left; use a "
+                    "smaller window or leave output_padding out"
                 )
         return (*sizes, self.filters)
 
