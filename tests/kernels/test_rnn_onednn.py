@@ -16,6 +16,9 @@ from llmasos_xla import kernels
 from llmasos_xla.kernels import _dispatch, _onednn
 from llmasos_xla.kernels.rnn.cases import TESTS, Case
 from llmasos_xla.kernels.rnn.choice import LIBRARY
+from llmasos_xla.kernels.rnn.onednn_operations import BACKWARD, TRAINING
+from llmasos_xla.kernels.rnn.onednn_plans import workspace_bytes
+from llmasos_xla.kernels.rnn.onednn_spec import Spec
 
 pytestmark = pytest.mark.skipif(_onednn.problem() is not None, reason=f"oneDNN: {_onednn.problem()}")
 
@@ -398,3 +401,14 @@ def test_an_lstm_keeps_nan_in_its_row():
     assert not at[2, 0].any()
     for other in (y, h, c):
         assert not np.isnan(np.delete(np.asarray(other), 2, 0)).any()
+
+
+def test_a_workspace_of_another_cpu_is_refused_when_its_plan_is_made():
+    """A program from elsewhere names its workspace's size; writing past it would corrupt memory."""
+    for op, hidden in (("lstm", 32), ("lstm", 7), ("gru", 16)):
+        s = Spec(op, 2, 3, 4, hidden, "float32", False, False)
+        s = s._replace(workspace=workspace_bytes(s))
+        assert _onednn.refusal(TRAINING, s) is None
+        for operation in (TRAINING, BACKWARD):
+            why = _onednn.refusal(operation, s._replace(workspace=s.workspace - 64))
+            assert "bytes from forward to backward" in why

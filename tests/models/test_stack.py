@@ -12,6 +12,7 @@ from tolerances import assert_close
 from llmasos_xla.core import Variables, pure
 from llmasos_xla.models import layers as L  # noqa: N812
 from llmasos_xla.models.layers._base import layer_names
+from llmasos_xla.models.layers.normalization import _BatchNormalization
 from llmasos_xla.models.stack import Stack, output_shapes, split_head
 
 SEED_CNN = [
@@ -164,3 +165,54 @@ def test_pooling_ahead_of_bias_and_activation_changes_no_bit(activation, padding
 
     expected = jax.grad(partial(total, watch=lambda name, y: None))(variables.params)
     chex.assert_trees_all_close(jax.grad(total)(variables.params), expected, rtol=1e-5, atol=1e-6)
+
+
+def norm(**options):
+    return [L.Conv2D(16, 3, padding="same", use_bias=False, **options), L.BatchNormalization()]
+
+
+# Layers, how many normalizations take a ReLU, and how many in a stack that is watched: those inside of its layers.
+FOLLOWED = {
+    "activation": ([*norm(), L.Activation("relu")], 1, 0),
+    "layer": ([*norm(), L.ReLU(name="rectify")], 1, 0),
+    "after a sum": ([*norm(), L.Residual([*norm()]), L.Activation("relu")], 1, 0),
+    "twice": ([*norm(), L.Activation("relu"), L.Residual([*norm(), L.ReLU(), *norm()], norm()), L.ReLU()], 3, 1),
+    "capped": ([*norm(), L.ReLU(max_value=6.0)], 0, 0),
+    "leaky": ([*norm(), L.LeakyReLU()], 0, 0),
+    "tanh": ([*norm(), L.Activation("tanh")], 0, 0),
+    "no normalization last": ([L.Residual([*norm(), L.Activation("relu")]), L.Activation("relu")], 1, 1),
+    "zeros": ([L.BatchNormalization(gamma_initializer="zeros"), L.ReLU()], 1, 0),
+    "masked": ([L.Masking(), L.BatchNormalization(), L.ReLU()], 1, 0),
+}
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_a_layer_that_takes_the_relu_behind_it_changes_nothing(name, train, monkeypatch):
+    layers, taken, taken_inside = FOLLOWED[name]
+    shape = (5, 16) if name == "masked" else (6, 6, 16)
+    net = pure(lambda rngs: Stack(layers, shape, rngs=rngs))
+    variables = net.init(jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (4, *shape))
+    if name == "masked":
+        x = x.at[1, 3:].set(0)
+    calls = []
+    original = _BatchNormalization.masked
+
+    def counting(self, *args, **kwargs):
+        calls.append(kwargs.get("activation"))
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(_BatchNormalization, "masked", counting)
+
+    def loss(params, **watch):
+        y, state = net.apply(Variables(params, variables.state), x, train=train, **watch)
+        return (jnp.sin(y) ** 2).sum(), (y, state)
+
+    (_, fused), gradients = jax.value_and_grad(loss, has_aux=True)(variables.params)
+    assert calls.count("relu") == taken
+    calls.clear()
+    # A stack that is watched shows each layer's own output.
+    wanted = jax.value_and_grad(partial(loss, watch=lambda name, y: None), has_aux=True)(variables.params)
+    assert calls.count("relu") == taken_inside
+    jax.tree.map(partial(assert_close, scale=30), (fused, gradients), (wanted[0][1], wanted[1]))

@@ -101,6 +101,13 @@ def _dense(case: Any, dtype: str) -> Iterator[Problem]:
     yield Problem("dense", case.name, dtype, (case.x, case.w, (case.cout,)), options, _bilinear(flops))
 
 
+def _batch_norm(case: Any, dtype: str) -> Iterator[Problem]:
+    """Arrays are x, scale and offset; statistics are the batch's, and a ReLU follows."""
+    _fields(case, "name", "x")
+    parts = (Part(FORWARD), Part("gradients", (0, 1, 2)))
+    yield Problem("batch_norm", case.name, dtype, (case.x, case.x[-1:], case.x[-1:]), {"epsilon": 1e-3}, parts)
+
+
 def _rnn(case: Any, dtype: str) -> Iterator[Problem]:
     """Arrays are x, W, U, with `bias` b, in a GRU the recurrent product's as well, and with `lengths` these."""
     _fields(case, "name", "op", "batch", "time", "cin", "hidden", "lengths", "reverse", "bias")
@@ -123,6 +130,7 @@ OPS: dict[str, tuple[Callable[[], Sequence[Any]], Callable[[Any, str], Iterator[
     "conv_transpose": (_listed("conv", "TRANSPOSE_BENCH"), _conv_transpose),
     "pool": (_listed("pool"), _pool),
     "dense": (_listed("dense"), _dense),
+    "batch_norm": (_listed("norm"), _batch_norm),
     "lstm": (_recurrences("lstm"), _rnn),
     "gru": (_recurrences("gru"), _rnn),
     "rnn": (_recurrences("rnn"), _rnn),

@@ -62,6 +62,10 @@ def _draw(problem: Problem, rng: np.random.Generator) -> list[np.ndarray]:
     if problem.op.endswith("pool"):
         return [_without_ties(problem.shapes[0], rng)]
     first, second, *rest = problem.shapes
+    if problem.op == "batch_norm":
+        # Nothing that is normalized comes close to zero, where the ReLU's mask would hang on the last bit.
+        x = _normal(rng, first)
+        return [x + np.sign(x) / 2, rng.uniform(0.5, 1.5, second), 0.02 * _normal(rng, rest[0])]
     # Sums of about one.
     scale = 1 / math.sqrt(math.prod(second[:-1]))
     arrays = [_normal(rng, first), scale * _normal(rng, second)]

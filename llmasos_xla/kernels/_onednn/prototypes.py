@@ -52,7 +52,6 @@ NATIVE: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llm_engine": (P, ()),
     "llm_maker": (None, (P,)),
     "llm_put": (INT, (TEXT, DIMS)),
-    "llm_has_lstm": (INT, ()),
     "llm_count": (SIZE, ()),
     "llm_capacity": (None, (SIZE,)),
 }

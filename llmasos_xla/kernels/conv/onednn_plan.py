@@ -158,6 +158,8 @@ _JIT, _JIT_DEPTHWISE, _GEMM = "jit:avx512_core", "jit_dw:", "x64:gemm"
 def _preferred(s: Spec) -> str:
     """How the name of the implementation begins that was measured fastest; empty for oneDNN's own choice."""
     wide, taps, stride = len(s.size) > 1, max(s.kernel), max(s.stride)
+    if s.dtype not in ("float32", "bfloat16"):
+        return ""
     if s.kind == "forward" and s.groups == 1 and len(s.size) == 2 and taps > 1 and s.out_size[-1] <= 7:
         return _JIT  # 3x3 at (64, 4, 4, 512): 18.0 and 11.5; in bfloat16 at (8, 7, 7, 512): 2.6 and 2.1
     if s.dtype != "float32":

@@ -69,7 +69,7 @@ def _library(x: Any, scale: Any, offset: Any, after: After, epsilon: float, name
         moments = onednn.batch_norm(x, scale, offset, residual, spec, named)
         return moments if relu else after(moments)
 
-    why = f"runs on cpu, this is {platform()}" if platform() != "cpu" else onednn.cannot(x, spec)
+    why = f"runs on cpu, this is {platform()}" if platform() != "cpu" else onednn.cannot(x, residual, spec)
     reason = "statistics in one pass, what follows in the next; the gradients in another two"
     return Candidate("onednn", LIBRARY, run, why or _slower(spec), reason, able=why is None)
 

@@ -153,9 +153,7 @@ def _tangent_transpose(s: Spec, arrays: Arrays, cotangents: Arrays, named: bool)
     return [None] * len(known) + [g if a is None else None for g, a in zip(gradients, sought)]
 
 
-FORWARD = _onednn.operation(
-    "batch norm", Spec, _forward_results, _build_forward, _plain_forward, jvp=_forward_jvp
-)  # fmt: skip
+FORWARD = _onednn.operation("batch norm", Spec, _forward_results, _build_forward, _plain_forward, jvp=_forward_jvp)
 TANGENT = _onednn.operation(
     "batch norm tangent", Spec, lambda s: [_image_struct(s)], None, _plain_tangent, transpose=_tangent_transpose
 )
@@ -165,13 +163,14 @@ BACKWARD = _onednn.operation("batch norm backward", Spec, _backward_results, _bu
 # The public side.
 
 
-def cannot(x: Any, spec: Spec) -> str | None:
+def cannot(x: Any, residual: Any, spec: Spec) -> str | None:
     """Why it cannot be done, or None."""
     if spec.dtype not in DTYPES:
         return f"x is {spec.dtype}; it takes {', '.join(DTYPES)}"
     if spec.channels % LANES:
         return f"{spec.channels} channels; it takes multiples of {LANES}"
-    return _onednn.unfit(x) or _onednn.refusal(FORWARD, spec)
+    unfit = _onednn.unfit(x) if residual is None else _onednn.unfit(x, residual)
+    return unfit or _onednn.refusal(FORWARD, spec)
 
 
 def batch_norm(

@@ -82,7 +82,7 @@ def _library(op: str, problem: Problem, unfit: str | None, named: bool) -> Candi
 
     cannot = unfit or onednn.cannot(op, problem)
     slower = onednn.slower(op, problem) if cannot is None else None
-    reason = "oneDNN runs all steps in one call; measured fastest on this platform"
+    reason = "all steps in one call, of oneDNN or of this package; measured fastest on this platform"
     return Candidate("onednn", LIBRARY, run, cannot or slower, reason, able=cannot is None)
 
 

@@ -20,7 +20,7 @@ from llmasos_xla.kernels import _onednn
 from llmasos_xla.kernels.rnn import onednn_plans as plans
 from llmasos_xla.kernels.rnn import xla, xla_tangent
 from llmasos_xla.kernels.rnn._check import GATE_ORDER
-from llmasos_xla.kernels.rnn.onednn_spec import Spec
+from llmasos_xla.kernels.rnn.onednn_spec import INITIAL, Spec
 
 Arrays = Sequence[Any]
 
@@ -32,7 +32,7 @@ def plain(s: Spec, *arrays: jax.Array) -> tuple[jax.Array, ...]:
     w_input, w, bias = given["w_input"], given["w_recurrent"], given["bias"][None]
     high = xla.state_dtype(x.dtype)
     zeros = jnp.zeros((s.batch, s.hidden), high)
-    states = tuple(given[name].astype(high) if s.initial else zeros for name in plans.INITIAL[s.op])
+    states = tuple(given[name].astype(high) if s.initial else zeros for name in INITIAL[s.op])
     if s.op == "lstm":
         ys, final = xla_tangent.lstm(x, w_input, bias, w, *states, None, s.reverse)
     elif s.op == "gru":

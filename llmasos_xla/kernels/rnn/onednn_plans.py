@@ -12,10 +12,7 @@ from typing import Any
 from llmasos_xla.kernels import _onednn
 from llmasos_xla.kernels._onednn import descriptors as d
 from llmasos_xla.kernels.rnn import own_lstm
-from llmasos_xla.kernels.rnn.onednn_spec import FINAL as FINAL
-from llmasos_xla.kernels.rnn.onednn_spec import GATES as GATES
-from llmasos_xla.kernels.rnn.onednn_spec import INITIAL as INITIAL
-from llmasos_xla.kernels.rnn.onednn_spec import Spec as Spec
+from llmasos_xla.kernels.rnn.onednn_spec import GATES, INITIAL, Spec, check_workspace
 
 LIBRARY_NAMES = {"lstm": "lstm", "gru": "lbr_gru", "rnn": "vanilla_rnn"}
 
@@ -92,6 +89,8 @@ def _step(b: _onednn.Builder, s: Spec, pd: Any, taken: Sequence[str], given: Seq
         b.zero(operands[NUMBERS[name]])
         if _d(s.outputs[0]) in taken:
             operands[_number(_d(name))] = b.scratch(b.layout(pd, _number(_d(name))))
+    if "workspace" in (*taken, *given):
+        check_workspace(s, b.size(b.layout(pd, NUMBERS["workspace"])))
     for i, name in enumerate(taken):
         layout = b.layout(pd, _number(name))
         region = b.argument(i, layout if name == "workspace" else _public(b, s, name))

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from llmasos_xla.kernels import _onednn
+
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 INITIAL = {"lstm": ("h0", "c0"), "gru": ("h0",), "rnn": ("h0",)}
 FINAL = {"lstm": ("h", "c"), "gru": ("h",), "rnn": ("h",)}
@@ -51,3 +53,16 @@ class Spec(NamedTuple):
         }
         dtype = "float32" if name in ("bias", "c0", "c") else self.dtype
         return jax.ShapeDtypeStruct(shape.get(name, (self.batch, self.hidden)), jnp.dtype(dtype))
+
+
+def check_workspace(s: Spec, needs: int) -> None:
+    """Refuses a plan that would write past the workspace: what fills it depends on the CPU.
+
+    Raises:
+        Refused: if the workspace has fewer bytes than it needs.
+    """
+    if s.workspace < needs:
+        raise _onednn.Refused(
+            f"the program passes {s.workspace} bytes from forward to backward, the kernel of this CPU {needs}: "
+            "compile it here"
+        )

@@ -9,19 +9,19 @@ from typing import Any
 
 from llmasos_xla.kernels import _onednn
 from llmasos_xla.kernels._onednn import descriptors as d
-from llmasos_xla.kernels._onednn.library import loaded
-from llmasos_xla.kernels.rnn.onednn_spec import Spec
+from llmasos_xla.kernels.rnn.onednn_spec import Spec, check_workspace
 
 _UNITS = 16
+_AVX512 = 0x27  # of `dnnl_cpu_isa_t`: with the byte, word and vector-length extensions
 # Below, the weights of the input are read once for all steps ahead of the recurrence: a step's few rows would not
-# make up for reading them again. Batch 1, 128 steps, 256 -> 256 on one core: 5.0 ms without.
+# make up for reading them again. Batch 1, 128 steps, 256 -> 256 on one core: 2.4 ms against 5.0.
 _FEW_ROWS = 6
 
 
 def takes(s: Spec) -> bool:
     """Whether this is a recurrence for it, and this CPU has AVX-512."""
     fits = s.op == "lstm" and s.dtype == "float32" and s.hidden % _UNITS == 0
-    return fits and bool(loaded().native.llm_has_lstm())
+    return fits and _onednn.loaded().dnnl.dnnl_get_effective_cpu_isa() & _AVX512 == _AVX512
 
 
 def workspace_bytes(s: Spec) -> int:
@@ -31,6 +31,8 @@ def workspace_bytes(s: Spec) -> int:
 
 def build_forward(b: _onednn.Builder, s: Spec) -> None:
     """Arguments to outputs, and with a workspace in the spec, to the workspace too."""
+    if s.workspace:
+        check_workspace(s, workspace_bytes(s))
     arguments = [_argument(b, s, i, name) for i, name in enumerate(s.arguments)]
     outputs = [b.result(i, _dense(b, s, name)) for i, name in enumerate(s.outputs)]
     states = () if s.initial else (None, None)
@@ -44,6 +46,7 @@ def build_forward(b: _onednn.Builder, s: Spec) -> None:
 
 def build_backward(b: _onednn.Builder, s: Spec) -> None:
     """Arguments, outputs, workspace and gradients of the outputs to gradients of the arguments."""
+    check_workspace(s, workspace_bytes(s))
     rows, columns = s.batch * s.time, 4 * s.hidden
     named = {name: _argument(b, s, i, name) for i, name in enumerate(s.arguments)}
     at = len(s.arguments) + len(s.outputs)

@@ -1,10 +1,9 @@
 """A list of layers as one nnx module."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -54,9 +53,12 @@ class Stack(MaskModule):
         train: bool,
         rngs: nnx.Rngs | None,
         watch: Callable[[str, Any], None] | None = None,
-        ending: Mapping[str, Any] = MappingProxyType({}),
+        ending: Callable[[], dict[str, Any]] | None = None,
     ) -> tuple[Any, jax.Array | None]:
-        """The output and the mask that holds for it; `ending` is what the last layer's module is told besides."""
+        """The output and the mask that holds for it.
+
+        `ending` is called, just before the last layer's module, for what that is told besides.
+        """
         done = -1
         for number, name in enumerate(self._names):
             if number <= done:
@@ -69,8 +71,8 @@ class Stack(MaskModule):
                 elif number in self._activated and watch is None:
                     x, mask = module.masked(x, mask, train=train, rngs=rngs, activation="relu")
                     done = number + 1
-                elif ending and name == self._names[-1]:
-                    x, mask = module.masked(x, mask, train=train, rngs=rngs, **ending)
+                elif ending is not None and name == self._names[-1]:
+                    x, mask = module.masked(x, mask, train=train, rngs=rngs, **ending())
                 else:
                     x, mask = call_module(module, x, train=train, rngs=rngs, mask=mask)
             except Exception as error:
@@ -92,8 +94,11 @@ def _pools_first(layer: Layer, after: Layer) -> bool:
 
 def _activates(layer: Layer, after: Layer) -> bool:
     """Whether the layer can apply the ReLU that follows it."""
-    relu = isinstance(after, Activation) and after.activation == "relu"
-    return layer.fuses_activation and (relu or dataclasses.replace(after, input_shape=None, name=None) == ReLU())
+    if isinstance(after, ReLU):
+        relu = dataclasses.replace(after, input_shape=None, name=None) == ReLU()
+    else:
+        relu = isinstance(after, Activation) and after.activation == "relu"
+    return layer.fuses_activation and relu
 
 
 def output_shapes(layers: Sequence[Layer], shape: Shape) -> list[Shape]:

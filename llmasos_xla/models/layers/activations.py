@@ -64,6 +64,9 @@ class ReLU(Layer):
         return shape
 
     def _apply(self, x: jax.Array, train: bool, rngs: nnx.Rngs | None) -> jax.Array:
+        if self.threshold == 0 and self.negative_slope == 0:
+            y = jax.nn.relu(x)  # whose gradient at 0 is 0
+            return y if self.max_value is None else jnp.minimum(y, self.max_value)
         y = x if self.max_value is None else jnp.minimum(x, self.max_value)
         return jnp.where(x >= self.threshold, y, self.negative_slope * (x - self.threshold))
 

@@ -286,12 +286,20 @@ class _Residual(MaskModule):
         activation: str | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
         """The sum and its mask; with an activation, the last layer does both (see `Stack`)."""
+        masks = []
+
+        def shortcut() -> jax.Array:
+            y, mask_after = self.shortcut.masked(x, mask, train=train, rngs=rngs)
+            masks.append(mask_after)
+            return y
+
+        # Either way the shortcut comes after the layers that may draw random keys.
+        def ending() -> dict[str, Any]:
+            return {"residual": shortcut(), "activation": activation}
+
         if activation is None:
-            main, main_mask = self.layers.masked(x, mask, train=train, rngs=rngs)
-            short, short_mask = self.shortcut.masked(x, mask, train=train, rngs=rngs)
-            y = main + short
+            y, mask_after = self.layers.masked(x, mask, train=train, rngs=rngs)
+            y = y + shortcut()
         else:
-            short, short_mask = self.shortcut.masked(x, mask, train=train, rngs=rngs)
-            ending = {"residual": short, "activation": activation}
-            y, main_mask = self.layers.masked(x, mask, train=train, rngs=rngs, ending=ending)
-        return y, joint_mask(y, [main_mask, short_mask])
+            y, mask_after = self.layers.masked(x, mask, train=train, rngs=rngs, ending=ending)
+        return y, joint_mask(y, [mask_after, *masks])

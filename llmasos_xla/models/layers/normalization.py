@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from llmasos_xla import kernels
-from llmasos_xla.kernels.activation import activation as named
+from llmasos_xla.kernels.activation import activation as activation_named
 from llmasos_xla.models.layers._base import Layer, Shape
 from llmasos_xla.models.layers._checks import array_axis, known_channels, number, whole
 from llmasos_xla.models.layers._modules import MaskModule, parameter
@@ -82,7 +82,7 @@ class _BatchNormalization(MaskModule):
         """The output, with the residual added and the activation applied; in training that is one pass over memory."""
 
         def after(y: jax.Array) -> jax.Array:
-            return named(activation)(y if residual is None else y + residual)
+            return activation_named(activation)(y if residual is None else y + residual)
 
         if not train:
             high = _wide(x).dtype

@@ -21,7 +21,7 @@ def programs(problem: Problem, arrays: list[np.ndarray], cotangent: np.ndarray) 
     def function(*values: jax.Array) -> jax.Array:
         public, given, options = _call(problem, values)
         result = public(*given, **options)
-        # A recurrence returns its last states too.
+        # A recurrence returns its last states too, a normalization its statistics.
         return result[0] if isinstance(result, tuple) else result
 
     public, given, options = _call(problem, jax_programs.entered(problem, arrays))
@@ -63,6 +63,10 @@ def _dense(problem: Problem, values: tuple[jax.Array, ...]) -> Call:
     return kernels.dense, values, {"transpose_kernel": problem.options["transpose_kernel"]}
 
 
+def _batch_norm(problem: Problem, values: tuple[jax.Array, ...]) -> Call:
+    return kernels.batch_norm, values, {"epsilon": problem.options["epsilon"], "activation": "relu"}
+
+
 def _recurrence(problem: Problem, values: tuple[jax.Array, ...]) -> Call:
     o = problem.options
     rest = list(values[3:])
@@ -79,6 +83,7 @@ _OPS = {
     "max_pool": _pool,
     "avg_pool": _pool,
     "dense": _dense,
+    "batch_norm": _batch_norm,
     "lstm": _recurrence,
     "gru": _recurrence,
     "rnn": _recurrence,

@@ -61,6 +61,14 @@ def _dense(o: dict[str, Any], x: jax.Array, w: jax.Array, bias: jax.Array) -> ja
     return x @ (w.T if o["transpose_kernel"] else w) + jnp.expand_dims(bias, range(x.ndim - 1))
 
 
+def _batch_norm(o: dict[str, Any], x: jax.Array, scale: jax.Array, offset: jax.Array) -> jax.Array:
+    axes = tuple(range(x.ndim - 1))
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    mean, variance = jnp.mean(wide, axes, keepdims=True), jnp.var(wide, axes, keepdims=True)
+    factor, shift = (jnp.expand_dims(a.astype(wide.dtype), axes) for a in (scale, offset))
+    return jax.nn.relu((wide - mean) * lax.rsqrt(variance + o["epsilon"]) * factor + shift).astype(x.dtype)
+
+
 def _lstm(o: dict[str, Any], x: jax.Array, w: jax.Array, u: jax.Array, *rest: jax.Array) -> jax.Array:
     def cell(carry: Any, p: jax.Array) -> Any:
         h, c = carry
@@ -120,6 +128,7 @@ _OPS = {
     "max_pool": _max_pool,
     "avg_pool": _avg_pool,
     "dense": _dense,
+    "batch_norm": _batch_norm,
     "lstm": _lstm,
     "gru": _gru,
     "rnn": _rnn,

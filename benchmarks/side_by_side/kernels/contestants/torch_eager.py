@@ -52,7 +52,8 @@ def _made(
     operation: Operation, part: Part, dtype: torch.dtype, arrays: list[np.ndarray], cotangent: np.ndarray
 ) -> tuple[Callable[[], Any], Callable[[Any], list[np.ndarray]]]:
     def entered(array: np.ndarray, order: Order) -> torch.Tensor:
-        return torch.from_numpy(array).permute(order).to(dtype).contiguous(memory_format=operation.layout)
+        layout = operation.layout if len(order) == len(operation.result) else torch.contiguous_format
+        return torch.from_numpy(array).permute(order).to(dtype).contiguous(memory_format=layout)
 
     def left(tensor: torch.Tensor, order: Order) -> np.ndarray:
         return tensor.float().permute([order.index(axis) for axis in range(len(order))]).numpy()
@@ -178,10 +179,20 @@ def _dense(problem: Problem) -> dict[str, Operation]:
     }
 
 
+def _batch_norm(problem: Problem) -> dict[str, Operation]:
+    def apply(x: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+        epsilon = problem.options["epsilon"]
+        return functional.relu(functional.batch_norm(x, None, None, scale, offset, training=True, eps=epsilon))
+
+    image = _channels_first(len(problem.shapes[0]) - 2)
+    return _in_layouts(Operation(apply, (image, (0,), (0,)), image))
+
+
 _OPS = {
     "conv": _conv,
     "conv_transpose": _conv_transpose,
     "max_pool": _pool,
     "avg_pool": _pool,
     "dense": _dense,
+    "batch_norm": _batch_norm,
 }

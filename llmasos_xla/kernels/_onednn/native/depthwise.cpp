@@ -26,7 +26,7 @@ void inside(const Geometry& g, int64_t column, int64_t* from, int64_t* to) {
   *to = last < 0 ? 0 : std::min(g.out_width, last / g.stride_w + 1);
 }
 
-// Adds one row of outputs to the sums of `Taps` columns of the kernel. `lanes` channels are there.
+// Adds one row of outputs to the sums of `Taps` columns of the kernel, for the channels of one vector.
 template <int Taps, typename T>
 INLINE void row(const Geometry& g, const T* x, const T* dy, int64_t first, float* sums) {
   const int64_t c = g.channels;
@@ -91,7 +91,8 @@ INLINE void part_of(const Job& job, int64_t index, int64_t parts) {
         const int64_t y = o * g.stride_h - g.low_h + i * g.dilation_h;
         if (y < 0 || y >= g.height) continue;
         const T* x = static_cast<const T*>(job.x) + (n * g.height + y) * g.width * c + channel;
-        for (int64_t j = 0; j < g.columns; j += kTaps) taps<kTaps, T>(g, x, dy, j, sums + (i * g.columns + j) * c + channel);
+        for (int64_t j = 0; j < g.columns; j += kTaps)
+          taps<kTaps, T>(g, x, dy, j, sums + (i * g.columns + j) * c + channel);
       }
     }
   }

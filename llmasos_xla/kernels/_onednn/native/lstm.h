@@ -33,9 +33,6 @@ struct Backward {
   float* packed;              // scratch, [hidden, 4 hidden]
 };
 
-// Whether this CPU has the registers that these loops are written for; without them oneDNN's own are faster.
-bool supported();
-
 // The caller has the turn.
 void forward(const Forward& job);
 void backward(const Backward& job);

@@ -47,7 +47,23 @@ struct Channels {
   float* operator[](int64_t index) const { return memory + index * size; }
 };
 
-float scale_of(const float* scale, int64_t c) { return scale ? scale[c] : 1.0f; }
+// What x - mean is multiplied by, and what is added then: the same bits forward and, for the ReLU's mask, backward.
+template <typename Given>
+void coefficients(const Given& given, const Channels& factor, const Channels& offset) {
+  for (int64_t i = 0; i < given.shape.channels; i++) {
+    const float rstd = 1.0f / std::sqrt(given.variance[i] + given.epsilon);
+    factor[0][i] = given.scale ? given.scale[i] * rstd : rstd;
+    offset[0][i] = given.offset ? given.offset[i] : 0.0f;
+  }
+}
+
+// Calls body.run<V>(channel) for each group of V vectors of channels, kVectors or one.
+template <typename Body>
+INLINE void each_group(int64_t channels, Body body) {
+  int64_t c = 0;
+  for (; c + kVectors * kLanes <= channels; c += kVectors * kLanes) body.template run<kVectors>(c);
+  for (; c < channels; c += kLanes) body.template run<1>(c);
+}
 
 // Forward.
 
@@ -56,14 +72,6 @@ struct ForwardJob {
   Channels factor, offset, mean, squares;  // mean and squares: of each part, about its own mean
   int64_t parts = 1;
 };
-
-// Calls body(channel, vectors) for each group of at most kVectors vectors of channels.
-template <typename Body>
-INLINE void each_group(int64_t channels, Body body) {
-  int64_t c = 0;
-  for (; c + kVectors * kLanes <= channels; c += kVectors * kLanes) body.template run<kVectors>(c);
-  for (; c < channels; c += kLanes) body.template run<1>(c);
-}
 
 template <typename T>
 struct Moments {  // adds a block of rows to a part's mean and sum of squares
@@ -102,7 +110,7 @@ struct Moments {  // adds a block of rows to a part's mean and sum of squares
       load(q, squares_before);
       const Lanes d = sum[i] - mean_before;
       store(m, mean_before + d * part);
-      store(q, squares_before + square[i] + d * d * between);
+      store(q, squares_before + square[i] + d * (d * between));
     }
   }
 };
@@ -168,12 +176,12 @@ INLINE void normalize_part(const ForwardJob& job, int64_t part) {
   }
 }
 
-CLONES void moments_part(const ForwardJob& job, int64_t part) {
+CLONES void take_moments(const ForwardJob& job, int64_t part) {
   if (job.given.shape.dtype == kFloat32) return moments_of_part<float>(job, part);
   moments_of_part<uint16_t>(job, part);
 }
 
-CLONES void normalized_part(const ForwardJob& job, int64_t part) {
+CLONES void apply(const ForwardJob& job, int64_t part) {
   if (job.given.shape.dtype == kFloat32) return normalize_part<float>(job, part);
   normalize_part<uint16_t>(job, part);
 }
@@ -316,12 +324,12 @@ INLINE void gradient_part(const BackwardJob& job, int64_t part) {
   }
 }
 
-CLONES void summed_part(const BackwardJob& job, int64_t part) {
+CLONES void take_sums(const BackwardJob& job, int64_t part) {
   if (job.given.shape.dtype == kFloat32) return sum_part<float>(job, part);
   sum_part<uint16_t>(job, part);
 }
 
-CLONES void differentiated_part(const BackwardJob& job, int64_t part) {
+CLONES void differentiate(const BackwardJob& job, int64_t part) {
   if (job.given.shape.dtype == kFloat32) return gradient_part<float>(job, part);
   gradient_part<uint16_t>(job, part);
 }
@@ -339,22 +347,24 @@ void forward(const Forward& given) {
   const int64_t c = s.channels, most = pool::threads();
   float* at = given.scratch;
   ForwardJob job{given, {at, c}, {at + c, c}, {at + 2 * c, c}, {at + (2 + most) * c, c}};
-  in_parallel(run<ForwardJob, moments_part>, job);
-  for (int64_t i = 0; i < c; i++) {
-    double rows = 0, mean = 0, squares = 0;
-    for (int64_t p = 0; p < job.parts; p++) {
-      const Rows of(s, p, job.parts);
-      const double more = static_cast<double>(of.end - of.begin), d = job.mean[p][i] - mean;
-      squares += job.squares[p][i] + d * d * rows * more / (rows + more);
-      rows += more;
-      mean += d * more / rows;
+  in_parallel(run<ForwardJob, take_moments>, job);
+  float *mean = job.mean[0], *squares = job.squares[0];  // of all parts up to p
+  for (int64_t p = 1; p < job.parts; p++) {
+    const Rows of(s, p, job.parts);
+    const float part = static_cast<float>(of.end - of.begin) / static_cast<float>(of.end);
+    const float between = static_cast<float>(of.begin) * part;
+    for (int64_t i = 0; i < c; i++) {
+      const float d = job.mean[p][i] - mean[i];
+      mean[i] += d * part;
+      squares[i] += job.squares[p][i] + d * (d * between);
     }
-    given.mean[i] = static_cast<float>(mean);
-    given.variance[i] = static_cast<float>(squares / rows);
-    job.factor[0][i] = scale_of(given.scale, i) / std::sqrt(given.variance[i] + given.epsilon);
-    job.offset[0][i] = given.offset ? given.offset[i] : 0.0f;
   }
-  in_parallel(run<ForwardJob, normalized_part>, job);
+  for (int64_t i = 0; i < c; i++) {
+    given.mean[i] = mean[i];
+    given.variance[i] = squares[i] / static_cast<float>(s.rows);
+  }
+  coefficients(given, job.factor, job.offset);
+  in_parallel(run<ForwardJob, apply>, job);
 }
 
 void backward(const Backward& given) {
@@ -363,13 +373,10 @@ void backward(const Backward& given) {
   float* at = given.scratch;
   BackwardJob job{given,           {at, c},         {at + c, c},     {at + 2 * c, c},
                   {at + 3 * c, c}, {at + 4 * c, c}, {at + 5 * c, c}, {at + (5 + most) * c, c}};
-  float* rstd = job.rstd[0];
-  for (int64_t i = 0; i < c; i++) {
-    rstd[i] = 1.0f / std::sqrt(given.variance[i] + given.epsilon);
-    job.factor[0][i] = scale_of(given.scale, i) * rstd[i];
-    job.offset[0][i] = given.offset ? given.offset[i] : 0.0f;
-  }
-  in_parallel(run<BackwardJob, summed_part>, job);
+  const float* rstd = job.rstd[0];
+  for (int64_t i = 0; i < c; i++) job.rstd[0][i] = 1.0f / std::sqrt(given.variance[i] + given.epsilon);
+  coefficients(given, job.factor, job.offset);
+  in_parallel(run<BackwardJob, take_sums>, job);
   const auto rows = static_cast<double>(s.rows);
   for (int64_t i = 0; i < c; i++) {
     double sum = 0, product = 0;
@@ -383,7 +390,7 @@ void backward(const Backward& given) {
     job.shift[0][i] = static_cast<float>(job.factor[0][i] * sum / rows);
     job.slope[0][i] = static_cast<float>(job.factor[0][i] * dscale / rows * rstd[i]);
   }
-  in_parallel(run<BackwardJob, differentiated_part>, job);
+  in_parallel(run<BackwardJob, differentiate>, job);
 }
 
 }  // namespace normalize

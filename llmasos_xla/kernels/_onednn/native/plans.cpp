@@ -347,8 +347,6 @@ int llm_redirect(void* handle) { return openmp::redirect(handle) ? 1 : 0; }
 
 int llm_start(int threads, int spin_us) { return pool::start(threads, spin_us); }
 
-int llm_has_lstm() { return lstm::supported() ? 1 : 0; }
-
 const char* llm_sources() { return LLMASOS_SOURCES; }
 
 }  // extern "C"
