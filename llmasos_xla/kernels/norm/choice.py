@@ -1,20 +1,22 @@
 """Which formulation of a batch normalization runs: by platform, dtype and static shape, in the order of preference.
 
-Measured on a 4-core x86-64 CPU with AVX-512 that others used too, jax 0.10.2: a training layer with ReLU, forward and
-backward in one program, arrays donated, in turns; minima in ms. "autodiff" is JAX's derivative of the same formula.
+Measured on a 4-core x86-64 CPU with AVX-512, jax 0.10.2, in training with a ReLU, against the formula in plain JAX;
+medians in ms of `python benchmarks/kernels.py --op batch_norm`. The smallest of the cases is the least that a call was
+measured for.
 
-    float32              autodiff   sums   oneDNN    bfloat16             autodiff   sums   oneDNN
-    (64, 32, 32, 16)         2.99   2.78     2.27    (64, 32, 32, 16)         6.58   4.97     3.19
-    (64, 32, 32, 64)         9.43   8.21     7.52    (64, 32, 32, 64)         38.3   27.8     7.43
-    (64, 16, 16, 128)        4.32   3.51     3.07    (64, 16, 16, 128)        4.71   3.60     2.87
-    (64, 8, 8, 256)          2.29   1.85     1.84    (64, 8, 8, 256)          2.96   2.16     1.55
-    (64, 4, 4, 512)          1.37   1.09     1.07    (64, 4, 4, 512)          1.37   1.18     0.90
-    (8, 56, 56, 256)         43.5   17.3     34.8    (64, 4, 4, 64)           0.29   0.22     0.19
-    (128, 256)               0.11   0.10     0.21    (128, 256)               0.14   0.13     0.17
+                                   float32                            bfloat16
+                       forward    XLA gradients    XLA   forward    XLA gradients    XLA
+    (64, 32, 32, 16)     0.287   1.38       0.4   2.94     0.236   1.21     0.316   2.58
+    (64, 32, 32, 64)      1.15   2.55      1.13   19.7     0.662   3.62     0.786   23.2
+    (64, 16, 16, 128)    0.378   1.75     0.627   5.08      0.48    2.2     0.624   4.75
+    (64, 8, 8, 256)      0.238  0.759     0.358   2.19     0.286    1.1     0.438   2.37
+    (64, 4, 4, 512)      0.155  0.442     0.217   1.21     0.167  0.615     0.214    1.2
+    (8, 56, 56, 256)      1.03   5.32      2.36     35       1.2   6.02      1.53   39.6
+    (128, 256)           0.042 0.0468    0.0607  0.105    0.0478 0.0701    0.0449 0.0942
+    (8, 1024, 64)         0.16  0.409     0.146   1.14     0.125  0.542     0.157   1.07
 
-In float32 both move the same bytes: a call saves a pass of sums, XLA one by fusing the ReLU and its mask. Their medians
-were within each other's spread; in a ResNet-18 step on busy cores oneDNN, with several parallel regions a call, was the
-slower one. At 16 channels it took 0.73 to 0.86 of XLA's time in each of five runs of 262,144 elements and more.
+A call passes once over memory for the statistics and once for the rest, and twice for the gradients; XLA once more for
+the variance, and its sums over rows are the slow part of it.
 """
 
 import math
