@@ -14,16 +14,17 @@ constexpr int64_t kLeastElements = 8192;   // of a thread
 
 using namespace lanes;
 
-// The rows of a part, and the blocks of them.
+// The rows of a part, and the blocks of them. No constructor: clang does not emit one that clones of a function call.
 struct Rows {
   int64_t begin, end, block;
-  Rows(const Shape& s, int64_t part, int64_t parts)
-      : begin(s.rows * part / parts),
-        end(s.rows * (part + 1) / parts),
-        block(std::max<int64_t>(8, kBlockElements / s.channels)) {}
-  // From the last block to the first: what a pass before has read last is in the caches still.
-  int64_t last_block() const { return begin + (end - begin - 1) / block * block; }
 };
+
+INLINE Rows rows_of(const Shape& s, int64_t part, int64_t parts) {
+  return {s.rows * part / parts, s.rows * (part + 1) / parts, std::max<int64_t>(8, kBlockElements / s.channels)};
+}
+
+// From the last block to the first: what a pass before has read last is in the caches still.
+INLINE int64_t last_block(const Rows& r) { return r.begin + (r.end - r.begin - 1) / r.block * r.block; }
 
 int64_t parts_of(const Shape& s) {
   return std::clamp<int64_t>(s.rows * s.channels / kLeastElements, 1, std::min<int64_t>(pool::threads(), s.rows));
@@ -152,7 +153,7 @@ struct Normalize {
 template <typename T>
 INLINE void moments_of_part(const ForwardJob& job, int64_t part) {
   const Shape& s = job.given.shape;
-  const Rows rows(s, part, job.parts);
+  const Rows rows = rows_of(s, part, job.parts);
   float *mean = job.mean[part], *squares = job.squares[part];
   std::fill_n(mean, s.channels, 0.0f);
   std::fill_n(squares, s.channels, 0.0f);
@@ -166,8 +167,8 @@ template <typename T>
 INLINE void normalize_part(const ForwardJob& job, int64_t part) {
   const Forward& g = job.given;
   const Shape& s = g.shape;
-  const Rows rows(s, part, job.parts);
-  for (int64_t r = rows.last_block(); r >= rows.begin; r -= rows.block) {
+  const Rows rows = rows_of(s, part, job.parts);
+  for (int64_t r = last_block(rows); r >= rows.begin; r -= rows.block) {
     const int64_t at = r * s.channels;
     each_group(s.channels, Normalize<T>{static_cast<const T*>(g.x) + at,
                                         g.residual ? static_cast<const T*>(g.residual) + at : nullptr,
@@ -298,7 +299,7 @@ template <typename T>
 INLINE void sum_part(const BackwardJob& job, int64_t part) {
   const Backward& g = job.given;
   const Shape& s = g.shape;
-  const Rows rows(s, part, job.parts);
+  const Rows rows = rows_of(s, part, job.parts);
   float *sums = job.sums[part], *products = job.products[part];
   std::fill_n(sums, s.channels, 0.0f);
   std::fill_n(products, s.channels, 0.0f);
@@ -315,8 +316,8 @@ template <typename T>
 INLINE void gradient_part(const BackwardJob& job, int64_t part) {
   const Backward& g = job.given;
   const Shape& s = g.shape;
-  const Rows rows(s, part, job.parts);
-  for (int64_t r = rows.last_block(); r >= rows.begin; r -= rows.block) {
+  const Rows rows = rows_of(s, part, job.parts);
+  for (int64_t r = last_block(rows); r >= rows.begin; r -= rows.block) {
     const int64_t at = r * s.channels;
     each_group(s.channels, Gradient<T>{masked_from<T>(g, at, true), static_cast<T*>(g.dx) + at, s.channels,
                                        std::min(rows.block, rows.end - r), g.mean, job.factor[0], job.offset[0],
@@ -350,7 +351,7 @@ void forward(const Forward& given) {
   in_parallel(run<ForwardJob, take_moments>, job);
   float *mean = job.mean[0], *squares = job.squares[0];  // of all parts up to p
   for (int64_t p = 1; p < job.parts; p++) {
-    const Rows of(s, p, job.parts);
+    const Rows of = rows_of(s, p, job.parts);
     const float part = static_cast<float>(of.end - of.begin) / static_cast<float>(of.end);
     const float between = static_cast<float>(of.begin) * part;
     for (int64_t i = 0; i < c; i++) {
