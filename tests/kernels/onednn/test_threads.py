@@ -71,6 +71,32 @@ def test_sixteen_threads_get_the_answers_of_one_bit_for_bit(network, which, call
     in_threads(work)
 
 
+def test_kernels_of_our_own_give_sixteen_threads_the_answers_of_one(rng):
+    """Their regions have barriers inside (the LSTM), and parts enough for the whole team."""
+
+    def drawn(*shape):
+        return jnp.asarray(rng.standard_normal(shape), "float32")
+
+    w, u, b, scale = drawn(16, 512) / 4, drawn(128, 512) / 11, drawn(512), drawn(128)
+
+    def loss(x):
+        y, _ = kernels.lstm(x, w, u, b, implementation="onednn")
+        z, _, _ = kernels.batch_norm(y, scale, scale, residual=y, activation="relu", implementation="onednn")
+        return jnp.sum(z**2)
+
+    x = [drawn(8, 40, 16) for _ in range(THREADS)]
+    program = jax.jit(jax.value_and_grad(loss)).lower(x[0]).compile()
+    assert program.as_text().count('custom_call_target="llmasos_onednn"') == 4
+    wanted = [jax.tree.map(np.asarray, program(a)) for a in x]
+
+    def work(i: int) -> None:
+        for n in range(63):
+            j = (i + n) % THREADS
+            jax.tree.map(np.testing.assert_array_equal, program(x[j]), wanted[j])
+
+    in_threads(work)
+
+
 def test_plans_that_are_crowded_out_while_others_run(rng):
     native = library.loaded().native
     specs = [Spec(3, 4 + i, 5, salt=(8,)) for i in range(4)]
