@@ -9,7 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import strategies as st
-from kernels.rnn_reference import arrays, reference
+from kernels.rnn_problems import (
+    OPS,
+    assert_same,
+    assert_same_gradients,
+    call,
+    drawn,
+    expected_outputs,
+    is_refused,
+    loss,
+    shapes,
+)
 from tolerances import assert_close
 
 from llmasos_xla import kernels
@@ -22,64 +32,9 @@ from llmasos_xla.kernels.rnn.onednn_spec import Spec
 
 pytestmark = pytest.mark.skipif(_onednn.problem() is not None, reason=f"oneDNN: {_onednn.problem()}")
 
-OPS = {"lstm": kernels.lstm, "gru": kernels.gru, "rnn": kernels.rnn}
-STATES = ("h0", "c0")
 each_op = pytest.mark.parametrize("op", OPS)
 each_case = pytest.mark.parametrize("case", TESTS, ids=lambda c: c.name)
 each_start = pytest.mark.parametrize("given", [True, False], ids=["given-states", "from-zeros"])
-
-
-def call(case, arrays, implementation="onednn", **options):
-    """All outputs of the public function on a case, `(y, *states)`."""
-    lengths = None if case.lengths is None else np.array(case.lengths)
-    y, states = OPS[case.op](**arrays, lengths=lengths, reverse=case.reverse, implementation=implementation, **options)
-    return y, *(states if case.op == "lstm" else [states])
-
-
-def drawn(case, dtype="float32", given=True, **options):
-    """The arrays of a case, without initial states if they are not given, and those of them that are not None."""
-    whole = {k: None if v is None else jnp.asarray(v, dtype) for k, v in arrays(case, **options).items()}
-    if not given:
-        whole |= {name: None for name in STATES if name in whole}
-    return whole, {k: v for k, v in whole.items() if v is not None}
-
-
-def shapes(case, dtype="float32"):
-    """The arrays of a case as shapes."""
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, dtype), arrays(case))
-
-
-def loss(case, present, implementation="onednn", **options):
-    """A number that depends on every output unevenly, of the arrays that are not None."""
-    missing = {name: None for name in arrays(case) if name not in present}
-    outputs = call(case, present | missing, implementation, **options)
-    weights = (jnp.cos(jnp.arange(o.size, dtype=o.dtype)).reshape(o.shape) for o in outputs)
-    return sum(jnp.sum(w * o * o) + jnp.sum(o) for w, o in zip(weights, outputs))
-
-
-def is_refused(case, given):
-    """Whether padding comes first and nothing can hold the state over it."""
-    return case.lengths is not None and case.reverse and (case.op == "rnn" or (case.op == "lstm" and given))
-
-
-def expected_outputs(case, whole):
-    """The NumPy reference's outputs, `(y, *states)`."""
-    starts = {"lstm": STATES, "gru": STATES[:1], "rnn": STATES[:1]}[case.op]
-    wide = {k: None if v is None else np.asarray(v, np.float64) for k, v in whole.items()}
-    zeros = {name: np.zeros((case.batch, case.hidden)) for name in starts if wide[name] is None}
-    y, states = reference(case, wide | zeros)
-    return y, *states
-
-
-def assert_same(actual, expected, **kwargs):
-    jax.tree.map(lambda a, b: assert_close(a, b, **kwargs), actual, expected)
-
-
-def assert_same_gradients(actual, expected, **kwargs):
-    """Equal relative to each gradient's largest element."""
-    for name in expected:
-        size = 1 + float(jnp.abs(expected[name]).max())
-        assert_close(actual[name] / size, expected[name] / size, message=name, **kwargs)
 
 
 @each_case
@@ -345,62 +300,6 @@ def test_it_is_chosen_where_it_was_measured_faster(op):
     whole, _ = drawn(Case("xla", op, 2, 3, 4, 5))
     by_xla = jax.jit(lambda a: OPS[op](**a, implementation="xla")).lower(whole).as_text()
     assert "llmasos_onednn" not in by_xla
-
-
-@pytest.mark.parametrize("batch", [1, 2, 3, 4, 5, 6, 7, 12, 17])
-@pytest.mark.parametrize(("cin", "hidden", "reverse"), [(1, 16, False), (7, 48, True), (20, 80, False), (3, 144, True)])
-def test_an_lstm_whose_units_fill_registers(batch, cin, hidden, reverse):
-    case = Case("own", "lstm", batch, 5, cin, hidden, None, reverse)
-    whole, present = drawn(case, scale=0.5)
-
-    @jax.jit
-    def both(present):
-        gradients = [jax.grad(functools.partial(loss, case))(present, name) for name in ("onednn", "xla")]
-        return call(case, whole | present), gradients
-
-    outputs, (got, expected) = both(present)
-    assert_same(outputs, expected_outputs(case, whole))
-    assert_same_gradients(got, expected)
-
-
-def test_an_lstms_gates_are_exact_at_both_ends_of_their_range():
-    """Gates of one unit over a ramp of pre-activations: through the output gate a cell shows sigmoid and tanh."""
-    ramp = np.concatenate([np.linspace(-30, 30, 481), [-1e30, -200, -88.5, 0.0, 1e-6, -1e-6, 88.5, 200, 1e30]])
-    batch, hidden = len(ramp), 16
-    w_input = np.zeros((1, 4, hidden))
-    bias = np.zeros((4, hidden))
-
-    def outputs(gate, others):
-        w, b = w_input.copy(), bias.copy()
-        w[0, gate] = 1
-        for other, value in others.items():
-            b[other] = value
-        case = Case("ramp", "lstm", batch, 1, 1, hidden)
-        whole = {
-            "x": ramp.reshape(batch, 1, 1), "w_input": w.reshape(1, -1), "w_recurrent": np.zeros((hidden, 4 * hidden)),
-            "bias": b.reshape(-1), "h0": np.zeros((batch, hidden)), "c0": np.ones((batch, hidden)),
-        }  # fmt: skip
-        _, _, c = call(case, {k: jnp.asarray(v, jnp.float32) for k, v in whole.items()})
-        return np.asarray(c, np.float64)[:, 0]
-
-    closed, opened = -1e30, 1e30
-    wide = np.float64(np.float32(ramp))
-    sigmoid = np.where(wide < 0, np.exp(np.minimum(wide, 0)), 1) / (1 + np.exp(-np.abs(wide)))
-    # c = f c0 + i g with c0 = 1: the forget gate alone, then the fresh value alone.
-    np.testing.assert_allclose(outputs(1, {0: closed}), sigmoid, rtol=4e-7, atol=1e-37)
-    np.testing.assert_allclose(outputs(2, {0: opened, 1: closed}), np.tanh(wide), rtol=4e-7, atol=0)
-
-
-def test_an_lstm_keeps_nan_in_its_row():
-    case = Case("nan", "lstm", 8, 4, 3, 32)
-    whole, _ = drawn(case)
-    whole["x"] = whole["x"].at[2, 1, 0].set(jnp.nan)
-    y, h, c = call(case, whole)
-    at = np.isnan(np.asarray(y))
-    assert at[2, 1:].all()
-    assert not at[2, 0].any()
-    for other in (y, h, c):
-        assert not np.isnan(np.delete(np.asarray(other), 2, 0)).any()
 
 
 def test_a_workspace_of_another_cpu_is_refused_when_its_plan_is_made():
