@@ -201,7 +201,7 @@ def test_asked_for_by_name_it_is_refused_elsewhere(arrays, platform):
         jax.jit(f).trace(*arrays).lower(lowering_platforms=(platform,))
     assert str(refused.value) == (
         "implementation='onednn' cannot run: toy product was asked for by name, and the program is compiled for "
-        f"{platform}; oneDNN runs on cpu. Use implementation=None"
+        f"{platform}; onednn runs on cpu. Use implementation=None"
     )
 
 
