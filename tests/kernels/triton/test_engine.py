@@ -150,9 +150,9 @@ def test_launch_alone_has_no_derivative_and_no_batch(arrays):
 
 
 def test_parameters_must_be_named_in_order(arrays):
+    given, made = dict(zip(("x_ptr", "w_ptr"), arrays)), {"y_ptr": jax.ShapeDtypeStruct((37, 45), jnp.float32)}
+    constants = {"M": 1, "N": 1, "BLOCK": 16}
     with pytest.raises(ValueError, match=r"product_kernel: takes \['x_ptr', 'w_ptr', 'y_ptr', 'K'\] in this order"):
-        given, made = dict(zip(("x_ptr", "w_ptr"), arrays)), {"y_ptr": jax.ShapeDtypeStruct((37, 45), jnp.float32)}
-        constants = {"M": 1, "N": 1, "BLOCK": 16}
         _triton.launch(
             toy.product_kernel, (1,), given, made, constants, device=_triton.current(), options=compiler.Options()
         )
