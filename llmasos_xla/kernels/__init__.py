@@ -4,7 +4,7 @@ conv, conv_transpose    convolutions in one to three dimensions
 max_pool, avg_pool      pooling
 dense                   matrix products with bias and activation
 batch_norm              batch normalization with the statistics of the batch
-rnn, gru, lstm          recurrence over time
+rnn, gru, lstm, slstm   recurrence over time
 explain                 which implementation runs, and why
 """
 
@@ -20,3 +20,4 @@ from llmasos_xla.kernels.pool.api import max_pool as max_pool
 from llmasos_xla.kernels.rnn.api import gru as gru
 from llmasos_xla.kernels.rnn.api import lstm as lstm
 from llmasos_xla.kernels.rnn.api import rnn as rnn
+from llmasos_xla.kernels.rnn.api import slstm as slstm

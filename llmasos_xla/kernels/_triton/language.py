@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-# Polls of a barrier, each about half a microsecond, before it gives up.
+# Looks at a counter, each about half a microsecond, after which a wait gives up.
 SPIN_LIMIT = tl.constexpr(1 << 25)
 
 
@@ -13,28 +13,37 @@ def tanh(x):
 
 
 @triton.jit
-def read_acquire(pointer):
-    """The value at `pointer`, before anything that is read after it: one load of each thread, no atomic."""
-    return tl.inline_asm_elementwise(
-        "ld.acquire.gpu.global.u32 $0, [$1];", "=r,l", [pointer], dtype=tl.int32, is_pure=False, pack=1
-    )
+def arrive(counter):
+    """Adds this program to `counter`: what it wrote before, the others read after their `wait`."""
+    tl.debug_barrier()
+    tl.atomic_add(counter, 1, sem="release", scope="gpu")
 
 
 @triton.jit
-def group_barrier(counter, target, PTX: tl.constexpr):
-    """Waits until the programs of a group have added up to `target` at `counter`, which starts at 0 and only grows.
+def wait(counter, target, PTX: tl.constexpr):
+    """Waits until `target` arrivals stand at `counter`, which starts at 0 and only grows.
 
-    What each wrote before, all read after with cache modifier ".cg". Every program of the group must be resident.
+    What the others wrote is then read with cache modifier ".cg": the first cache knows nothing of other
+    multiprocessors. Every program of the group must be resident, or this would never end; it ends with an error, on CUDA
+    that of an illegal instruction.
     """
-    tl.debug_barrier()
-    tl.atomic_add(counter, 1, sem="release", scope="gpu")
     arrived = 0
     spins = 0
     while arrived < target:
         if PTX:
-            arrived = read_acquire(counter)
+            # A load of each thread; with an atomic all programs would queue. A trap, not `device_assert`: the call of a
+            # function costs registers.
+            arrived = tl.inline_asm_elementwise(
+                """{
+                .reg .pred over;
+                ld.acquire.gpu.global.u32 $0, [$1];
+                setp.gt.s32 over, $2, $3;
+                @over trap;
+                }""",
+                "=r,l,r,r", [counter, spins, SPIN_LIMIT], dtype=tl.int32, is_pure=False, pack=1,
+            )  # fmt: skip
         else:
             arrived = tl.atomic_add(counter, 0, sem="acquire", scope="gpu")
+            tl.device_assert(spins < SPIN_LIMIT, "a program does not run: the GPU is shared with another kernel")
         spins += 1
-        tl.device_assert(spins < SPIN_LIMIT, "a program of this kernel does not run: the GPU is shared with another")
     tl.debug_barrier()

@@ -1,12 +1,14 @@
 """What the recurrent ops refuse at the door, in words."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-GATE_ORDER = {"lstm": ("i", "f", "g", "o"), "gru": ("r", "z", "n"), "rnn": ("h",)}
+GATE_ORDER = {"lstm": ("i", "f", "g", "o"), "gru": ("r", "z", "n"), "rnn": ("h",), "slstm": ("i", "f", "z", "o")}
+STATES = {"lstm": ("h0", "c0"), "gru": ("h0",), "rnn": ("h0",), "slstm": ("h0", "c0", "n0", "m0")}
 
 
 class Problem(NamedTuple):
@@ -20,6 +22,23 @@ class Problem(NamedTuple):
     states: tuple[Any, ...]
     lengths: Any
     reverse: bool
+    resets: Any = None
+    recurrent_mask: Any = None
+
+    @property
+    def hidden(self) -> int:
+        """Units of the state."""
+        return math.prod(self.w_recurrent.shape[:-1])
+
+    @property
+    def plain(self) -> str | None:
+        """What in this request only the most general versions take, or None."""
+        asked = {
+            "w_recurrent has heads": self.w_recurrent.ndim == 3,
+            "resets are given": self.resets is not None,
+            "recurrent_mask is given": self.recurrent_mask is not None,
+        }
+        return next((what for what, is_so in asked.items() if is_so), None)
 
 
 def check(
@@ -31,20 +50,24 @@ def check(
     recurrent_bias: Any,
     lengths: Any,
     reverse: bool,
+    resets: Any = None,
+    recurrent_mask: Any = None,
     **states: Any,
 ) -> Problem:
     """Refuses what does not fit and converts NumPy arrays; `states` are the initial states by name, or None.
 
     Raises:
         ValueError: ranks, sizes or lengths that do not fit.
-        TypeError: dtypes that are not floating, not the same, or not integer for `lengths`.
+        TypeError: dtypes that are not floating, not the same, not integer for `lengths` or not boolean for `resets`.
     """
     gates = len(GATE_ORDER[op])
     columns = "hidden" if gates == 1 else f"{gates} * hidden"
     x, w_input, w_recurrent = _array(x), _array(w_input), _array(w_recurrent)
     _rank(op, "x", x, "batch, time, features")
     _rank(op, "w_input", w_input, f"features, {columns}")
-    _rank(op, "w_recurrent", w_recurrent, f"hidden, {columns}")
+    blocks = w_recurrent.ndim == 3
+    if not blocks:
+        _rank(op, "w_recurrent", w_recurrent, f"hidden, {columns}")
 
     batch, time, cin = x.shape
     if not jnp.issubdtype(x.dtype, jnp.floating):
@@ -54,18 +77,20 @@ def check(
         raise ValueError(
             f"{op}: x {x.shape} = batch, time, features has an empty {axis} axis, expects at least one {one}"
         )
-    hidden = w_recurrent.shape[0]
+    *heads, head, width = w_recurrent.shape
+    hidden = math.prod(heads) * head
+    axes = f"heads, head, {columns.replace('hidden', 'head')}" if blocks else f"hidden, {columns}"
     if hidden == 0:
-        raise ValueError(f"{op}: w_recurrent is {w_recurrent.shape} = hidden, {columns}, expects at least one unit")
-    if w_recurrent.shape[1] != gates * hidden:
+        raise ValueError(f"{op}: w_recurrent is {w_recurrent.shape} = {axes}, expects at least one unit")
+    if width != gates * head:
         raise ValueError(
-            f"{op}: w_recurrent is {w_recurrent.shape}, expects [hidden, {columns}] = {(hidden, gates * hidden)} "
+            f"{op}: w_recurrent is {w_recurrent.shape}, expects [{axes}] = {(*heads, head, gates * head)} "
             f"(gates {' '.join(GATE_ORDER[op])})"
         )
     if w_input.shape != (cin, gates * hidden):
         raise ValueError(
             f"{op}: w_input is {w_input.shape}, expects [features, {columns}] = {(cin, gates * hidden)} "
-            f"for x {x.shape} = batch, time, features and w_recurrent {w_recurrent.shape} = hidden, {columns}"
+            f"for x {x.shape} = batch, time, features and w_recurrent {w_recurrent.shape} = {axes}"
         )
 
     def fit(name: str, array: Any, shape: tuple[int, ...], axes: str) -> Any:
@@ -89,7 +114,20 @@ def check(
         tuple(fit(name, state, (batch, hidden), "batch, hidden") for name, state in states.items()),
         _lengths(op, lengths, batch, time),
         reverse,
+        _resets(op, resets, batch, time),
+        fit("recurrent_mask", recurrent_mask, (batch, hidden), "batch, hidden"),
     )
+
+
+def _resets(op: str, resets: Any, batch: int, time: int) -> Any:
+    if resets is None:
+        return None
+    resets = _array(resets)
+    if resets.shape != (batch, time):
+        raise ValueError(f"{op}: resets is {resets.shape}, expects [batch, time] = {(batch, time)}")
+    if resets.dtype != jnp.bool_:
+        raise TypeError(f"{op}: resets is {resets.dtype}, expects bool: True where a step starts from nothing")
+    return resets
 
 
 def _array(a: Any) -> Any:

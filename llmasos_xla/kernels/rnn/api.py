@@ -1,42 +1,21 @@
-"""The public functions `rnn`, `gru` and `lstm`: documentation and dispatch."""
+"""The public functions `rnn`, `gru`, `lstm` and `slstm`: documentation and dispatch."""
 
-from typing import Any
+from functools import partial
 
 import numpy as np
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Array, Bool, Float, Integer
 
 from llmasos_xla.kernels import _dispatch
-from llmasos_xla.kernels.activation import activation as activation_named
-from llmasos_xla.kernels.rnn import choice
-from llmasos_xla.kernels.rnn._check import check
+from llmasos_xla.kernels.rnn.choice import candidates
 
 AnyArray = Array | np.ndarray
 
 
-def _lstm_candidates(
-    x: Any,
-    w_input: Any,
-    w_recurrent: Any,
-    bias: Any,
-    h0: Any = None,
-    c0: Any = None,
-    *,
-    activation: str | None = "tanh",
-    recurrent_activation: str | None = "sigmoid",
-    lengths: Any = None,
-    reverse: bool = False,
-    implementation: str | None = None,
-) -> list[_dispatch.Candidate]:
-    problem = check("lstm", x, w_input, w_recurrent, bias, None, lengths, reverse, h0=h0, c0=c0)
-    activations = activation_named(activation, "lstm"), activation_named(recurrent_activation, "lstm")
-    return choice.lstm(problem, *activations, named=implementation is not None)
-
-
-@_dispatch.op(_lstm_candidates)
+@_dispatch.op(partial(candidates, "lstm"))
 def lstm(
     x: Float[AnyArray, "batch time cin"],
     w_input: Float[AnyArray, "cin columns"],
-    w_recurrent: Float[AnyArray, "hidden columns"],
+    w_recurrent: Float[AnyArray, "*block block_columns"],
     bias: Float[AnyArray, " columns"] | None,
     h0: Float[AnyArray, "batch hidden"] | None = None,
     c0: Float[AnyArray, "batch hidden"] | None = None,
@@ -44,6 +23,8 @@ def lstm(
     activation: str | None = "tanh",
     recurrent_activation: str | None = "sigmoid",
     lengths: Integer[AnyArray, " batch"] | None = None,
+    resets: Bool[AnyArray, "batch time"] | None = None,
+    recurrent_mask: Float[AnyArray, "batch hidden"] | None = None,
     reverse: bool = False,
     implementation: str | None = None,
 ) -> tuple[Float[Array, "batch time hidden"], tuple[Float[Array, "batch hidden"], Float[Array, "batch hidden"]]]:
@@ -61,7 +42,8 @@ def lstm(
     Args:
         x: the input.
         w_input: W, `[cin, 4 * hidden]`.
-        w_recurrent: U, `[hidden, 4 * hidden]`.
+        w_recurrent: U, `[hidden, 4 * hidden]`; or `[heads, head, 4 * head]` of a block-diagonal U, with
+            hidden = heads * head: units of one head see the state of their own head alone.
         bias: b, `[4 * hidden]`; None for none.
         h0: the state to start from; None for zeros.
         c0: the memory to start from; None for zeros.
@@ -69,9 +51,12 @@ def lstm(
         recurrent_activation: in the place of sigmoid.
         lengths: steps of each row that count, the rest being padding on the right, which is not looked at: `y` is zero
             there, and the final states are those of the last step that counts (of length 0: `h0`, `c0`).
+        resets: where True, the step starts from zero states: several sequences in one row, or episodes.
+        recurrent_mask: what multiplies h_{t-1} on its way into the product with U, the same at all steps: a dropout
+            mask over its share (Gal and Ghahramani 2016).
         reverse: from each row's last step that counts to its first. `y` stays aligned with `x`; the final states are
             those after the first step.
-        implementation: None chooses; "onednn" or "xla" must run.
+        implementation: None chooses; "triton", "onednn" or "xla" must run.
 
     Raises:
         ValueError: if shapes disagree, batch or time is empty, a length known at trace time is not in 0..time, or a
@@ -84,39 +69,19 @@ def lstm(
     >>> y.shape, bool((y[1, 1] == h[1]).all()), float(y[1, 2:].sum())
     ((2, 5, 4), True, 0.0)
     """
-    candidates = _lstm_candidates(
-        x, w_input, w_recurrent, bias, h0, c0,
-        activation=activation, recurrent_activation=recurrent_activation, lengths=lengths, reverse=reverse,
-        implementation=implementation,
+    ways = candidates(
+        "lstm", x, w_input, w_recurrent, bias, h0, c0,
+        activation=activation, recurrent_activation=recurrent_activation, lengths=lengths, resets=resets,
+        recurrent_mask=recurrent_mask, reverse=reverse, implementation=implementation,
     )  # fmt: skip
-    return _dispatch.run(lstm, candidates, implementation)
+    return _dispatch.run(lstm, ways, implementation)
 
 
-def _gru_candidates(
-    x: Any,
-    w_input: Any,
-    w_recurrent: Any,
-    bias: Any,
-    h0: Any = None,
-    *,
-    recurrent_bias: Any = None,
-    activation: str | None = "tanh",
-    recurrent_activation: str | None = "sigmoid",
-    reset_after: bool = True,
-    lengths: Any = None,
-    reverse: bool = False,
-    implementation: str | None = None,
-) -> list[_dispatch.Candidate]:
-    problem = check("gru", x, w_input, w_recurrent, bias, recurrent_bias, lengths, reverse, h0=h0)
-    activations = activation_named(activation, "gru"), activation_named(recurrent_activation, "gru")
-    return choice.gru(problem, *activations, reset_after, named=implementation is not None)
-
-
-@_dispatch.op(_gru_candidates)
+@_dispatch.op(partial(candidates, "gru"))
 def gru(
     x: Float[AnyArray, "batch time cin"],
     w_input: Float[AnyArray, "cin columns"],
-    w_recurrent: Float[AnyArray, "hidden columns"],
+    w_recurrent: Float[AnyArray, "*block block_columns"],
     bias: Float[AnyArray, " columns"] | None,
     h0: Float[AnyArray, "batch hidden"] | None = None,
     *,
@@ -125,6 +90,8 @@ def gru(
     recurrent_activation: str | None = "sigmoid",
     reset_after: bool = True,
     lengths: Integer[AnyArray, " batch"] | None = None,
+    resets: Bool[AnyArray, "batch time"] | None = None,
+    recurrent_mask: Float[AnyArray, "batch hidden"] | None = None,
     reverse: bool = False,
     implementation: str | None = None,
 ) -> tuple[Float[Array, "batch time hidden"], Float[Array, "batch hidden"]]:
@@ -135,12 +102,12 @@ def gru(
 
         r = sigmoid(p_r + q_r)   z = sigmoid(p_z + q_z)   n = tanh(p_n + r q_n)   h_t = (1 - z) n + z h_{t-1}
 
-    Low precision, lengths, reverse, the other arguments and what is refused are as in `lstm`.
+    Low precision, heads, lengths, resets, reverse, the other arguments and what is refused are as in `lstm`.
 
     Args:
         x: the input.
         w_input: W, `[cin, 3 * hidden]`.
-        w_recurrent: U, `[hidden, 3 * hidden]`.
+        w_recurrent: U, `[hidden, 3 * hidden]` or `[heads, head, 3 * head]`.
         bias: b, `[3 * hidden]`; None for none.
         h0: the state to start from; None for zeros.
         recurrent_bias: `[3 * hidden]`; None for none.
@@ -149,49 +116,38 @@ def gru(
         reset_after: False applies the reset gate before the product, as Cho et al. do:
             n = tanh(p_n + (r h_{t-1}) U_n + recurrent_bias_n).
         lengths: steps of each row that count.
+        resets: where a step starts from a zero state.
+        recurrent_mask: what multiplies h_{t-1} on its way into the product.
         reverse: from each row's last step to its first.
-        implementation: None chooses; "onednn" or "xla" must run.
+        implementation: None chooses; "triton", "onednn" or "xla" must run.
 
     >>> import jax.numpy as jnp
     >>> y, h = gru(jnp.ones((2, 5, 3)), jnp.ones((3, 12)), jnp.ones((4, 12)), jnp.zeros(12), reverse=True)
     >>> y.shape, bool((y[:, 0] == h).all())
     ((2, 5, 4), True)
     """
-    candidates = _gru_candidates(
-        x, w_input, w_recurrent, bias, h0, recurrent_bias=recurrent_bias, activation=activation,
-        recurrent_activation=recurrent_activation, reset_after=reset_after, lengths=lengths, reverse=reverse,
+    ways = candidates(
+        "gru", x, w_input, w_recurrent, bias, h0,
+        recurrent_bias=recurrent_bias, activation=activation, recurrent_activation=recurrent_activation,
+        reset_after=reset_after, lengths=lengths, resets=resets, recurrent_mask=recurrent_mask, reverse=reverse,
         implementation=implementation,
     )  # fmt: skip
-    y, (h,) = _dispatch.run(gru, candidates, implementation)
+    y, (h,) = _dispatch.run(gru, ways, implementation)
     return y, h
 
 
-def _rnn_candidates(
-    x: Any,
-    w_input: Any,
-    w_recurrent: Any,
-    bias: Any,
-    h0: Any = None,
-    *,
-    activation: str | None = "tanh",
-    lengths: Any = None,
-    reverse: bool = False,
-    implementation: str | None = None,
-) -> list[_dispatch.Candidate]:
-    problem = check("rnn", x, w_input, w_recurrent, bias, None, lengths, reverse, h0=h0)
-    return choice.rnn(problem, activation_named(activation, "rnn"), named=implementation is not None)
-
-
-@_dispatch.op(_rnn_candidates)
+@_dispatch.op(partial(candidates, "rnn"))
 def rnn(
     x: Float[AnyArray, "batch time cin"],
     w_input: Float[AnyArray, "cin hidden"],
-    w_recurrent: Float[AnyArray, "hidden hidden"],
+    w_recurrent: Float[AnyArray, "*block block_columns"],
     bias: Float[AnyArray, " hidden"] | None,
     h0: Float[AnyArray, "batch hidden"] | None = None,
     *,
     activation: str | None = "tanh",
     lengths: Integer[AnyArray, " batch"] | None = None,
+    resets: Bool[AnyArray, "batch time"] | None = None,
+    recurrent_mask: Float[AnyArray, "batch hidden"] | None = None,
     reverse: bool = False,
     implementation: str | None = None,
 ) -> tuple[Float[Array, "batch time hidden"], Float[Array, "batch hidden"]]:
@@ -199,27 +155,87 @@ def rnn(
 
     h_t = activation(x_t W + h_{t-1} U + b), after Elman (1990).
 
-    Low precision, lengths, reverse, the other arguments and what is refused are as in `lstm`.
+    Low precision, heads, lengths, resets, reverse, the other arguments and what is refused are as in `lstm`.
 
     Args:
         x: the input.
         w_input: W.
-        w_recurrent: U.
+        w_recurrent: U, `[hidden, hidden]` or `[heads, head, head]`.
         bias: b; None for none.
         h0: the state to start from; None for zeros.
         activation: a name in `kernels.ACTIVATIONS`; other than tanh and relu run as the plain scan.
         lengths: steps of each row that count.
+        resets: where a step starts from a zero state.
+        recurrent_mask: what multiplies h_{t-1} on its way into the product.
         reverse: from each row's last step to its first.
-        implementation: None chooses; "onednn" or "xla" must run.
+        implementation: None chooses; "triton", "onednn" or "xla" must run.
 
     >>> import jax.numpy as jnp
     >>> y, h = rnn(jnp.ones((2, 5, 3)), jnp.ones((3, 4)), jnp.eye(4), None, activation="relu")
     >>> h[0].tolist()
     [15.0, 15.0, 15.0, 15.0]
     """
-    candidates = _rnn_candidates(
-        x, w_input, w_recurrent, bias, h0,
-        activation=activation, lengths=lengths, reverse=reverse, implementation=implementation,
+    ways = candidates(
+        "rnn", x, w_input, w_recurrent, bias, h0,
+        activation=activation, lengths=lengths, resets=resets, recurrent_mask=recurrent_mask, reverse=reverse,
+        implementation=implementation,
     )  # fmt: skip
-    y, (h,) = _dispatch.run(rnn, candidates, implementation)
+    y, (h,) = _dispatch.run(rnn, ways, implementation)
     return y, h
+
+
+@_dispatch.op(partial(candidates, "slstm"))
+def slstm(
+    x: Float[AnyArray, "batch time cin"],
+    w_input: Float[AnyArray, "cin columns"],
+    w_recurrent: Float[AnyArray, "*block block_columns"],
+    bias: Float[AnyArray, " columns"] | None,
+    h0: Float[AnyArray, "batch hidden"] | None = None,
+    c0: Float[AnyArray, "batch hidden"] | None = None,
+    n0: Float[AnyArray, "batch hidden"] | None = None,
+    m0: Float[AnyArray, "batch hidden"] | None = None,
+    *,
+    lengths: Integer[AnyArray, " batch"] | None = None,
+    resets: Bool[AnyArray, "batch time"] | None = None,
+    recurrent_mask: Float[AnyArray, "batch hidden"] | None = None,
+    reverse: bool = False,
+    implementation: str | None = None,
+) -> tuple[Float[Array, "batch time hidden"], tuple[Float[Array, "batch hidden"], ...]]:
+    """The LSTM with exponential gating of xLSTM (Beck et al. 2024): `(y, (h, c, n, m))`.
+
+    With a_t = x_t W + h_{t-1} U + b in the gate order i f z o:
+
+        m_t = max(log sigmoid(a_f) + m_{t-1}, a_i)             i = exp(a_i - m_t)
+        f = sigmoid(a_f) exp(m_{t-1} - m_t)                    c_t = f c_{t-1} + i tanh(a_z)
+        n_t = f n_{t-1} + i                                    h_t = sigmoid(a_o) c_t / n_t
+
+    m keeps the exponents from overflowing and cancels in h, so that derivatives take it for a constant. In 16-bit
+    dtypes the final states come back in that dtype too: hand on float32 states, or c and n lose their last bits.
+
+    Low precision, heads, lengths, resets, reverse, the other arguments and what is refused are as in `lstm`.
+
+    Args:
+        x: the input.
+        w_input: W, `[cin, 4 * hidden]`.
+        w_recurrent: U, `[hidden, 4 * hidden]` or `[heads, head, 4 * head]`.
+        bias: b, `[4 * hidden]`; None for none.
+        h0: the state to start from; None for zeros.
+        c0: the memory to start from; None for zeros.
+        n0: the normalizer to start from; None for zeros.
+        m0: the stabilizer to start from; None for minus infinity, which stands as -1e30.
+        lengths: steps of each row that count.
+        resets: where a step starts from nothing.
+        recurrent_mask: what multiplies h_{t-1} on its way into the product.
+        reverse: from each row's last step to its first.
+        implementation: None chooses; "triton" or "xla" must run.
+
+    >>> import jax.numpy as jnp
+    >>> y, (h, c, n, m) = slstm(jnp.ones((2, 5, 3)), jnp.ones((3, 16)), jnp.ones((2, 2, 8)), None)
+    >>> y.shape, bool((y[:, -1] == h).all())
+    ((2, 5, 4), True)
+    """
+    ways = candidates(
+        "slstm", x, w_input, w_recurrent, bias, h0, c0, n0, m0,
+        lengths=lengths, resets=resets, recurrent_mask=recurrent_mask, reverse=reverse, implementation=implementation,
+    )  # fmt: skip
+    return _dispatch.run(slstm, ways, implementation)

@@ -1,130 +1,170 @@
 """Which formulation of a recurrence runs, in the order of preference."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from llmasos_xla.kernels._dispatch import Candidate, platform
-from llmasos_xla.kernels.activation import ACTIVATIONS, Activation
-from llmasos_xla.kernels.rnn import onednn, xla, xla_tangent
-from llmasos_xla.kernels.rnn._check import Problem
+from llmasos_xla.kernels.activation import ACTIVATIONS, Activation, activation
+from llmasos_xla.kernels.rnn import onednn, triton, xla, xla_tangent
+from llmasos_xla.kernels.rnn._check import STATES, Problem, check
 
-LIBRARY, TANGENT, PLAIN = "library", "hand-written derivative", "plain scan"
+PERSISTENT, LIBRARY, TANGENT, PLAIN = "persistent kernel", "library", "hand-written derivative", "plain scan"
 
 # Up to this many elements of w_input, a forward pass alone is faster on CPU with the input's product inside the loop,
 # where its result stays in cache: for a GRU, and for the simple recurrence of a single row.
 SMALL_GRU, SMALL_RNN = 2**14, 2**10
 
-Recurrence = Callable[..., tuple[jax.Array, tuple[jax.Array, ...]]]
+
+class Options(NamedTuple):
+    """What a request says beside its arrays `x`, `w_input`, `w_recurrent`, `bias` and the states."""
+
+    recurrent_bias: Any = None
+    activation: str | None = "tanh"
+    recurrent_activation: str | None = "sigmoid"
+    reset_after: bool = True
+    lengths: Any = None
+    resets: Any = None
+    recurrent_mask: Any = None
+    reverse: bool = False
+    implementation: str | None = None
 
 
-def lstm(
-    problem: Problem, activation: Activation, recurrent_activation: Activation, named: bool = False
-) -> list[Candidate]:
-    """Every way to compute this LSTM."""
+def candidates(op: str, x: Any, w_input: Any, w_recurrent: Any, bias: Any, *states: Any, **options: Any):
+    """Every way to compute this recurrence, from the arguments of its public function."""
+    given = dict.fromkeys(STATES[op]) | dict(zip(STATES[op], states))
+    given |= {name: options.pop(name) for name in STATES[op] if name in options}
+    o = Options(**options)
+    p = check(
+        op, x, w_input, w_recurrent, bias, o.recurrent_bias, o.lengths, o.reverse, o.resets, o.recurrent_mask, **given
+    )
+    f, g = activation(o.activation, op), activation(o.recurrent_activation, op)
+    cell, tangent, unfit, standard = _VERSIONS[op](p, f, g, o.reset_after)
+    named = o.implementation is not None
+    relu = op == "rnn" and f is ACTIVATIONS["relu"]
+    return [
+        _persistent("relu" if relu else op, p, None if relu else standard, named),
+        _library(op, p, "keeps no stabilizer" if op == "slstm" else standard, named),
+        *_scans(p, tangent, cell, unfit),
+    ]
 
+
+class Versions(NamedTuple):
+    """The plain JAX versions of an op: the cell, the recurrence with a hand-written derivative, and what they refuse."""
+
+    cell: Callable[[], xla.Cell]
+    tangent: Callable[..., Any] | None
+    unfit: str | None
+    """Why the hand-written derivative does not fit."""
+    standard: str | None
+    """Why a library's version, which has the usual activations, does not fit."""
+
+
+def _lstm(p: Problem, f: Activation, g: Activation, reset_after: bool) -> Versions:
     def tangent(x: jax.Array, bias: jax.Array, states: Any, valid: Any) -> Any:
-        w_input, w = problem.w_input, problem.w_recurrent
-        return xla_tangent.lstm(x, w_input, bias, w, *states, valid, problem.reverse)
+        return xla_tangent.lstm(x, p.w_input, bias, p.w_recurrent, *states, valid, p.reverse)
+
+    unfit = _tanh_and_sigmoid(f, g)
+    return Versions(lambda: xla.lstm_cell(p.w_recurrent, f, g, p.recurrent_mask), tangent, unfit, unfit)
+
+
+def _gru(p: Problem, f: Activation, g: Activation, reset_after: bool) -> Versions:
+    def tangent(x: jax.Array, bias: jax.Array, states: Any, valid: Any) -> Any:
+        recurrent_bias = _row(p.recurrent_bias, bias)
+        inside = platform() == "cpu" and p.w_input.size <= SMALL_GRU
+        return xla_tangent.gru(x, p.w_input, bias, p.w_recurrent, recurrent_bias, *states, valid, p.reverse, inside)
 
     def cell() -> xla.Cell:
-        return xla.lstm_cell(problem.w_recurrent, activation, recurrent_activation)
+        return xla.gru_cell(p.w_recurrent, p.recurrent_bias, f, g, reset_after, p.recurrent_mask)
 
-    unfit = _tanh_and_sigmoid(activation, recurrent_activation)
-    return [_library("lstm", problem, unfit, named), *_candidates(problem, tangent, cell, unfit)]
+    unfit = _tanh_and_sigmoid(f, g) if reset_after else "needs reset_after=True"
+    return Versions(cell, tangent, unfit, unfit)
 
 
-def gru(
-    problem: Problem,
-    activation: Activation,
-    recurrent_activation: Activation,
-    reset_after: bool,
-    named: bool = False,
-) -> list[Candidate]:
-    """Every way to compute this GRU."""
+def _rnn(p: Problem, f: Activation, g: Activation, reset_after: bool) -> Versions:
+    relu, tanh = f is ACTIVATIONS["relu"], f is ACTIVATIONS["tanh"]
 
     def tangent(x: jax.Array, bias: jax.Array, states: Any, valid: Any) -> Any:
-        recurrent_bias = _row(problem.recurrent_bias, bias)
-        w_input, w = problem.w_input, problem.w_recurrent
-        inside = platform() == "cpu" and w_input.size <= SMALL_GRU
-        return xla_tangent.gru(x, w_input, bias, w, recurrent_bias, *states, valid, problem.reverse, inside)
+        inside = platform() == "cpu" and x.shape[1] == 1 and p.w_input.size <= SMALL_RNN
+        return xla_tangent.rnn(x, p.w_input, bias, p.w_recurrent, *states, valid, p.reverse, inside, relu)
 
-    def cell() -> xla.Cell:
-        w, b = problem.w_recurrent, problem.recurrent_bias
-        return xla.gru_cell(w, b, activation, recurrent_activation, reset_after)
-
-    unfit = _tanh_and_sigmoid(activation, recurrent_activation) if reset_after else "needs reset_after=True"
-    return [_library("gru", problem, unfit, named), *_candidates(problem, tangent, cell, unfit)]
-
-
-def rnn(problem: Problem, activation: Activation, named: bool = False) -> list[Candidate]:
-    """Every way to compute this simple recurrence."""
-    relu = activation is ACTIVATIONS["relu"]
-
-    def tangent(x: jax.Array, bias: jax.Array, states: Any, valid: Any) -> Any:
-        w_input, w = problem.w_input, problem.w_recurrent
-        inside = platform() == "cpu" and x.shape[1] == 1 and w_input.size <= SMALL_RNN
-        return xla_tangent.rnn(x, w_input, bias, w, *states, valid, problem.reverse, inside, relu)
-
-    tanh = activation is ACTIVATIONS["tanh"]
-    cell = lambda: xla.rnn_cell(problem.w_recurrent, activation)  # noqa: E731
-    # Its relu would hide a row that has diverged.
-    needs_tanh = None if tanh else f"needs activation tanh{'; its relu turns NaN into 0' if relu else ''}"
+    # oneDNN's relu would hide a row that has diverged.
+    standard = None if tanh else f"needs activation tanh{'; its relu turns NaN into 0' if relu else ''}"
     unfit = None if tanh or relu else "needs activation tanh or relu"
-    return [_library("rnn", problem, needs_tanh, named), *_candidates(problem, tangent, cell, unfit)]
+    return Versions(lambda: xla.rnn_cell(p.w_recurrent, f, p.recurrent_mask), tangent, unfit, standard)
 
 
-def _library(op: str, problem: Problem, unfit: str | None, named: bool) -> Candidate:
-    def run() -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        return onednn.recurrence(op, problem, named)
+def _slstm(p: Problem, f: Activation, g: Activation, reset_after: bool) -> Versions:
+    return Versions(lambda: xla.slstm_cell(p.w_recurrent, p.recurrent_mask), None, None, None)
 
-    cannot = unfit or onednn.cannot(op, problem)
-    slower = onednn.slower(op, problem) if cannot is None else None
+
+_VERSIONS = {"lstm": _lstm, "gru": _gru, "rnn": _rnn, "slstm": _slstm}
+
+
+def _persistent(kind: str, p: Problem, unfit: str | None, named: bool) -> Candidate:
+    cannot = unfit or triton.cannot(kind, p)
+    slower = triton.slower(kind, p) if cannot is None else None
+    reason = "all steps in one launch, the recurrent weights on chip"
+    return Candidate(
+        "triton", PERSISTENT, lambda: triton.recurrence(kind, p, named), cannot or slower, reason, able=cannot is None
+    )
+
+
+def _library(op: str, p: Problem, unfit: str | None, named: bool) -> Candidate:
+    cannot = unfit or p.plain or onednn.cannot(op, p)
+    slower = onednn.slower(op, p) if cannot is None else None
     reason = "all steps in one call, of oneDNN or of this package; measured fastest on this platform"
-    return Candidate("onednn", LIBRARY, run, cannot or slower, reason, able=cannot is None)
+    return Candidate(
+        "onednn", LIBRARY, lambda: onednn.recurrence(op, p, named), cannot or slower, reason, able=cannot is None
+    )
 
 
-def _candidates(
-    problem: Problem, tangent: Recurrence, cell: Callable[[], xla.Cell], cannot: str | None
+def _scans(
+    p: Problem, tangent: Callable[..., Any] | None, cell: Callable[[], xla.Cell], cannot: str | None
 ) -> list[Candidate]:
     def plain(x: jax.Array, bias: jax.Array, states: Any, valid: Any) -> Any:
-        return xla.scan(cell(), xla.project(x, problem.w_input) + bias[None], states, valid, problem.reverse)
+        fresh = None if p.resets is None else jnp.swapaxes(p.resets, 0, 1)[..., None]
+        return xla.scan(cell(), xla.project(x, p.w_input) + bias[None], states, valid, p.reverse, fresh)
 
-    one_step = "one step has no loop to save work in" if problem.x.shape[1] == 1 else None
+    autodiff = Candidate("xla", PLAIN, lambda: _over_time(p, plain), None, "takes any activation; autodiff's gradient")
+    if tangent is None:
+        return [autodiff]
+    cannot = cannot or p.plain
+    one_step = "one step has no loop to save work in" if p.x.shape[1] == 1 else None
     return [
         Candidate(
             "xla",
             TANGENT,
-            lambda: _over_time(problem, tangent),
+            lambda: _over_time(p, tangent),
             cannot or one_step,
             "one matmul for dU after the reverse scan; measured faster on CPU from two steps on",
             able=cannot is None,
         ),
-        Candidate("xla", PLAIN, lambda: _over_time(problem, plain), None, "takes any activation; autodiff's gradient"),
+        autodiff,
     ]
 
 
-def _tanh_and_sigmoid(activation: Activation, recurrent_activation: Activation) -> str | None:
-    if activation is ACTIVATIONS["tanh"] and recurrent_activation is ACTIVATIONS["sigmoid"]:
+def _tanh_and_sigmoid(f: Activation, g: Activation) -> str | None:
+    if f is ACTIVATIONS["tanh"] and g is ACTIVATIONS["sigmoid"]:
         return None
     return "needs activation tanh and recurrent_activation sigmoid"
 
 
-def _over_time(problem: Problem, recurrence: Recurrence) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+def _over_time(p: Problem, recurrence: Callable[..., Any]) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """Runs the recurrence time-major, its states in high precision, and answers in the caller's layout and dtype."""
-    dtype, high = problem.x.dtype, xla.state_dtype(problem.x.dtype)
-    x = jnp.swapaxes(problem.x, 0, 1)
+    dtype, high = p.x.dtype, xla.state_dtype(p.x.dtype)
+    x = jnp.swapaxes(p.x, 0, 1)
     valid = None
-    if problem.lengths is not None:
+    if p.lengths is not None:
         steps = jnp.arange(x.shape[0], dtype=jnp.int32)
-        valid = (steps[:, None] < problem.lengths.astype(jnp.int32)[None])[..., None]
+        valid = (steps[:, None] < p.lengths.astype(jnp.int32)[None])[..., None]
         # The recurrence skips the padding anyway; but a NaN there would reach w_input's gradient as 0 * NaN.
         x = jnp.where(valid, x, jnp.zeros_like(x))
-    bias = _row(problem.bias, jnp.zeros((1, problem.w_input.shape[1]), high))
-    zeros = jnp.zeros((x.shape[1], problem.w_recurrent.shape[0]), high)
-    states = tuple(zeros if s is None else s.astype(high) for s in problem.states)
+    bias = _row(p.bias, jnp.zeros((1, p.w_input.shape[1]), high))
+    nothing = xla.initial(tuple(jnp.zeros((x.shape[1], p.hidden), high) for _ in p.states))
+    states = tuple(zero if s is None else s.astype(high) for s, zero in zip(p.states, nothing))
     ys, final = recurrence(x, bias, states, valid)
     if valid is not None:
         ys = jnp.where(valid, ys, jnp.zeros_like(ys))

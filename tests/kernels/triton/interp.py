@@ -10,6 +10,7 @@ InterpretedFunction, TensorHandle}, JITFunction.__call__, knobs.runtime.interpre
 """
 
 import contextlib
+import ctypes
 import inspect
 import threading
 import types
@@ -24,7 +25,7 @@ from triton.runtime.jit import JITFunction
 from llmasos_xla.kernels._triton import language
 from llmasos_xla.kernels._triton.compiler import LOCK, TYPES
 
-BARRIER = language.group_barrier.fn
+WAIT = language.wait.fn
 LAUNCHES = []
 """Names of the kernels that were run, for tests that want to know that one was."""
 
@@ -131,7 +132,7 @@ class _Turns:
 def run(kernel, grid, *args, **kwargs) -> None:
     """Interprets every program; NumPy arrays are written in place.
 
-    A kernel that calls `language.group_barrier` has its programs run together, else they run in order.
+    A program runs until it ends or meets `language.wait`; then the next has its turn.
     """
     grid = (*grid, *(1,) * (3 - len(grid)))
     LAUNCHES.append(kernel.fn.__name__)
@@ -140,10 +141,13 @@ def run(kernel, grid, *args, **kwargs) -> None:
     bound.apply_defaults()
     turns = _Turns(grid)
 
-    def barrier(*_, **__):
-        turns.next()
+    def wait(counter, target, *_, **__):
+        turns.next()  # after a round every program stands at its wait
+        arrived = ctypes.cast(int(counter.handle.data.item()), ctypes.POINTER(ctypes.c_int32))[0]
+        target = int(getattr(target, "handle", target).data.item()) if hasattr(target, "handle") else int(target)
+        assert arrived >= target, f"{kernel.fn.__name__}: waits for {target} arrivals, {arrived} came"
 
-    with _patched({BARRIER: barrier}):
+    with _patched({WAIT: wait}):
         values = {
             n: v
             if n in constants or v is None

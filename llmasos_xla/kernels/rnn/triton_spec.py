@@ -1,0 +1,201 @@
+"""What a recurrence is for the persistent kernels: its static description, and the tiles it is cut into."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from llmasos_xla.kernels._triton.devices import Device
+
+GATES = {"lstm": 4, "slstm": 4, "gru": 3, "rnn": 1, "relu": 1}
+STATES = {"lstm": ("h", "c"), "slstm": ("h", "c", "n", "m"), "gru": ("h",), "rnn": ("h",), "relu": ("h",)}
+# Of a step: activated gates; sLSTM adds the slope of its forget gate, a GRU the recurrent product of n.
+SAVED_GATES = {"lstm": 4, "slstm": 5, "gru": 4, "rnn": 1, "relu": 1}
+SAVED_STATES = {"lstm": ("cells",), "slstm": ("cells", "counts")}
+
+
+class Tiles(NamedTuple):
+    """How a launch is cut into programs."""
+
+    rows: int
+    """Of the batch, a program's."""
+    units: int
+    """Of a block, a program's."""
+    inner: int
+    """Terms of one matrix product."""
+    depth: int
+    """Into how many shares a product is cut, a warp each."""
+    splits: int
+    """Programs that share a block, and wait for each other after each step; 1 for none."""
+    warps: int
+
+
+class Spec(NamedTuple):
+    """A recurrence over `[batch, time, cin]` of `blocks` blocks of `head` units each.
+
+    A block is a direction and a head. The columns of `w_input` are those of the first direction, gate by gate, then
+    those of the second.
+    """
+
+    kind: str
+    """"lstm", "gru", "slstm", "rnn" (tanh) or "relu"."""
+    batch: int
+    time: int
+    cin: int
+    blocks: int
+    heads: int
+    """Blocks of one direction."""
+    head: int
+    reverse: int
+    """0 forward in time, 1 backward, 2 one direction each."""
+    dtype: str
+    lengths: bool
+    resets: bool
+    mask: bool
+    precision: str
+    """Of float32 products: "tf32x3", which is as exact as float32, "tf32" or "ieee"."""
+    device: Device
+    forward: Tiles
+    backward: Tiles
+
+    @property
+    def units(self) -> int:
+        """Of the whole state."""
+        return self.blocks * self.head
+
+    @property
+    def gates(self) -> int:
+        """Of a unit."""
+        return GATES[self.kind]
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The arrays that forward takes and that have gradients."""
+        biases = ("bias", "recurrent_bias") if self.kind == "gru" else ("bias",)
+        states = tuple(f"{name}0" for name in STATES[self.kind])
+        return "x", "w_input", "w_recurrent", *biases, *states, *(("mask",) if self.mask else ())
+
+    @property
+    def integers(self) -> tuple[str, ...]:
+        """The arrays that forward takes and that have no gradients."""
+        return *(("lengths",) if self.lengths else ()), *(("resets",) if self.resets else ())
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The arrays that forward gives and that have cotangents."""
+        return "y", *STATES[self.kind]
+
+    @property
+    def saved(self) -> tuple[str, ...]:
+        """The arrays that training passes from forward to backward."""
+        return "gates", "previous", *SAVED_STATES.get(self.kind, ())
+
+    def struct(self, name: str) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of an array in the program, and of its gradient."""
+        columns = self.gates * self.units
+        over_time = (self.batch, self.time, self.units)
+        shape = {
+            "x": (self.batch, self.time, self.cin),
+            "w_input": (self.cin, columns),
+            "w_recurrent": (self.blocks, self.head, self.gates * self.head),
+            "bias": (columns,),
+            "recurrent_bias": (columns,),
+            "lengths": (self.batch,),
+            "resets": (self.batch, self.time),
+            "gates": (self.batch, self.time, SAVED_GATES[self.kind], self.units),
+            **dict.fromkeys(("y", "previous", "cells", "counts"), over_time),
+        }
+        low = ("x", "w_input", "w_recurrent", "y", "gates", "previous", "cells", "counts")
+        dtype = {"lengths": "int32", "resets": "uint8"}.get(name, self.dtype if name in low else "float32")
+        return jax.ShapeDtypeStruct(shape.get(name, (self.batch, self.units)), jnp.dtype(dtype))
+
+
+def tiles(kind: str, batch: int, blocks: int, head: int, dtype: str, device: Device, backward: bool) -> Tiles | None:
+    """The tiles that the cost model finds fastest, or None where no cut keeps the weights on chip and all resident."""
+    problem = _Problem(GATES[kind], batch, blocks, head, jnp.dtype(dtype).itemsize, device, backward)
+    cost = {t: problem.nanoseconds(t) for t in problem.cuts() if problem.fits(t)}
+    return min(cost, key=cost.__getitem__, default=None)
+
+
+class _Problem(NamedTuple):
+    """What decides the tiles."""
+
+    gates: int
+    batch: int
+    blocks: int
+    head: int
+    itemsize: int
+    device: Device
+    backward: bool
+
+    def cuts(self) -> list[Tiles]:
+        """Every cut whose sums and states fit the registers."""
+        found = []
+        for rows in (16, 32, 64, 128):
+            if rows > 16 and rows >= 2 * self.batch:
+                break
+            units, splits = 16 if self.itemsize == 2 else 8, self.head
+            while splits > 1:
+                splits = -(-self.head // units)
+                if splits == 1:
+                    units = max(16, units)
+                for warps in (4, 8):
+                    # Below 64 rows there are no matrix instructions of four warps together.
+                    depth = warps if splits > 1 and rows < 64 else 1
+                    t = Tiles(rows, units, units if splits == 1 else self._inner(depth), depth, splits, warps)
+                    if self._registers(t):
+                        found.append(t)
+                units *= 2
+        return found
+
+    def fits(self, t: Tiles) -> bool:
+        """Whether the weights lie on chip and programs that wait for each other are all resident."""
+        # Three TF32 products for one of float32 keep the weights in two parts.
+        weights = self._weights(t) * (2 if self.itemsize == 4 else 1)
+        # The operand of a product passes through shared memory, and so do sums that change their layout.
+        columns = t.units if self.backward else 2 * t.units
+        passing = max(t.rows * t.inner * t.depth * self.itemsize, t.rows * columns * t.depth * 4)
+        if weights + passing > self.device.shared_memory:
+            return False
+        return t.splits == 1 or self._programs(t) <= self.device.multiprocessors
+
+    def _registers(self, t: Tiles) -> bool:
+        """Whether a program of these tiles was seen to compile without spilling."""
+        if t.splits == 1:
+            return t.rows * t.units <= 256 * t.warps
+        weights = self._weights(t)
+        if t.depth > 1:
+            return t.rows * t.units <= 64 * t.warps and weights <= (1 << 16 if t.warps == 4 else 3 << 16)
+        return t.rows == 16 * t.warps and t.units == 16 and (t.rows == 128 or not self.backward or weights <= 1 << 16)
+
+    def nanoseconds(self, t: Tiles) -> float:
+        """A model of one step, from latencies that the literature gives for an H100; not yet fitted to measurements."""
+        weights = self._weights(t)
+        step = 300.0  # the cell's exponentials, the loop, a change of layout
+        step += weights / 200  # read from shared memory, 128 bytes a clock
+        step += 2 * t.rows * weights / self.itemsize / (3000 if self.itemsize == 2 else 200)
+        if t.splits > 1:
+            exchanged = t.rows * self.head * self.itemsize * (self.gates if self.backward else 1)
+            step += 1400 + exchanged / 60  # the counter there and back, then a read from the second cache
+        return step * -(-self._programs(t) // self.device.multiprocessors)
+
+    def _programs(self, t: Tiles) -> int:
+        return t.splits * self.blocks * -(-self.batch // t.rows)
+
+    def _terms(self) -> int:
+        return self.gates * self.head if self.backward else self.head
+
+    def _inner(self, depth: int) -> int:
+        """The terms of one product that leave the least padding, the most of these."""
+        sizes = (128, 64, 32, 16) if self.itemsize == 2 else (64, 32, 16)
+        sizes = tuple(size for size in sizes if size * depth <= 256) or (16,)
+        padded = {size: -(-self._terms() // (depth * size)) * depth * size for size in sizes}
+        return min(sizes, key=lambda size: (padded[size], -size))
+
+    def _weights(self, t: Tiles) -> int:
+        """Bytes of recurrent weights that a program keeps."""
+        if t.splits == 1:
+            return self.gates * t.units * t.units * self.itemsize
+        columns = t.units if self.backward else self.gates * t.units
+        padded = -(-self._terms() // (t.inner * t.depth)) * t.inner * t.depth
+        return padded * columns * self.itemsize
