@@ -35,6 +35,6 @@ struct Backward {
 
 // The caller has the turn.
 void forward(const Forward& job);
-void backward(const Backward& job);
+void backward(Backward job);
 
 }  // namespace lstm

@@ -30,17 +30,6 @@ int64_t parts_of(const Shape& s) {
   return std::clamp<int64_t>(s.rows * s.channels / kLeastElements, 1, std::min<int64_t>(pool::threads(), s.rows));
 }
 
-template <typename Job>
-void in_parallel(void (*part)(void*), Job& job) {
-  job.parts = parts_of(job.given.shape);
-  if (job.parts == 1) return part(&job);
-  pool::open(part, &job, static_cast<int>(job.parts));
-  part(&job);
-  pool::close();
-}
-
-int64_t part_index(int64_t parts) { return parts == 1 ? 0 : pool::part(); }
-
 // Memory of [channels] each, in a call's scratch.
 struct Channels {
   float* memory;
@@ -70,8 +59,8 @@ INLINE void each_group(int64_t channels, Body body) {
 
 struct ForwardJob {
   const Forward& given;
+  int64_t parts;
   Channels factor, offset, mean, squares;  // mean and squares: of each part, about its own mean
-  int64_t parts = 1;
 };
 
 template <typename T>
@@ -191,8 +180,8 @@ CLONES void apply(const ForwardJob& job, int64_t part) {
 
 struct BackwardJob {
   const Backward& given;
+  int64_t parts;
   Channels factor, offset, shift, slope, rstd, sums, products;  // sums, products: of dy and dy (x - mean), by part
-  int64_t parts = 1;
 };
 
 // dy where the ReLU let it through.
@@ -338,7 +327,7 @@ CLONES void differentiate(const BackwardJob& job, int64_t part) {
 template <typename Job, void (*Part)(const Job&, int64_t)>
 void run(void* data) {
   auto& job = *static_cast<Job*>(data);
-  Part(job, part_index(job.parts));
+  Part(job, pool::part());
 }
 
 }  // namespace
@@ -347,8 +336,8 @@ void forward(const Forward& given) {
   const Shape& s = given.shape;
   const int64_t c = s.channels, most = pool::threads();
   float* at = given.scratch;
-  ForwardJob job{given, {at, c}, {at + c, c}, {at + 2 * c, c}, {at + (2 + most) * c, c}};
-  in_parallel(run<ForwardJob, take_moments>, job);
+  ForwardJob job{given, parts_of(s), {at, c}, {at + c, c}, {at + 2 * c, c}, {at + (2 + most) * c, c}};
+  pool::in_parallel(run<ForwardJob, take_moments>, &job, job.parts);
   float *mean = job.mean[0], *squares = job.squares[0];  // of all parts up to p
   for (int64_t p = 1; p < job.parts; p++) {
     const Rows of = rows_of(s, p, job.parts);
@@ -365,19 +354,19 @@ void forward(const Forward& given) {
     given.variance[i] = squares[i] / static_cast<float>(s.rows);
   }
   coefficients(given, job.factor, job.offset);
-  in_parallel(run<ForwardJob, apply>, job);
+  pool::in_parallel(run<ForwardJob, apply>, &job, job.parts);
 }
 
 void backward(const Backward& given) {
   const Shape& s = given.shape;
   const int64_t c = s.channels, most = pool::threads();
   float* at = given.scratch;
-  BackwardJob job{given,           {at, c},         {at + c, c},     {at + 2 * c, c},
+  BackwardJob job{given,           parts_of(s),     {at, c},         {at + c, c},     {at + 2 * c, c},
                   {at + 3 * c, c}, {at + 4 * c, c}, {at + 5 * c, c}, {at + (5 + most) * c, c}};
   const float* rstd = job.rstd[0];
   for (int64_t i = 0; i < c; i++) job.rstd[0][i] = 1.0f / std::sqrt(given.variance[i] + given.epsilon);
   coefficients(given, job.factor, job.offset);
-  in_parallel(run<BackwardJob, take_sums>, job);
+  pool::in_parallel(run<BackwardJob, take_sums>, &job, job.parts);
   const auto rows = static_cast<double>(s.rows);
   for (int64_t i = 0; i < c; i++) {
     double sum = 0, product = 0;
@@ -391,7 +380,7 @@ void backward(const Backward& given) {
     job.shift[0][i] = static_cast<float>(job.factor[0][i] * sum / rows);
     job.slope[0][i] = static_cast<float>(job.factor[0][i] * dscale / rows * rstd[i]);
   }
-  in_parallel(run<BackwardJob, differentiate>, job);
+  pool::in_parallel(run<BackwardJob, differentiate>, &job, job.parts);
 }
 
 }  // namespace normalize
