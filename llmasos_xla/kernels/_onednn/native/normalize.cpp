@@ -47,6 +47,11 @@ void coefficients(const Given& given, const Channels& factor, const Channels& of
   }
 }
 
+template <int V>
+INLINE void load_group(const float* from, Lanes (&to)[V]) {
+  for (int i = 0; i < V; i++) load(from + i * kLanes, to[i]);
+}
+
 // Calls body.run<V>(channel) for each group of V vectors of channels, kVectors or one.
 template <typename Body>
 INLINE void each_group(int64_t channels, Body body) {
@@ -116,11 +121,9 @@ struct Normalize {
   template <int V>
   INLINE void run(int64_t c) {
     Lanes m[V], f[V], o[V];
-    for (int i = 0; i < V; i++) {
-      load(mean + c + i * kLanes, m[i]);
-      load(factor + c + i * kLanes, f[i]);
-      load(offset + c + i * kLanes, o[i]);
-    }
+    load_group(mean + c, m);
+    load_group(factor + c, f);
+    load_group(offset + c, o);
     for (int64_t r = 0; r < rows; r++) {
 #pragma GCC unroll 4
       for (int i = 0; i < V; i++) {
@@ -214,12 +217,10 @@ struct Sums {
   template <int V>
   INLINE void run(int64_t c) {
     Lanes m[V], f[V], o[V], sum[V], product[V];
-    for (int i = 0; i < V; i++) {
-      load(mean + c + i * kLanes, m[i]);
-      load(factor + c + i * kLanes, f[i]);
-      load(offset + c + i * kLanes, o[i]);
-      sum[i] = product[i] = Lanes{};
-    }
+    load_group(mean + c, m);
+    load_group(factor + c, f);
+    load_group(offset + c, o);
+    for (int i = 0; i < V; i++) sum[i] = product[i] = Lanes{};
     for (int64_t r = 0; r < rows; r++) {
 #pragma GCC unroll 4
       for (int i = 0; i < V; i++) {
@@ -253,13 +254,11 @@ struct Gradient {  // dx = factor dy - shift - slope (x - mean)
   template <int V>
   INLINE void run(int64_t c) {
     Lanes m[V], f[V], o[V], a[V], b[V];
-    for (int i = 0; i < V; i++) {
-      load(mean + c + i * kLanes, m[i]);
-      load(factor + c + i * kLanes, f[i]);
-      load(offset + c + i * kLanes, o[i]);
-      load(shift + c + i * kLanes, a[i]);
-      load(slope + c + i * kLanes, b[i]);
-    }
+    load_group(mean + c, m);
+    load_group(factor + c, f);
+    load_group(offset + c, o);
+    load_group(shift + c, a);
+    load_group(slope + c, b);
     for (int64_t r = 0; r < rows; r++) {
 #pragma GCC unroll 4
       for (int i = 0; i < V; i++) {
