@@ -39,10 +39,10 @@ struct Channels {
 
 // What x - mean is multiplied by, and what is added then: the same bits forward and, for the ReLU's mask, backward.
 template <typename Given>
-void coefficients(const Given& given, const Channels& factor, const Channels& offset) {
+void coefficients(const Given& given, const Channels& rstd, const Channels& factor, const Channels& offset) {
   for (int64_t i = 0; i < given.shape.channels; i++) {
-    const float rstd = 1.0f / std::sqrt(given.variance[i] + given.epsilon);
-    factor[0][i] = given.scale ? given.scale[i] * rstd : rstd;
+    rstd[0][i] = 1.0f / std::sqrt(given.variance[i] + given.epsilon);
+    factor[0][i] = given.scale ? given.scale[i] * rstd[0][i] : rstd[0][i];
     offset[0][i] = given.offset ? given.offset[i] : 0.0f;
   }
 }
@@ -65,7 +65,7 @@ INLINE void each_group(int64_t channels, Body body) {
 struct ForwardJob {
   const Forward& given;
   int64_t parts;
-  Channels factor, offset, mean, squares;  // mean and squares: of each part, about its own mean
+  Channels rstd, factor, offset, mean, squares;  // mean and squares: of each part, about its own mean
 };
 
 template <typename T>
@@ -184,7 +184,7 @@ CLONES void apply(const ForwardJob& job, int64_t part) {
 struct BackwardJob {
   const Backward& given;
   int64_t parts;
-  Channels factor, offset, shift, slope, rstd, sums, products;  // sums, products: of dy and dy (x - mean), by part
+  Channels rstd, factor, offset, shift, slope, sums, products;  // sums, products: of dy and dy (x - mean), by part
 };
 
 // dy where the ReLU let it through.
@@ -335,7 +335,7 @@ void forward(const Forward& given) {
   const Shape& s = given.shape;
   const int64_t c = s.channels, most = pool::threads();
   float* at = given.scratch;
-  ForwardJob job{given, parts_of(s), {at, c}, {at + c, c}, {at + 2 * c, c}, {at + (2 + most) * c, c}};
+  ForwardJob job{given, parts_of(s), {at, c}, {at + c, c}, {at + 2 * c, c}, {at + 3 * c, c}, {at + (3 + most) * c, c}};
   pool::in_parallel(run<ForwardJob, take_moments>, &job, job.parts);
   float *mean = job.mean[0], *squares = job.squares[0];  // of all parts up to p
   for (int64_t p = 1; p < job.parts; p++) {
@@ -352,7 +352,7 @@ void forward(const Forward& given) {
     given.mean[i] = mean[i];
     given.variance[i] = squares[i] / static_cast<float>(s.rows);
   }
-  coefficients(given, job.factor, job.offset);
+  coefficients(given, job.rstd, job.factor, job.offset);
   pool::in_parallel(run<ForwardJob, apply>, &job, job.parts);
 }
 
@@ -362,9 +362,7 @@ void backward(const Backward& given) {
   float* at = given.scratch;
   BackwardJob job{given,           parts_of(s),     {at, c},         {at + c, c},     {at + 2 * c, c},
                   {at + 3 * c, c}, {at + 4 * c, c}, {at + 5 * c, c}, {at + (5 + most) * c, c}};
-  const float* rstd = job.rstd[0];
-  for (int64_t i = 0; i < c; i++) job.rstd[0][i] = 1.0f / std::sqrt(given.variance[i] + given.epsilon);
-  coefficients(given, job.factor, job.offset);
+  coefficients(given, job.rstd, job.factor, job.offset);
   pool::in_parallel(run<BackwardJob, take_sums>, &job, job.parts);
   const auto rows = static_cast<double>(s.rows);
   for (int64_t i = 0; i < c; i++) {
@@ -373,11 +371,11 @@ void backward(const Backward& given) {
       sum += job.sums[p][i];
       product += job.products[p][i];
     }
-    const double dscale = product * rstd[i];
+    const double rstd = job.rstd[0][i], dscale = product * rstd;
     if (given.doffset) given.doffset[i] = static_cast<float>(sum);
     if (given.dscale) given.dscale[i] = static_cast<float>(dscale);
     job.shift[0][i] = static_cast<float>(job.factor[0][i] * sum / rows);
-    job.slope[0][i] = static_cast<float>(job.factor[0][i] * dscale / rows * rstd[i]);
+    job.slope[0][i] = static_cast<float>(job.factor[0][i] * dscale / rows * rstd);
   }
   pool::in_parallel(run<BackwardJob, differentiate>, &job, job.parts);
 }
