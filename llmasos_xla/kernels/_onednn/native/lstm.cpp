@@ -19,7 +19,6 @@ static_assert(kUnits == kLanes, "the units of a vector");
 constexpr int kRows = 6;       // of the batch at a time
 constexpr int kGates = 4;
 constexpr int64_t kLeastWork = 65536;  // multiplications of a thread in a step
-constexpr int64_t kPackFrom = 8;       // rows in all; below, packing the weights takes longer than it saves
 
 INLINE void exponential(const Lanes& x, Lanes& y) {  // of x <= 0; Cephes' polynomial, 1 ulp
   const Lanes low = Lanes{} - 87.0f;
@@ -115,11 +114,6 @@ int64_t step_at(const Shape& s, int64_t number) { return s.reverse ? s.time - 1 
 
 // Forward.
 
-struct ForwardJob {
-  const Forward& given;
-  bool pack;
-};
-
 // Where the weights of one vector of units are: of row k and gate g at [k * w_step + g * v_step].
 struct Weights {
   const float *input, *recurrent;
@@ -212,19 +206,17 @@ void pack_gates(const float* w, int64_t k, int64_t hidden, const Part& part, flo
 }
 
 AVX512 void forward_part(void* data) {
-  const auto& job = *static_cast<const ForwardJob*>(data);
-  const Forward& f = job.given;
+  const auto& f = *static_cast<const Forward*>(data);
   const Shape& s = f.shape;
   const Part part(s);
-  const int64_t n = s.hidden;
-  float *input = f.packed, *recurrent = f.packed + s.cin * kGates * n;
-  if (job.pack) {
-    pack_gates(f.w_input, s.cin, n, part, input);
-    pack_gates(f.w_recurrent, n, n, part, recurrent);
+  const int64_t n = s.hidden, recurrent = s.cin * kGates * n;  // where the recurrent weights begin when packed
+  if (f.packed) {
+    pack_gates(f.w_input, s.cin, n, part, f.packed);
+    pack_gates(f.w_recurrent, n, n, part, f.packed + recurrent);
   }
   auto weights = [&](int64_t unit) {
     const int64_t block = unit * kGates;
-    return job.pack ? Weights{input + block * s.cin, recurrent + block * n, kGates * kUnits, kUnits}
+    return f.packed ? Weights{f.packed + block * s.cin, f.packed + recurrent + block * n, kGates * kUnits, kUnits}
                     : Weights{f.w_input + unit, f.w_recurrent + unit, kGates * n, n};
   };
   if (f.projected)
@@ -355,10 +347,8 @@ AVX512 void backward_part(void* data) {
 
 }  // namespace
 
-void forward(const Forward& given) {
-  const Shape& s = given.shape;
-  ForwardJob job{given, s.batch * s.time >= kPackFrom};
-  pool::in_parallel(forward_part, &job, parts_of(s, s.cin + s.hidden));
+void forward(Forward job) {
+  pool::in_parallel(forward_part, &job, parts_of(job.shape, job.shape.cin + job.shape.hidden));
 }
 
 void backward(Backward job) { pool::in_parallel(backward_part, &job, parts_of(job.shape, job.shape.hidden)); }
