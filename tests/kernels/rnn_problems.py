@@ -63,3 +63,16 @@ def assert_same_gradients(actual, expected, **kwargs):
     for name in expected:
         size = 1 + float(jnp.abs(expected[name]).max())
         assert_close(actual[name] / size, expected[name] / size, message=name, **kwargs)
+
+
+def assert_values_and_gradients(case, whole, present):
+    """oneDNN's outputs against NumPy, and its gradients against those of XLA."""
+
+    @jax.jit
+    def both(present):
+        gradients = [jax.grad(loss, 1)(case, present, name) for name in ("onednn", "xla")]
+        return call(case, whole | present), gradients
+
+    outputs, (got, expected) = both(present)
+    assert_same(outputs, expected_outputs(case, whole))
+    assert_same_gradients(got, expected)

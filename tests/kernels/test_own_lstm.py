@@ -1,12 +1,9 @@
 """The LSTM in float32 that is this package's own: values and gradients at every remainder of rows, gates, NaN."""
 
-import functools
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from kernels.rnn_problems import assert_same, assert_same_gradients, call, drawn, expected_outputs, loss
+from kernels.rnn_problems import assert_values_and_gradients, call, drawn
 
 from llmasos_xla.kernels import _onednn
 from llmasos_xla.kernels.rnn.cases import Case
@@ -18,16 +15,7 @@ pytestmark = pytest.mark.skipif(_onednn.problem() is not None, reason=f"oneDNN: 
 @pytest.mark.parametrize(("cin", "hidden", "reverse"), [(1, 16, False), (7, 48, True), (20, 80, False), (3, 144, True)])
 def test_an_lstm_whose_units_fill_registers(batch, cin, hidden, reverse):
     case = Case("own", "lstm", batch, 5, cin, hidden, None, reverse)
-    whole, present = drawn(case, scale=0.5)
-
-    @jax.jit
-    def both(present):
-        gradients = [jax.grad(functools.partial(loss, case))(present, name) for name in ("onednn", "xla")]
-        return call(case, whole | present), gradients
-
-    outputs, (got, expected) = both(present)
-    assert_same(outputs, expected_outputs(case, whole))
-    assert_same_gradients(got, expected)
+    assert_values_and_gradients(case, *drawn(case, scale=0.5))
 
 
 def test_an_lstms_gates_are_exact_at_both_ends_of_their_range():

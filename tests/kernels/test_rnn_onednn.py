@@ -13,6 +13,7 @@ from kernels.rnn_problems import (
     OPS,
     assert_same,
     assert_same_gradients,
+    assert_values_and_gradients,
     call,
     drawn,
     expected_outputs,
@@ -45,15 +46,7 @@ def test_values_match_numpy_and_gradients_match_xla(case, given):
         with pytest.raises(NotImplementedError, match="onednn"):
             call(case, whole)
         return
-
-    @jax.jit
-    def both(present):
-        gradients = [jax.grad(functools.partial(loss, case))(present, name) for name in ("onednn", "xla")]
-        return call(case, whole | present), gradients
-
-    outputs, (got, expected) = both(present)
-    assert_same(outputs, expected_outputs(case, whole))
-    assert_same_gradients(got, expected)
+    assert_values_and_gradients(case, whole, present)
 
 
 @st.composite

@@ -104,6 +104,15 @@ class Builder:
             strides.insert(0, strides[0] * max(size, 1))
         return self.strided(shape, strides, dtype)
 
+    def channels_last(self, shape: Sequence[int], dtype: str) -> P:
+        """A memory descriptor of `[batch, *space, channels]` in oneDNN's order of axes, batch channels space."""
+        batch, *space, channels = shape
+        strides, step = [], channels
+        for n in reversed(space):
+            strides.insert(0, step)
+            step *= n
+        return self.strided((batch, channels, *space), (step, 1, *strides), dtype)
+
     def free(self, shape: Sequence[int], dtype: str) -> P:
         """A memory descriptor whose layout the primitive chooses."""
         m = P()

@@ -81,7 +81,7 @@ def _build_forward(b: _onednn.Builder, s: Spec) -> None:
     bias = b.dense((s.cout,), "float32" if s.dtype == "int8" else s.dtype) if s.bias else None
     every_cout = 1 if s.groups == 1 else 3
     attributes = b.attributes(s.activation or None, {d.WEIGHTS: every_cout} if s.scaled else None)
-    x, y = _image(b, s.shapes["x"], s.dtype), _image(b, s.shapes["y"], s.out_dtype)
+    x, y = b.channels_last(s.shapes["x"], s.dtype), b.channels_last(s.shapes["y"], s.out_dtype)
     free = b.free(_kernel_shape(s), s.dtype)
     pd = b.describe(
         "convolution_forward", d.FORWARD_INFERENCE, _DIRECT, x, free, bias, y, *_window(s), attributes,
@@ -97,7 +97,7 @@ def _build_forward(b: _onednn.Builder, s: Spec) -> None:
 
 
 def _build_input_gradient(b: _onednn.Builder, s: Spec) -> None:
-    dx, dy = _image(b, s.shapes["x"], s.out_dtype), _image(b, s.shapes["y"], s.dtype)
+    dx, dy = b.channels_last(s.shapes["x"], s.out_dtype), b.channels_last(s.shapes["y"], s.dtype)
     free = b.free(_kernel_shape(s), s.dtype)
     pd = b.describe(
         "convolution_backward_data", _DIRECT, dx, free, dy, *_window(s), _hint(b, s), b.attributes(),
@@ -109,7 +109,7 @@ def _build_input_gradient(b: _onednn.Builder, s: Spec) -> None:
 
 
 def _build_kernel_gradient(b: _onednn.Builder, s: Spec) -> None:
-    x, dy = _image(b, s.shapes["x"], s.dtype), _image(b, s.shapes["y"], s.dtype)
+    x, dy = b.channels_last(s.shapes["x"], s.dtype), b.channels_last(s.shapes["y"], s.dtype)
     free = b.free(_kernel_shape(s), s.out_dtype)
     pd = b.describe(
         "convolution_backward_weights", _DIRECT, x, free, None, dy, *_window(s), _hint(b, s), b.attributes(),
@@ -138,7 +138,7 @@ _BUILDERS = {
 
 def _hint(b: _onednn.Builder, s: Spec) -> Any:
     """The forward pass, which oneDNN wants to see before it plans a gradient."""
-    x, y = _image(b, s.shapes["x"], s.dtype), _image(b, s.shapes["y"], s.dtype)
+    x, y = b.channels_last(s.shapes["x"], s.dtype), b.channels_last(s.shapes["y"], s.dtype)
     free = b.free(_kernel_shape(s), s.dtype)
     return b.describe(
         "convolution_forward", d.FORWARD_TRAINING, _DIRECT, x, free, None, y, *_window(s), b.attributes()
@@ -199,16 +199,6 @@ def _as_picture(s: Spec) -> Spec:
         pads=((0, 0), *s.pads),
         dilation=(1, *s.dilation),
     )
-
-
-def _image(b: _onednn.Builder, shape: Ints, dtype: str) -> Any:
-    """`[batch, *space, channels]` in oneDNN's order of axes, batch channels space."""
-    batch, *space, channels = shape
-    strides, step = [], channels
-    for n in reversed(space):
-        strides.insert(0, step)
-        step *= n
-    return b.strided((batch, channels, *space), (step, 1, *strides), dtype)
 
 
 def _kernel_shape(s: Spec) -> Ints:

@@ -89,7 +89,7 @@ def _build_backward(b: _onednn.Builder, s: Spec) -> None:
 
 
 def _scratch(b: _onednn.Builder, s: Spec) -> int:
-    """As much as `normalize::scratch_floats` says."""
+    """As native/normalize.h wants it; the forward pass leaves two rows."""
     return b.scratch(b.dense((2 * b.threads + 5, s.channels), "float32"))
 
 

@@ -75,7 +75,7 @@ class _Described(NamedTuple):
 
 
 def _described(b: _onednn.Builder, s: Spec, algorithm: int, prop: int) -> _Described:
-    x, y = _image(b, s.x.shape, s.dtype), _image(b, s.y.shape, s.dtype)
+    x, y = b.channels_last(s.x.shape, s.dtype), b.channels_last(s.y.shape, s.dtype)
     low, high = zip(*s.pads)
     window = tuple(map(d.int64s, (s.stride, s.window, [0] * len(s.window), low, high)))
     return _Described(
@@ -120,20 +120,10 @@ def _backward(b: _onednn.Builder, p: _Described) -> Any:
 
 
 def _places(b: _onednn.Builder, s: Spec, p: _Described) -> Any:
-    workspace, bytes_ = b.query(p.forward, "workspace"), _image(b, s.at.shape, "uint8")
+    workspace, bytes_ = b.query(p.forward, "workspace"), b.channels_last(s.at.shape, "uint8")
     if not b.same(workspace, bytes_):
         raise _onednn.Refused("oneDNN keeps the places of the maxima in a layout of its own")
     return workspace
-
-
-def _image(b: _onednn.Builder, shape: Ints, dtype: str) -> Any:
-    """`[batch, *space, channels]` in oneDNN's order of axes, batch channels space."""
-    batch, *space, channels = shape
-    strides, step = [], channels
-    for n in reversed(space):
-        strides.insert(0, step)
-        step *= n
-    return b.strided((batch, channels, *space), (step, 1, *strides), dtype)
 
 
 # The same in plain JAX.

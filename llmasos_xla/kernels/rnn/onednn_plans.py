@@ -31,7 +31,8 @@ def build_inference(b: _onednn.Builder, s: Spec) -> None:
     if own_lstm.takes(s):
         own_lstm.build_forward(b, s)
         return
-    _step(b, s, _forward(b, s, _memories(b, s, time_first=False), d.FORWARD_INFERENCE), s.arguments, s.outputs)
+    pd = _describe(b, s, d.FORWARD_INFERENCE, _memories(b, s, time_first=False))
+    _step(b, s, pd, s.arguments, s.outputs)
 
 
 def build_training(b: _onednn.Builder, s: Spec) -> None:
@@ -39,7 +40,7 @@ def build_training(b: _onednn.Builder, s: Spec) -> None:
     if own_lstm.takes(s):
         own_lstm.build_forward(b, s)
         return
-    pd = _forward(b, s, _memories(b, s, time_first=False), d.FORWARD_TRAINING)
+    pd = _describe(b, s, d.FORWARD_TRAINING, _memories(b, s, time_first=False))
     _step(b, s, pd, s.arguments, (*s.outputs, "workspace"))
 
 
@@ -50,7 +51,7 @@ def build_backward(b: _onednn.Builder, s: Spec) -> None:
         return
     time_first = s.dtype == "float32"
     memories = _memories(b, s, time_first=time_first)
-    hint = _forward(b, s, memories, d.FORWARD_TRAINING)
+    hint = _describe(b, s, d.FORWARD_TRAINING, memories)
     pd = _describe(b, s, d.BACKWARD, memories, _memories(b, s, time_first=time_first, gradient=True), hint)
     _step(b, s, pd, (*s.arguments, *s.outputs, "workspace", *map(_d, s.outputs)), tuple(map(_d, s.arguments)))
 
@@ -66,7 +67,7 @@ def workspace_bytes(s: Spec) -> int:
         return own_lstm.workspace_bytes(s)
     b = _onednn.Builder()
     try:
-        pd = _forward(b, s, _memories(b, s, time_first=False), d.FORWARD_TRAINING)
+        pd = _describe(b, s, d.FORWARD_TRAINING, _memories(b, s, time_first=False))
         return b.size(b.layout(pd, NUMBERS["workspace"]))
     finally:
         b.close()
@@ -114,10 +115,6 @@ def _overwrites(s: Spec) -> bool:
     one thread.
     """
     return s.dtype == "float32"
-
-
-def _forward(b: _onednn.Builder, s: Spec, memories: dict[str, Any], prop: int) -> Any:
-    return _describe(b, s, prop, memories)
 
 
 def _describe(

@@ -16,6 +16,7 @@ _AVX512 = 0x27  # of `dnnl_cpu_isa_t`: with the byte, word and vector-length ext
 # Below, the weights of the input are read once for all steps ahead of the recurrence: a step's few rows would not
 # make up for reading them again. Batch 1, 128 steps, 256 -> 256 on one core: 2.4 ms against 5.0.
 _FEW_ROWS = 6
+_PACK_FROM = 8  # rows in all; below, packing the weights takes longer than it saves
 
 
 def takes(s: Spec) -> bool:
@@ -33,14 +34,15 @@ def build_forward(b: _onednn.Builder, s: Spec) -> None:
     """Arguments to outputs, and with a workspace in the spec, to the workspace too."""
     if s.workspace:
         check_workspace(s, workspace_bytes(s))
-    arguments = [_argument(b, s, i, name) for i, name in enumerate(s.arguments)]
-    outputs = [b.result(i, _dense(b, s, name)) for i, name in enumerate(s.outputs)]
+    rows, columns = s.batch * s.time, 4 * s.hidden
+    arguments = [_argument(b, s, name) for name in s.arguments]
     states = () if s.initial else (None, None)
-    kept = _workspace(b, s, b.result, len(outputs)) if s.workspace else (None, None, None)
-    packed = b.scratch(b.dense((s.cin + s.hidden, 4 * s.hidden), "float32"))
+    outputs = [b.result(i, _dense(b, s, name)) for i, name in enumerate(s.outputs)]
+    kept = _workspace(b, s, b.result, len(outputs), _matrix(b, rows, s.hidden)) if s.workspace else (None, None, None)
+    packed = b.scratch(_matrix(b, s.cin + s.hidden, columns)) if rows >= _PACK_FROM else None
     projected = None
     if s.batch < _FEW_ROWS and s.time > 1:
-        projected = kept[0] if s.workspace else b.scratch(b.dense((s.batch * s.time, 4 * s.hidden), "float32"))
+        projected = kept[0] if s.workspace else b.scratch(_matrix(b, rows, columns))
     b.own("lstm", (*arguments, *states, *outputs, *kept, packed, projected), _numbers(s))
 
 
@@ -48,36 +50,29 @@ def build_backward(b: _onednn.Builder, s: Spec) -> None:
     """Arguments, outputs, workspace and gradients of the outputs to gradients of the arguments."""
     check_workspace(s, workspace_bytes(s))
     rows, columns = s.batch * s.time, 4 * s.hidden
-    named = {name: _argument(b, s, i, name) for i, name in enumerate(s.arguments)}
     at = len(s.arguments) + len(s.outputs)
-    gates, cells, _ = _workspace(b, s, b.argument, at)
+    gates, cells, previous = _workspace(b, s, b.argument, at, _transposed(b, s.hidden, rows))
+    known = _argument(b, s, "w_recurrent"), _argument(b, s, "c0") if s.initial else None, gates, cells
     cotangents = [b.argument(at + 1 + i, _dense(b, s, name)) for i, name in enumerate(s.outputs)]
-    gradients = {name: b.result(i, _dense(b, s, name)) for i, name in enumerate(s.arguments)}
-    for name in () if s.initial else ("h0", "c0"):
-        gradients[name] = b.scratch(_dense(b, s, name))
-    dgates = b.scratch(b.dense((rows, columns), "float32"))
-    packed = b.scratch(b.dense((s.hidden, columns), "float32"))
-    known = named["w_recurrent"], named.get("c0"), gates, cells
-    wanted = dgates, gradients["bias"], gradients["h0"], gradients["c0"]
-    b.own("lstm backward", (*known, *cotangents, *wanted, packed), _numbers(s))
-    # Each product's matrices as they lie in memory, or transposed: rows, columns, and the strides of both.
-    deltas = b.dense((rows, columns), "float32")
-    _product(
-        b,
-        (dgates, deltas),
-        (b.argument(1, _transposed(b, columns, s.cin)), _transposed(b, columns, s.cin)),
-        b.result(0, b.dense((rows, s.cin), "float32")),
-    )
-    before = _before(b, s, at)
-    for left, width, result in ((b.argument(0, _transposed(b, s.cin, rows)), s.cin, 1), (before, s.hidden, 2)):
-        out = b.result(result, b.dense((width, columns), "float32"))
-        _product(b, (left, _transposed(b, width, rows)), (dgates, deltas), out)
+    dgates, dbias = b.scratch(_matrix(b, rows, columns)), b.result(3, _dense(b, s, "bias"))
+    state = _dense(b, s, "c0")
+    dh0, dc0 = (b.result(i, state) if s.initial else b.scratch(state) for i in (4, 5))
+    packed = b.scratch(_matrix(b, s.hidden, columns))
+    b.own("lstm backward", (*known, *cotangents, dgates, dbias, dh0, dc0, packed), _numbers(s))
+    x, w_input = b.argument(0, _transposed(b, s.cin, rows)), b.argument(1, _transposed(b, columns, s.cin))
+    _product(b, dgates, w_input, b.result(0, _matrix(b, rows, s.cin)))
+    _product(b, x, dgates, b.result(1, _matrix(b, s.cin, columns)))
+    _product(b, previous, dgates, b.result(2, _matrix(b, s.hidden, columns)))
 
 
-def _product(b: _onednn.Builder, left: tuple[int, Any], right: tuple[int, Any], out: int) -> None:
-    """A step: a product of two regions, each with how it is to be seen."""
-    pd = b.describe("matmul", left[1], right[1], None, b.descriptor(out), b.attributes())
-    b.run(pd, {d.SRC: left[0], d.WEIGHTS: right[0], d.DST: out})
+def _product(b: _onednn.Builder, left: int, right: int, out: int) -> None:
+    """A step: the product of two matrices."""
+    pd = b.describe("matmul", b.descriptor(left), b.descriptor(right), None, b.descriptor(out), b.attributes())
+    b.run(pd, {d.SRC: left, d.WEIGHTS: right, d.DST: out})
+
+
+def _matrix(b: _onednn.Builder, rows: int, columns: int) -> Any:
+    return b.dense((rows, columns), "float32")
 
 
 def _transposed(b: _onednn.Builder, rows: int, columns: int) -> Any:
@@ -85,26 +80,20 @@ def _transposed(b: _onednn.Builder, rows: int, columns: int) -> Any:
     return b.strided((rows, columns), (1, rows), "float32")
 
 
-def _argument(b: _onednn.Builder, s: Spec, index: int, name: str) -> int:
-    return b.argument(index, _dense(b, s, name))
-
-
 def _dense(b: _onednn.Builder, s: Spec, name: str) -> Any:
     return b.dense(s.struct(name).shape, "float32")
 
 
-def _workspace(b: _onednn.Builder, s: Spec, region: Any, index: int) -> tuple[int, int, int]:
-    """Gates, cell states and the outputs of the step before, in an argument or result."""
-    rows = s.batch * s.time
-    states = b.dense((rows, s.hidden), "float32")
-    gates = region(index, b.dense((rows, 4 * s.hidden), "float32"))
-    return gates, region(index, states, 16 * rows * s.hidden), region(index, states, 20 * rows * s.hidden)
+def _argument(b: _onednn.Builder, s: Spec, name: str) -> int:
+    return b.argument(s.arguments.index(name), _dense(b, s, name))
 
 
-def _before(b: _onednn.Builder, s: Spec, index: int) -> int:
-    """The outputs of the step before, `[hidden, rows]` as they lie in memory."""
+def _workspace(b: _onednn.Builder, s: Spec, region: Any, index: int, previous: Any) -> tuple[int, int, int]:
+    """Gates, cell states and the outputs of the step before, the last as described, in an argument or result."""
     rows = s.batch * s.time
-    return b.argument(index, _transposed(b, s.hidden, rows), 20 * rows * s.hidden)
+    gates = region(index, _matrix(b, rows, 4 * s.hidden))
+    cells = region(index, _matrix(b, rows, s.hidden), 16 * rows * s.hidden)
+    return gates, cells, region(index, previous, 20 * rows * s.hidden)
 
 
 def _numbers(s: Spec) -> tuple[int, ...]:

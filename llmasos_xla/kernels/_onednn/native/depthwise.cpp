@@ -128,9 +128,7 @@ void run_part(void* data) { part(*static_cast<const Job*>(data), pool::part(), p
 void kernel_gradient(const Geometry& g, const void* x, const void* dy, void* dw, float* scratch) {
   Job job{g, x, dy, scratch};
   const int parts = pool::threads();
-  if (parts > 1) pool::open(run_part, &job, parts);
-  run_part(&job);
-  if (parts > 1) pool::close();
+  pool::in_parallel(run_part, &job, parts);
   const int64_t size = g.rows * g.columns * g.channels;
   for (int64_t k = 0; k < size; k++) {
     float sum = scratch[k];

@@ -19,7 +19,6 @@ static_assert(kUnits == kLanes, "the units of a vector");
 constexpr int kRows = 6;       // of the batch at a time
 constexpr int kGates = 4;
 constexpr int64_t kLeastWork = 65536;  // multiplications of a thread in a step
-constexpr int64_t kPackFrom = 8;       // rows in all; below, packing the weights takes longer than it saves
 
 INLINE void exponential(const Lanes& x, Lanes& y) {  // of x <= 0; Cephes' polynomial, 1 ulp
   const Lanes low = Lanes{} - 87.0f;
@@ -102,36 +101,18 @@ int64_t parts_of(const Shape& s, int64_t k) {
   return std::clamp<int64_t>(s.batch * k * kGates * s.hidden / kLeastWork, 1, most);
 }
 
-template <typename Job>
-void in_parallel(void (*part)(void*), Job& job) {
-  if (job.parts == 1) return part(&job);
-  pool::open(part, &job, static_cast<int>(job.parts));
-  part(&job);
-  pool::close();
-}
-
 struct Part {
   int64_t begin, end;  // units
-  Part(const Shape& s, int64_t parts) {
-    const int64_t index = parts == 1 ? 0 : pool::part(), blocks = s.hidden / kUnits;
+  explicit Part(const Shape& s) {
+    const int64_t index = pool::part(), parts = pool::parts(), blocks = s.hidden / kUnits;
     begin = blocks * index / parts * kUnits;
     end = blocks * (index + 1) / parts * kUnits;
   }
 };
 
-void wait(int64_t parts) {
-  if (parts > 1) pool::barrier();
-}
-
 int64_t step_at(const Shape& s, int64_t number) { return s.reverse ? s.time - 1 - number : number; }
 
 // Forward.
-
-struct ForwardJob {
-  const Forward& given;
-  bool pack;
-  int64_t parts;
-};
 
 // Where the weights of one vector of units are: of row k and gate g at [k * w_step + g * v_step].
 struct Weights {
@@ -225,19 +206,17 @@ void pack_gates(const float* w, int64_t k, int64_t hidden, const Part& part, flo
 }
 
 AVX512 void forward_part(void* data) {
-  const auto& job = *static_cast<const ForwardJob*>(data);
-  const Forward& f = job.given;
+  const auto& f = *static_cast<const Forward*>(data);
   const Shape& s = f.shape;
-  const Part part(s, job.parts);
-  const int64_t n = s.hidden;
-  float *input = f.packed, *recurrent = f.packed + s.cin * kGates * n;
-  if (job.pack) {
-    pack_gates(f.w_input, s.cin, n, part, input);
-    pack_gates(f.w_recurrent, n, n, part, recurrent);
+  const Part part(s);
+  const int64_t n = s.hidden, recurrent = s.cin * kGates * n;  // where the recurrent weights begin when packed
+  if (f.packed) {
+    pack_gates(f.w_input, s.cin, n, part, f.packed);
+    pack_gates(f.w_recurrent, n, n, part, f.packed + recurrent);
   }
   auto weights = [&](int64_t unit) {
     const int64_t block = unit * kGates;
-    return job.pack ? Weights{input + block * s.cin, recurrent + block * n, kGates * kUnits, kUnits}
+    return f.packed ? Weights{f.packed + block * s.cin, f.packed + recurrent + block * n, kGates * kUnits, kUnits}
                     : Weights{f.w_input + unit, f.w_recurrent + unit, kGates * n, n};
   };
   if (f.projected)
@@ -247,7 +226,7 @@ AVX512 void forward_part(void* data) {
     const int64_t t = step_at(s, number), before = number ? step_at(s, number - 1) : -1;
     for (int64_t unit = part.begin; unit < part.end; unit += kUnits)
       each_rows(s.batch, Cell{f, weights(unit), t, before, unit});
-    if (number + 1 < s.time) wait(job.parts);
+    if (number + 1 < s.time) pool::barrier();
   }
   const int64_t last = step_at(s, s.time - 1), width = part.end - part.begin;
   for (int64_t row = 0; row < s.batch; row++) {
@@ -269,11 +248,6 @@ AVX512 void forward_part(void* data) {
 }
 
 // Backward.
-
-struct BackwardJob {
-  const Backward& given;
-  int64_t parts;
-};
 
 struct Recurrent {  // dh before a step, of some rows and V vectors of units, from the gradients of the step's gates
   const float* dgates;  // of the first row
@@ -318,10 +292,9 @@ void pack_transposed(const float* w, int64_t hidden, const Part& part, float* to
 }
 
 AVX512 void backward_part(void* data) {
-  const auto& job = *static_cast<const BackwardJob*>(data);
-  const Backward& b = job.given;
+  const auto& b = *static_cast<const Backward*>(data);
   const Shape& s = b.shape;
-  const Part part(s, job.parts);
+  const Part part(s);
   const int64_t n = s.hidden, width = part.end - part.begin;
   pack_transposed(b.w_recurrent, n, part, b.packed);
   for (int g = 0; g < kGates; g++) std::fill_n(b.dbias + g * n + part.begin, width, 0.0f);
@@ -365,7 +338,7 @@ AVX512 void backward_part(void* data) {
       }
       for (int g = 0; g < kGates; g++) store(b.dbias + g * n + unit, sums[g]);
     }
-    wait(job.parts);  // a row's gradients of all gates are needed for each of its units
+    pool::barrier();  // a row's gradients of all gates are needed for each of its units
     for (int64_t unit = part.begin; unit < part.end; unit += vectors_at(unit, part) * kUnits)
       each_rows(s.batch, Recurrent{b.dgates + t * kGates * n, s.time * kGates * n, kGates * n,
                                    b.packed + unit * kGates * n, b.dh0 + unit, n, vectors_at(unit, part)});
@@ -374,15 +347,10 @@ AVX512 void backward_part(void* data) {
 
 }  // namespace
 
-void forward(const Forward& given) {
-  const Shape& s = given.shape;
-  ForwardJob job{given, s.batch * s.time >= kPackFrom, parts_of(s, s.cin + s.hidden)};
-  in_parallel(forward_part, job);
+void forward(Forward job) {
+  pool::in_parallel(forward_part, &job, parts_of(job.shape, job.shape.cin + job.shape.hidden));
 }
 
-void backward(const Backward& given) {
-  BackwardJob job{given, parts_of(given.shape, given.shape.hidden)};
-  in_parallel(backward_part, job);
-}
+void backward(Backward job) { pool::in_parallel(backward_part, &job, parts_of(job.shape, job.shape.hidden)); }
 
 }  // namespace lstm

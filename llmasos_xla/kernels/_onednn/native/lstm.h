@@ -19,7 +19,7 @@ struct Forward {
   const float *h0, *c0;                           // [b, hidden], null for zeros
   float *y, *h, *c;                               // [b, t, hidden], [b, hidden], [b, hidden]
   float *gates, *cells, *previous;  // of every step, for the backward pass: the gates, c, and h before it; or all null
-  float* packed;     // scratch, [cin + hidden, 4 hidden]
+  float* packed;     // scratch, [cin + hidden, 4 hidden]; or null for so few rows that it does not pay
   float* projected;  // [b, t, 4 hidden], which may be the gates' memory: the input's products, for few rows; or null
 };
 
@@ -34,7 +34,7 @@ struct Backward {
 };
 
 // The caller has the turn.
-void forward(const Forward& job);
-void backward(const Backward& job);
+void forward(Forward job);
+void backward(Backward job);
 
 }  // namespace lstm

@@ -30,17 +30,6 @@ int64_t parts_of(const Shape& s) {
   return std::clamp<int64_t>(s.rows * s.channels / kLeastElements, 1, std::min<int64_t>(pool::threads(), s.rows));
 }
 
-template <typename Job>
-void in_parallel(void (*part)(void*), Job& job) {
-  job.parts = parts_of(job.given.shape);
-  if (job.parts == 1) return part(&job);
-  pool::open(part, &job, static_cast<int>(job.parts));
-  part(&job);
-  pool::close();
-}
-
-int64_t part_index(int64_t parts) { return parts == 1 ? 0 : pool::part(); }
-
 // Memory of [channels] each, in a call's scratch.
 struct Channels {
   float* memory;
@@ -50,12 +39,17 @@ struct Channels {
 
 // What x - mean is multiplied by, and what is added then: the same bits forward and, for the ReLU's mask, backward.
 template <typename Given>
-void coefficients(const Given& given, const Channels& factor, const Channels& offset) {
+void coefficients(const Given& given, const Channels& rstd, const Channels& factor, const Channels& offset) {
   for (int64_t i = 0; i < given.shape.channels; i++) {
-    const float rstd = 1.0f / std::sqrt(given.variance[i] + given.epsilon);
-    factor[0][i] = given.scale ? given.scale[i] * rstd : rstd;
+    rstd[0][i] = 1.0f / std::sqrt(given.variance[i] + given.epsilon);
+    factor[0][i] = given.scale ? given.scale[i] * rstd[0][i] : rstd[0][i];
     offset[0][i] = given.offset ? given.offset[i] : 0.0f;
   }
+}
+
+template <int V>
+INLINE void load_group(const float* from, Lanes (&to)[V]) {
+  for (int i = 0; i < V; i++) load(from + i * kLanes, to[i]);
 }
 
 // Calls body.run<V>(channel) for each group of V vectors of channels, kVectors or one.
@@ -70,8 +64,8 @@ INLINE void each_group(int64_t channels, Body body) {
 
 struct ForwardJob {
   const Forward& given;
-  Channels factor, offset, mean, squares;  // mean and squares: of each part, about its own mean
-  int64_t parts = 1;
+  int64_t parts;
+  Channels rstd, factor, offset, mean, squares;  // mean and squares: of each part, about its own mean
 };
 
 template <typename T>
@@ -127,11 +121,9 @@ struct Normalize {
   template <int V>
   INLINE void run(int64_t c) {
     Lanes m[V], f[V], o[V];
-    for (int i = 0; i < V; i++) {
-      load(mean + c + i * kLanes, m[i]);
-      load(factor + c + i * kLanes, f[i]);
-      load(offset + c + i * kLanes, o[i]);
-    }
+    load_group(mean + c, m);
+    load_group(factor + c, f);
+    load_group(offset + c, o);
     for (int64_t r = 0; r < rows; r++) {
 #pragma GCC unroll 4
       for (int i = 0; i < V; i++) {
@@ -191,8 +183,8 @@ CLONES void apply(const ForwardJob& job, int64_t part) {
 
 struct BackwardJob {
   const Backward& given;
-  Channels factor, offset, shift, slope, rstd, sums, products;  // sums, products: of dy and dy (x - mean), by part
-  int64_t parts = 1;
+  int64_t parts;
+  Channels rstd, factor, offset, shift, slope, sums, products;  // sums, products: of dy and dy (x - mean), by part
 };
 
 // dy where the ReLU let it through.
@@ -225,12 +217,10 @@ struct Sums {
   template <int V>
   INLINE void run(int64_t c) {
     Lanes m[V], f[V], o[V], sum[V], product[V];
-    for (int i = 0; i < V; i++) {
-      load(mean + c + i * kLanes, m[i]);
-      load(factor + c + i * kLanes, f[i]);
-      load(offset + c + i * kLanes, o[i]);
-      sum[i] = product[i] = Lanes{};
-    }
+    load_group(mean + c, m);
+    load_group(factor + c, f);
+    load_group(offset + c, o);
+    for (int i = 0; i < V; i++) sum[i] = product[i] = Lanes{};
     for (int64_t r = 0; r < rows; r++) {
 #pragma GCC unroll 4
       for (int i = 0; i < V; i++) {
@@ -264,13 +254,11 @@ struct Gradient {  // dx = factor dy - shift - slope (x - mean)
   template <int V>
   INLINE void run(int64_t c) {
     Lanes m[V], f[V], o[V], a[V], b[V];
-    for (int i = 0; i < V; i++) {
-      load(mean + c + i * kLanes, m[i]);
-      load(factor + c + i * kLanes, f[i]);
-      load(offset + c + i * kLanes, o[i]);
-      load(shift + c + i * kLanes, a[i]);
-      load(slope + c + i * kLanes, b[i]);
-    }
+    load_group(mean + c, m);
+    load_group(factor + c, f);
+    load_group(offset + c, o);
+    load_group(shift + c, a);
+    load_group(slope + c, b);
     for (int64_t r = 0; r < rows; r++) {
 #pragma GCC unroll 4
       for (int i = 0; i < V; i++) {
@@ -338,7 +326,7 @@ CLONES void differentiate(const BackwardJob& job, int64_t part) {
 template <typename Job, void (*Part)(const Job&, int64_t)>
 void run(void* data) {
   auto& job = *static_cast<Job*>(data);
-  Part(job, part_index(job.parts));
+  Part(job, pool::part());
 }
 
 }  // namespace
@@ -347,8 +335,8 @@ void forward(const Forward& given) {
   const Shape& s = given.shape;
   const int64_t c = s.channels, most = pool::threads();
   float* at = given.scratch;
-  ForwardJob job{given, {at, c}, {at + c, c}, {at + 2 * c, c}, {at + (2 + most) * c, c}};
-  in_parallel(run<ForwardJob, take_moments>, job);
+  ForwardJob job{given, parts_of(s), {at, c}, {at + c, c}, {at + 2 * c, c}, {at + 3 * c, c}, {at + (3 + most) * c, c}};
+  pool::in_parallel(run<ForwardJob, take_moments>, &job, job.parts);
   float *mean = job.mean[0], *squares = job.squares[0];  // of all parts up to p
   for (int64_t p = 1; p < job.parts; p++) {
     const Rows of = rows_of(s, p, job.parts);
@@ -364,20 +352,18 @@ void forward(const Forward& given) {
     given.mean[i] = mean[i];
     given.variance[i] = squares[i] / static_cast<float>(s.rows);
   }
-  coefficients(given, job.factor, job.offset);
-  in_parallel(run<ForwardJob, apply>, job);
+  coefficients(given, job.rstd, job.factor, job.offset);
+  pool::in_parallel(run<ForwardJob, apply>, &job, job.parts);
 }
 
 void backward(const Backward& given) {
   const Shape& s = given.shape;
   const int64_t c = s.channels, most = pool::threads();
   float* at = given.scratch;
-  BackwardJob job{given,           {at, c},         {at + c, c},     {at + 2 * c, c},
+  BackwardJob job{given,           parts_of(s),     {at, c},         {at + c, c},     {at + 2 * c, c},
                   {at + 3 * c, c}, {at + 4 * c, c}, {at + 5 * c, c}, {at + (5 + most) * c, c}};
-  const float* rstd = job.rstd[0];
-  for (int64_t i = 0; i < c; i++) job.rstd[0][i] = 1.0f / std::sqrt(given.variance[i] + given.epsilon);
-  coefficients(given, job.factor, job.offset);
-  in_parallel(run<BackwardJob, take_sums>, job);
+  coefficients(given, job.rstd, job.factor, job.offset);
+  pool::in_parallel(run<BackwardJob, take_sums>, &job, job.parts);
   const auto rows = static_cast<double>(s.rows);
   for (int64_t i = 0; i < c; i++) {
     double sum = 0, product = 0;
@@ -385,13 +371,13 @@ void backward(const Backward& given) {
       sum += job.sums[p][i];
       product += job.products[p][i];
     }
-    const double dscale = product * rstd[i];
+    const double rstd = job.rstd[0][i], dscale = product * rstd;
     if (given.doffset) given.doffset[i] = static_cast<float>(sum);
     if (given.dscale) given.dscale[i] = static_cast<float>(dscale);
     job.shift[0][i] = static_cast<float>(job.factor[0][i] * sum / rows);
-    job.slope[0][i] = static_cast<float>(job.factor[0][i] * dscale / rows * rstd[i]);
+    job.slope[0][i] = static_cast<float>(job.factor[0][i] * dscale / rows * rstd);
   }
-  in_parallel(run<BackwardJob, differentiate>, job);
+  pool::in_parallel(run<BackwardJob, differentiate>, &job, job.parts);
 }
 
 }  // namespace normalize

@@ -22,7 +22,7 @@ struct Forward {
   const float *scale, *offset;   // null for ones and zeros
   void* y;
   float *mean, *variance;
-  float* scratch;  // of `scratch_floats`
+  float* scratch;  // [2 threads + 5, channels]
 };
 
 // The gradients. Under a ReLU its mask is read off y where there is a residual, else computed from x again.
@@ -33,10 +33,8 @@ struct Backward {
   const float *mean, *variance, *scale, *offset;
   void *dx, *dresidual;      // dresidual: dy under the mask; with ReLU and residual only
   float *dscale, *doffset;   // null where nobody asks
-  float* scratch;
+  float* scratch;  // likewise
 };
-
-inline int64_t scratch_floats(int64_t threads, int64_t channels) { return (2 * threads + 5) * channels; }
 
 // The caller has the turn.
 void forward(const Forward& job);

@@ -260,6 +260,13 @@ void close() {
   my_parts = 1;
 }
 
+void in_parallel(void (*region)(void*), void* data, int64_t parts) {
+  if (parts == 1) return region(data);
+  open(region, data, static_cast<int>(parts));
+  region(data);
+  close();
+}
+
 int part() { return my_part; }
 int parts() { return my_parts; }
 

@@ -8,6 +8,7 @@
 // XLA's threads wait for each other. Seated threads spin for the duration of the call, so that a recurrent network's
 // hundreds of short regions follow each other without a sleep, and are XLA's again after it.
 #pragma once
+#include <cstdint>
 
 namespace pool {
 
@@ -33,7 +34,10 @@ bool has_turn();
 // part 0 between `open` and `close`; the thread has the turn.
 void open(void (*region)(void*), void* data, int parts);
 void close();
+// Opens a region, does the caller's part and closes it; for a single part it wakes nobody.
+void in_parallel(void (*region)(void*), void* data, int64_t parts);
 
+// 0 and 1 outside of a region.
 int part();
 int parts();
 // Waits for all the parts of the region.
