@@ -259,10 +259,10 @@ def test_the_choice_among_the_xla_formulations_on_cpu(name, formulation):
 
 def test_elsewhere_than_on_cpu_lax_runs():
     for case in BENCH:
-        with tracing_for("gpu"):
+        with tracing_for("tpu"):
             found = kernels.explain(kernels.conv, *shapes(case), **case.arguments)
         assert found.chosen.formulation == "lax"
-        assert "measured to pay on cpu only, this is gpu" in str(found)
+        assert "measured to pay on cpu only, this is tpu" in str(found)
 
 
 @pytest.mark.parametrize("name", ["groups", "groups-stride", "many-groups"])

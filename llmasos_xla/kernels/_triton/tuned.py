@@ -1,4 +1,4 @@
-"""Block sizes that were measured fastest on a device: `kernels/tuned/<device>.json`, written by `benchmarks/tune.py`."""
+"""Block sizes that were measured fastest on a device: `kernels/tuned/<device>.json`."""
 
 import functools
 import json

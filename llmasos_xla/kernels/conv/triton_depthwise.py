@@ -5,9 +5,9 @@
     dy       = tangent(x, w, b, kept, d arguments)
     d arguments = backward(x, w, b, kept, dy)
 
-`tangent` is linear in its last arrays and its transpose is `backward`. Where it really runs, in forward mode, it is plain
-JAX, and so are the derivatives of `backward`. What is kept is y where the slope is known from it, z elsewhere, and nothing
-for a short convolution over time, whose gradient computes z again.
+`tangent` is linear in its last arrays and its transpose is `backward`. Where it really runs, in forward mode, it is
+plain JAX, and so are the derivatives of `backward`. What is kept is y where the slope is known from it, z elsewhere,
+and nothing for a short convolution over time, whose gradient computes z again.
 """
 
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ def _of_sought(s: Spec, arguments: Arrays) -> tuple[Any, list[Any]]:
     names = s.arguments
 
     def f(*values: jax.Array) -> jax.Array:
-        given = dict(zip(s.sought, values))
+        given: dict[str, Any] = dict(zip(s.sought, values))
         return plain(s, *(given.get(n, a) for n, a in zip(names, arguments)))
 
     return f, [a for n, a in zip(names, arguments) if n in s.sought]
@@ -162,19 +162,28 @@ def _wide(s: Spec) -> bool:
 
 def _inference_jvp(s: Spec, primals: Arrays, tangents: Arrays, named: bool) -> tuple[Arrays, Arrays]:
     if not s.activation or s.short is not None:
-        kept: list[Any] = []
-        y = _call(INFERENCE, s, primals, named)
-    elif s.activation in spec.FROM_RESULT:
-        s = s._replace(keep="y")
-        y = _call(INFERENCE, s, primals, named)
-        kept = y
-    else:
-        s = s._replace(keep="z")
-        y, *kept = _call(TRAINING, s, primals, named)
-        y = [y]
-    s = s._replace(sought=tuple(n for n, t in zip(s.arguments, tangents) if t is not None))
+        return _differentiated(INFERENCE, s, "", primals, tangents, named)
+    if s.activation in spec.FROM_RESULT:
+        return _differentiated(INFERENCE, s, "y", primals, tangents, named)
+    results, moved = _differentiated(TRAINING, s, "z", primals, tangents, named)
+    return results[:1], moved
+
+
+def _training_jvp(s: Spec, primals: Arrays, tangents: Arrays, named: bool) -> tuple[Arrays, Arrays]:
+    # What reads z starts from the arguments again where it is differentiated.
+    results, moved = _differentiated(TRAINING, s, "z", primals, tangents, named)
+    return results, [*moved, None]
+
+
+def _differentiated(
+    op: Any, s: Spec, keep: str, primals: Arrays, tangents: Arrays, named: bool
+) -> tuple[Arrays, Arrays]:
+    """The operation's results, of which the last is kept, and the tangent of y."""
+    results = _call(op, s, primals, named)
+    sought = tuple(n for n, t in zip(s.arguments, tangents) if t is not None)
     moved = [t for t in tangents if t is not None]
-    return y, _call(TANGENT, s, [*primals, *kept, *moved], named)
+    kept = results[-1:] if keep else []
+    return results, _call(TANGENT, s._replace(keep=keep, sought=sought), [*primals, *kept, *moved], named)
 
 
 def _call(op: Any, s: Spec, arrays: Arrays, named: bool) -> list[Any]:
@@ -223,7 +232,7 @@ INFERENCE = _triton.operation(
 )  # fmt: skip
 TRAINING = _triton.operation(
     "depthwise training", Spec, lambda s: [s.struct("y"), s.struct("z")], _build_training, _plain_training,
-    batch=partial(_batch, "depthwise training"), flops=_flops,
+    batch=partial(_batch, "depthwise training"), jvp=_training_jvp, flops=_flops,
 )  # fmt: skip
 TANGENT = _triton.operation(
     "depthwise tangent", Spec, lambda s: [s.struct("y")], None, _plain_tangent, transpose=_tangent_transpose
@@ -253,7 +262,7 @@ def cannot(g: Geometry, x: Any, w: Any) -> str | None:
         return f"has {g.rank} spatial axes"
     if str(g.dtype) not in spec.DTYPES:
         return f"operands are {g.dtype}; it takes {', '.join(spec.DTYPES)}"
-    if g.preferred not in (None, g.dtype):
+    if g.preferred is not None and g.preferred != g.dtype:
         return f"the result is {g.preferred}, not {g.dtype} as the operands"
     if any(b > 1 for b in g.lhs_dilation):
         return "lhs_dilation is above 1"

@@ -1,3 +1,30 @@
+"""Depthwise convolution of channels-last arrays as Triton kernels; `triton_depthwise.py` starts them. Imports Triton.
+
+A thread has a few channels of one column and of `ROWS` rows below each other:
+
+        x     column of x that tap s of the results reads        results
+              row 0  --------------------------------> row 0
+              row 1  --------------------------------> row 0, row 1
+              row 2  --------------------------------> row 0, row 1, row 2        (3 taps along the rows)
+              ...
+
+Each row of x is loaded and converted once for all of its results, and the weights of a column of taps once for all of
+the rows: of a 7x7 kernel and seven rows that is 20 loads for 49 multiply-adds, where a load for each multiply-add
+would leave the kernel waiting for the first cache. Which row of x goes into which result is known when the kernel is
+compiled, so strides and dilations cost nothing, and the input gradient is the same kernel with the relation turned
+round: for a stride each program has the columns of one phase, which the same taps reach.
+
+The columns of all strips and pictures are counted through, so that only the last program has columns to spare. A
+convolution over time is rows of one column.
+
+Sums of products of something with itself across the batch (the kernel gradient) are left in each program's registers
+until its end; programs write their sums side by side, and XLA adds them up: the same bit for bit in every run.
+"""
+
+# ruff: noqa: RUF005  (Triton has no unpacking of tuples)
+
+from typing import no_type_check
+
 import triton
 import triton.language as tl
 
@@ -5,6 +32,7 @@ from llmasos_xla.kernels.conv.triton_language import activate, slope, slope_at
 
 
 @triton.jit
+@no_type_check
 def slide_kernel(
     x_ptr, w_ptr, b_ptr, kept_ptr, y_ptr, z_ptr,
     N: tl.constexpr, H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, OH: tl.constexpr, OW: tl.constexpr,
@@ -12,6 +40,11 @@ def slide_kernel(
     DH: tl.constexpr, DW: tl.constexpr, TRANSPOSED: tl.constexpr, ACTIVATION: tl.constexpr, WIDE: tl.constexpr,
     ROWS: tl.constexpr, TAPS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    """The forward pass, y = activation(x * w + b) and z ahead of the activation, or the input gradient, `TRANSPOSED`.
+
+    Of the gradient, x is that of the result, times the slope where `kept` is given, and H, W and OH, OW change places.
+    `TAPS` of the R rows of taps are taken at a time.
+    """
     PHASES: tl.constexpr = SW if TRANSPOSED else 1
     STRIPS: tl.constexpr = (OH + ROWS - 1) // ROWS
     LANES: tl.constexpr = (OW + PHASES - 1) // PHASES
@@ -97,6 +130,7 @@ def slide_kernel(
 
 
 @triton.jit
+@no_type_check
 def taps_kernel(
     x_ptr, g_ptr, kept_ptr, part_ptr,
     N: tl.constexpr, H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, OH: tl.constexpr, OW: tl.constexpr,
@@ -104,6 +138,10 @@ def taps_kernel(
     DH: tl.constexpr, DW: tl.constexpr, ACTIVATION: tl.constexpr, BIAS: tl.constexpr, WIDE: tl.constexpr,
     ROWS: tl.constexpr, SPAN: tl.constexpr, PROGRAMS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    """A program's part of the sums dw[r, s] = sum x dz for `SPAN` columns of taps, and of db = sum dz.
+
+    dz is g, times the slope where `kept` is given. `part` is [PROGRAMS, taps and bias, C].
+    """
     STRIPS: tl.constexpr = (OH + ROWS - 1) // ROWS
     SPANS: tl.constexpr = (S + SPAN - 1) // SPAN
     TILES: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
@@ -158,18 +196,25 @@ def taps_kernel(
 
 
 @triton.jit
+@no_type_check
 def _row_of(x_ptr, n, T: tl.constexpr, row, READ: tl.constexpr, there, c, C: tl.constexpr):
     mask = (there & (row >= 0) & (row < READ))[:, None] & (c < C)
     return tl.load(x_ptr + (n * T + row)[:, None] * C + c, mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
+@no_type_check
 def short_backward_kernel(
     x_ptr, w_ptr, b_ptr, g_ptr, dx_ptr, part_ptr,
     N: tl.constexpr, T: tl.constexpr, C: tl.constexpr, OT: tl.constexpr, R: tl.constexpr, P: tl.constexpr,
     D: tl.constexpr, ACTIVATION: tl.constexpr, BIAS: tl.constexpr, WIDE: tl.constexpr,
     ROWS: tl.constexpr, PROGRAMS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    """All gradients of a short convolution over time in one pass: x and g are read once and dx is written once.
+
+    z is computed again from x, which costs R multiply-adds more where reading it would cost half as much memory again.
+    A strip's dx needs dz of REACH places beyond it; its sums are of its own places alone.
+    """
     LONGER: tl.constexpr = max(T, OT)
     STRIPS: tl.constexpr = (LONGER + ROWS - 1) // ROWS
     TILES: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C

@@ -1,5 +1,7 @@
 """Activations and their slopes as device functions. Imports Triton."""
 
+from typing import no_type_check
+
 import triton
 import triton.language as tl
 
@@ -7,6 +9,7 @@ from llmasos_xla.kernels._triton.language import tanh
 
 
 @triton.jit
+@no_type_check
 def activate(z, NAME: tl.constexpr):
     """The activation of that name in float32; "" is the identity."""
     if NAME == "relu":
@@ -32,6 +35,7 @@ def activate(z, NAME: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def slope(kept, NAME: tl.constexpr):
     """The activation's derivative: from its result where that says it, else from its argument."""
     if NAME == "relu":
@@ -59,6 +63,7 @@ def slope(kept, NAME: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def slope_at(z, NAME: tl.constexpr):
     """The activation's derivative from its argument."""
     if NAME == "tanh" or NAME == "sigmoid":
@@ -68,10 +73,12 @@ def slope_at(z, NAME: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def _normal_cdf(z):
     return 0.5 * (1 + tl.erf(z * 0.7071067811865476))
 
 
 @triton.jit
+@no_type_check
 def _gelu_argument(z):
     return 0.7978845608028654 * (z + 0.044715 * z * z * z)

@@ -86,4 +86,6 @@ def launches(function, *arrays):
 
 def reports(function, *arrays, target):
     """What the compiler made of each launch for that target, by the kernel's name."""
-    return {kernel.fn.__name__: aot.compiled(kernel, p, c, target, o) for kernel, p, c, o in launches(function, *arrays)}
+    return {
+        kernel.fn.__name__: aot.compiled(kernel, p, c, target, o) for kernel, p, c, o in launches(function, *arrays)
+    }
