@@ -19,7 +19,7 @@ from llmasos_xla.kernels._dispatch import Candidate, platform
 from llmasos_xla.kernels.activation import activation as activation_named
 from llmasos_xla.kernels.conv import onednn, triton_depthwise
 from llmasos_xla.kernels.conv.geometry import Geometry
-from llmasos_xla.kernels.conv.xla import FORMULATIONS, UNFIT, in_channels_last
+from llmasos_xla.kernels.conv.xla import FORMULATIONS, UNFIT, in_channels_last, slow
 
 LIBRARY = "library"
 DEPTHWISE = "depthwise kernel"
@@ -30,6 +30,7 @@ _REASONS = {
     "depthwise multiply-adds": "one input channel a group: no library on this platform takes it",
     "strided pointwise": "the stride is taken before the convolution",
     "canonical by group": "grouped convolutions have no fast path on this platform",
+    "phases": "the input gradient of a stride and the kernel gradient of a dilation as cuDNN takes them",
     "canonical": "gradients that the platform's library takes, inside loops too",
     "lax": "takes everything",
 }
@@ -57,11 +58,10 @@ def conv_candidates(
 ) -> list[Candidate]:
     """Every way to compute this convolution. Shapes do for arrays if none runs."""
     cannot = _cannot(g, out_sharding)
-    slow = None if platform() == "cpu" else f"measured to pay on cpu only, this is {platform()}"
 
     def candidate(formulation: str, unfit: Callable[[Geometry], str | None]) -> Candidate:
         run = partial(in_channels_last, FORMULATIONS[formulation], x, w, g)
-        return _candidate(formulation, run, epilogue, g, cannot or unfit(g), slow)
+        return _candidate(formulation, run, epilogue, g, cannot or unfit(g), slow(formulation, g))
 
     return [
         _depthwise(x, w, g, epilogue, out_sharding, named),

@@ -192,6 +192,13 @@ def transposed_pads(who: str, padding: Any, kernel: Ints, strides: Ints, rhs_dil
     return tuple(pads)
 
 
+def padded(x: jax.Array, g: Geometry) -> jax.Array:
+    """The channels-last input with its padding; negative padding crops."""
+    if all(pair == (0, 0) for pair in g.pads):
+        return x
+    return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((low, high, 0) for low, high in g.pads), (0, 0, 0)))
+
+
 def uncropped(g: Geometry) -> Geometry:
     """The geometry once negative padding has been cut off the input."""
     size = tuple(n + min(low, 0) + min(high, 0) for n, (low, high) in zip(g.size, g.pads))
