@@ -97,7 +97,7 @@ TESTS = (
 # Depthwise kernels on GPUs: strips of rows and blocks of columns and channels that end within the image.
 DEPTHWISE_TESTS = (
     Case("odd", (2, 5, 6, 3), (3, 3, 1, 3), groups=3),
-    Case("one-pixel", (1, 1, 1, 2), (1, 1, 1, 2), groups=2),
+    Case("one-pixel", (1, 1, 1, 2), (1, 2, 1, 2), groups=2),
     Case("small-image", (2, 2, 3, 9), (7, 7, 1, 9), groups=9),
     Case("strips", (2, 9, 5, 5), (7, 7, 1, 5), groups=5),
     Case("stride", (2, 9, 8, 5), (3, 3, 1, 5), 2, ((1, 1), (0, 1)), groups=5),
@@ -118,6 +118,21 @@ DEPTHWISE_TESTS = (
     Case("1d-long", (1, 40, 4), (31, 1, 4), padding=((30, 0),), groups=4),
     Case("1d-long-stride", (1, 41, 2), (19, 1, 2), 3, ((9, 9),), groups=2),
     Case("many-channels", (1, 3, 2, 130), (3, 2, 1, 130), groups=130),
+)
+
+# First layers on GPUs: windows whose elements end within a block, as places and output channels do.
+FIRST_LAYER_TESTS = (
+    Case("mnist", (2, 7, 6, 1), (3, 3, 1, 4), padding="VALID"),
+    Case("stem", (2, 13, 11, 3), (7, 7, 3, 20), 2, ((3, 3), (3, 3))),
+    Case("one", (1, 1, 1, 1), (2, 2, 1, 1)),
+    Case("patches", (2, 8, 8, 3), (4, 4, 3, 17), 4, "VALID"),
+    Case("unread-tail", (1, 9, 9, 4), (2, 3, 4, 6), (3, 4), "VALID"),
+    Case("dilated", (1, 9, 8, 2), (3, 2, 2, 3), (1, 2), rhs_dilation=(2, 1)),
+    Case("cropping", (2, 7, 6, 2), (3, 3, 2, 3), 1, ((-1, 1), (1, -2))),
+    Case("tall", (1, 30, 12, 1), (20, 5, 1, 3), 2),
+    Case("1d", (2, 30, 2), (7, 2, 40), 3, ((3, 3),)),
+    Case("1d-causal", (2, 70, 1), (4, 1, 16), 1, ((3, 0),)),
+    Case("many-outputs", (1, 5, 4, 3), (3, 3, 3, 130)),
 )
 
 TRANSPOSE_TESTS = (

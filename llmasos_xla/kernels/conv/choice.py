@@ -17,15 +17,16 @@ import jax.numpy as jnp
 
 from llmasos_xla.kernels._dispatch import Candidate, platform
 from llmasos_xla.kernels.activation import activation as activation_named
-from llmasos_xla.kernels.conv import onednn, triton_depthwise
+from llmasos_xla.kernels.conv import onednn, triton_depthwise, triton_first
 from llmasos_xla.kernels.conv.geometry import Geometry
 from llmasos_xla.kernels.conv.xla import FORMULATIONS, UNFIT, in_channels_last, slow
 
 LIBRARY = "library"
-DEPTHWISE = "depthwise kernel"
+DEPTHWISE, FIRST_LAYER = "depthwise kernel", "first layer kernel"
 
 _REASONS = {
     DEPTHWISE: "each element is loaded once for a whole column of taps; bias and activation fused",
+    FIRST_LAYER: "the window's own elements are the depth of one product; bias and activation fused",
     LIBRARY: "oneDNN's kernels, bias and activation fused; measured fastest on this platform",
     "depthwise multiply-adds": "one input channel a group: no library on this platform takes it",
     "strided pointwise": "the stride is taken before the convolution",
@@ -64,7 +65,8 @@ def conv_candidates(
         return _candidate(formulation, run, epilogue, g, cannot or unfit(g), slow(formulation, g))
 
     return [
-        _depthwise(x, w, g, epilogue, out_sharding, named),
+        _triton(DEPTHWISE, triton_depthwise, x, w, g, epilogue, out_sharding, named),
+        _triton(FIRST_LAYER, triton_first, x, w, g, epilogue, out_sharding, named),
         _library(x, w, g, epilogue, out_sharding, named),
         *(candidate(formulation, unfit) for formulation, unfit in UNFIT.items()),
         _candidate("lax", partial(FORMULATIONS["lax"], x, w, g, out_sharding), epilogue, g),
@@ -85,17 +87,25 @@ def transpose_candidates(x: Any, w: Any, g: Geometry, epilogue: Epilogue, named:
     ]
 
 
-def _depthwise(x: Any, w: Any, g: Geometry, epilogue: Epilogue, out_sharding: object, named: bool) -> Candidate:
+def _triton(
+    formulation: str, kernels: Any, x: Any, w: Any, g: Geometry, epilogue: Epilogue, out_sharding: object, named: bool
+) -> Candidate:
     def run() -> jax.Array:
-        computed = partial(triton_depthwise.conv, bias=epilogue.bias, activation=epilogue.activation, named=named)
-        return in_channels_last(lambda x, w, g: computed(x, w, g=g), x, w, g)
+        def computed(x: jax.Array, w: jax.Array, g: Geometry) -> jax.Array:
+            return kernels.conv(x, w, epilogue.bias, g, epilogue.activation, named)
+
+        return in_channels_last(computed, x, w, g)
 
     if platform() != "gpu":
         cannot = f"runs on gpu, this is {platform()}"
     else:
-        cannot = _cannot(g, out_sharding) or triton_depthwise.cannot(g, x, w)
-    slow = None if g.channels_last else "channels are not last: it would transpose the arrays"
-    return Candidate("triton", DEPTHWISE, run, cannot or slow, _REASONS[DEPTHWISE], able=cannot is None)
+        cannot = _cannot(g, out_sharding) or kernels.cannot(g, x, w)
+    slow = None
+    if not g.channels_last:
+        slow = "channels are not last: it would transpose the arrays"
+    elif all(k == 1 for k in g.kernel):
+        slow = "a kernel of size one is a plain product"
+    return Candidate("triton", formulation, run, cannot or slow, _REASONS[formulation], able=cannot is None)
 
 
 def _library(x: Any, w: Any, g: Geometry, epilogue: Epilogue, out_sharding: object, named: bool) -> Candidate:

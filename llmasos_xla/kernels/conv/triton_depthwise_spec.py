@@ -11,13 +11,6 @@ from llmasos_xla.kernels._triton import Device
 from llmasos_xla.kernels._triton.tuned import lookup
 from llmasos_xla.kernels.conv.geometry import Geometry, Ints, Pads
 
-DTYPES = ("float32", "bfloat16", "float16")
-
-# Activations inside of the kernels: those whose slope their result says, and those whose slope needs their argument.
-FROM_RESULT = ("relu", "relu6", "leaky_relu", "tanh", "sigmoid")
-FROM_ARGUMENT = ("silu", "gelu", "gelu_tanh")
-ACTIVATIONS = (*FROM_RESULT, *FROM_ARGUMENT)
-
 # A row of taps longer than this is taken in parts, or its weights would not fit into the registers.
 _TAPS = 8
 _WARPS = 4
@@ -86,6 +79,7 @@ class Spec(NamedTuple):
     pads: Pads
     dilation: Ints
     dtype: str
+    device: Device
     bias: bool = False
     activation: str = ""
     keep: str = ""
@@ -134,7 +128,7 @@ class Spec(NamedTuple):
         return Plane(*pairs)
 
     @property
-    def is_short(self) -> bool:
+    def recomputes(self) -> bool:
         """Whether its gradient is one pass that computes z again: a few taps over time, as of a state-space model.
 
         Keeping z instead would cost the forward pass one more write, and the gradients two more reads.
@@ -150,9 +144,9 @@ class Spec(NamedTuple):
         return jax.ShapeDtypeStruct(shape.get(name, (self.batch, *self.out_size, c)), jnp.dtype(self.dtype))
 
 
-def with_blocks(s: Spec, device: Device) -> Spec:
-    """The same with block sizes for that device."""
-    p, itemsize = s.plane, jnp.dtype(s.dtype).itemsize
+def with_blocks(s: Spec) -> Spec:
+    """The same with block sizes for its device."""
+    p, itemsize, device = s.plane, jnp.dtype(s.dtype).itemsize, s.device
     key = f"{s.dtype} {p.R}x{p.S}/{p.SH}x{p.SW} {p.H}x{p.W}x{s.channels}"
 
     def tuned(blocks, op):
@@ -164,7 +158,7 @@ def with_blocks(s: Spec, device: Device) -> Spec:
         forward=tuned(_slide(s.batch, s.channels, p, itemsize, device, False), "forward"),
         back=tuned(_slide(s.batch, s.channels, there, itemsize, device, True), "input gradient"),
         sums=tuned(_sums(s.batch, s.channels, p, device), "kernel gradient"),
-        short=tuned(_short(s.batch, s.channels, p, device), "gradient") if s.is_short else None,
+        short=tuned(_short(s.batch, s.channels, p, device), "gradient") if s.recomputes else None,
     )
 
 
@@ -204,8 +198,9 @@ def _slide(n: int, c: int, p: Plane, itemsize: int, device: Device, transposed: 
         # An element that is loaded costs about as much as one and a half multiply-adds: it is masked and converted.
         return _up(p.OH, rows) * (rows * taps / step + 1.5 * len(read))
 
-    most = max(step, 8 // step * step)
-    choices = [r for r in range(step, most + 1, step) if r < p.OH + step]
+    # Of several phases only doubled numbers: between them the assembler saves registers by spilling.
+    choices = [r for r in ((1, 2, 4, 8) if step > 1 else range(1, 9)) if r * step <= max(8, step)]
+    choices = [r * step for r in choices if r * step < p.OH + step]
     # Of short strips only those that leave no multiprocessor idle are worth their repeated loads.
     enough = [r for r in choices if programs(r) >= 2 * device.multiprocessors] or choices[:1]
     return Slide(min(enough, key=cost), taps, block_p, block_c)

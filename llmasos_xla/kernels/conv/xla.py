@@ -159,6 +159,8 @@ def slow(formulation: str, g: Geometry) -> str | None:
         return None if here == "gpu" else f"made for cuDNN, this is {here}"
     if here == "cpu":
         return None
+    if here == "gpu" and formulation == "depthwise multiply-adds" and all(k == 1 for k in g.kernel):
+        return None  # a factor for each channel
     if here == "gpu" and formulation == "canonical":
         dilated = any(d > 1 for d in g.rhs_dilation) and unphased(g) is None
         if dilated or any(b > 1 for b in g.lhs_dilation):

@@ -8,10 +8,13 @@ import numpy as np
 from jax import lax
 from kernels import conv_reference as reference
 from kernels.triton import aot
+from tolerances import assert_close
 
 from llmasos_xla import kernels
+from llmasos_xla.kernels import _dispatch
 from llmasos_xla.kernels._triton import devices
 from llmasos_xla.kernels.activation import activation as activation_named
+from llmasos_xla.kernels.conv.geometry import conv_geometry
 
 SMALL = devices.Device("one multiprocessor", 90, 1, 232448)
 """So small that every program of a sum has several blocks to go through."""
@@ -62,6 +65,43 @@ def in_float64(case, activation, arrays, dy):
     return results
 
 
+def check(case, activation, dtype, interpreted, bias=True, device=None):
+    """Holds what runs on a GPU, interpreted, to float64; the names of the kernels that ran."""
+    arrays, dy = drawn(case, dtype, bias)
+    with interpreted() as ran, contextlib.nullcontext() if device is None else compiled_for(device):
+        got = jax.block_until_ready(with_gradients(conv_of(case, activation))(arrays, dy))
+        ran = list(ran)
+    assert ran
+    for a, b in zip(got, in_float64(case, activation, arrays, dy)):
+        assert a.dtype == dtype
+        # Of 16 bits what is kept for the slope is rounded too; sums of gradients are long.
+        scale = 1 if dtype == "float32" else 2
+        assert_close(a, b, scale=scale * max(1.0, np.abs(b).max() / 4))
+    return ran
+
+
+def text(f, *arrays, platform="cuda"):
+    """The program of a function as it is on a GPU."""
+    with _dispatch.tracing_for("gpu"):
+        return jax.jit(f).trace(*arrays).lower(lowering_platforms=(platform,)).as_text()
+
+
+def explained(case, dtype=jnp.float32, **more):
+    """What runs on a GPU, and why not the rest."""
+    shapes = jax.ShapeDtypeStruct(case.lhs, dtype), jax.ShapeDtypeStruct(case.rhs, dtype)
+    with _dispatch.tracing_for("gpu"):
+        return kernels.explain(kernels.conv, *shapes, **(case.arguments | more))
+
+
+def geometry_of(case, dtype):
+    """A case as the candidates see it."""
+    a = case.arguments
+    return conv_geometry(
+        "conv", jax.ShapeDtypeStruct(case.lhs, dtype), jax.ShapeDtypeStruct(case.rhs, dtype), a["window_strides"],
+        a["padding"], None, a["rhs_dilation"], a["dimension_numbers"], a["feature_group_count"], 1, None, None,
+    )  # fmt: skip
+
+
 @contextlib.contextmanager
 def compiled_for(device):
     """As `devices.compiling_for`, for a GPU that is not in its table."""
@@ -70,6 +110,21 @@ def compiled_for(device):
         yield
     finally:
         devices._TOLD.reset(token)
+
+
+GPUS = {"sm80": "NVIDIA A100-SXM4-80GB", "sm100": "NVIDIA B200"}
+"""The GPU whose block sizes are compiled for a target; of other targets an H100's."""
+
+
+def compiled(operations, case, dtype, activation, target):
+    """What the compiler makes of the forward pass and of all gradients, by the kernels' names."""
+    with devices.compiling_for(GPUS.get(target, "NVIDIA H100 80GB HBM3")):
+        s = operations.spec_of(geometry_of(case, dtype), True, activation)
+        s = s._replace(sought=("w", "b") if s.struct("x").shape[-1] <= 4 else ("x", "w", "b"))
+        x, w, b, y = (s.struct(n) for n in "xwby")
+        family = operations.OPERATIONS
+        forward = reports(lambda *a: family.inference.build(s, *a), x, w, b, target=target)
+        return forward, reports(lambda *a: family.backward.build(s, *a), x, w, b, y, target=target)
 
 
 def launches(function, *arrays):

@@ -6,44 +6,25 @@ import numpy as np
 import pytest
 from kernels.triton.conv_problems import (
     SMALL,
-    compiled_for,
+    check,
+    compiled,
     conv_of,
     drawn,
+    explained,
     in_float64,
-    reports,
+    text,
     with_gradients,
 )
 from tolerances import assert_close
 
 from llmasos_xla import kernels
-from llmasos_xla.kernels import _dispatch, _triton
-from llmasos_xla.kernels._triton import devices
-from llmasos_xla.kernels.conv import triton_depthwise, triton_depthwise_spec
+from llmasos_xla.kernels.conv import triton_depthwise
 from llmasos_xla.kernels.conv.cases import DEPTHWISE_TESTS, GPU_BENCH, Case
-from llmasos_xla.kernels.conv.geometry import conv_geometry
 
 CALL = "triton_kernel_call_ffi"
 CASES = {case.name: case for case in DEPTHWISE_TESTS}
 ACTIVATIONS = (None, "relu", "silu", "relu6", "gelu", "leaky_relu", "gelu_tanh", "tanh", "sigmoid", "swish", "softplus")
 MIXED = [(name, ACTIVATIONS[i % len(ACTIVATIONS)]) for i, name in enumerate(CASES)]
-
-
-def check(case, activation, dtype, interpreted, bias=True, device=None):
-    arrays, dy = drawn(case, dtype, bias)
-    with interpreted() as ran:
-        if device is None:
-            got = jax.block_until_ready(with_gradients(conv_of(case, activation))(arrays, dy))
-        else:
-            with compiled_for(device):
-                got = jax.block_until_ready(with_gradients(conv_of(case, activation))(arrays, dy))
-        assert ran
-        ran = list(ran)
-    # Of 16 bits the forward pass that is kept is rounded before the slope is taken; sums of gradients are long.
-    scale = 1 if dtype == "float32" else 2
-    for a, b in zip(got, in_float64(case, activation, arrays, dy)):
-        assert a.dtype == dtype
-        assert_close(a, b, scale=scale * max(1.0, np.abs(b).max() / 4))
-    return ran
 
 
 @pytest.mark.parametrize(("name", "activation"), MIXED)
@@ -174,11 +155,6 @@ def test_eager_remat_and_scan_give_the_same(interpreted):
         assert_close(jax.jit(jax.grad(lambda x: loss(x, jax.checkpoint(f))))(x), plain)
 
 
-def text(f, *arrays, platform="cuda"):
-    with _dispatch.tracing_for("gpu"):
-        return jax.jit(f).trace(*arrays).lower(lowering_platforms=(platform,)).as_text()
-
-
 def test_calls_stand_in_a_cuda_program_alone():
     arrays, dy = drawn(CASES["odd"], "float32")
     both = with_gradients(conv_of(CASES["odd"], "silu"))
@@ -190,18 +166,18 @@ def test_calls_stand_in_a_cuda_program_alone():
 # The choice.
 
 
-def explained(case, dtype=jnp.float32, **more):
-    shapes = jax.ShapeDtypeStruct(case.lhs, dtype), jax.ShapeDtypeStruct(case.rhs, dtype)
-    with _dispatch.tracing_for("gpu"):
-        return kernels.explain(kernels.conv, *shapes, **(case.arguments | more))
-
-
 def test_it_is_chosen_on_gpu_alone():
     found = explained(CASES["stride"])
     assert (found.chosen.implementation, found.chosen.formulation) == ("triton", "depthwise kernel")
     shapes = jax.ShapeDtypeStruct(CASES["stride"].lhs, "float32"), jax.ShapeDtypeStruct(CASES["stride"].rhs, "float32")
     on_cpu = kernels.explain(kernels.conv, *shapes, **CASES["stride"].arguments)
     assert "triton: depthwise kernel (runs on gpu, this is cpu)" in str(on_cpu)
+
+
+def test_a_factor_for_each_channel_is_no_convolution():
+    found = explained(Case("", (2, 5, 5, 4), (1, 1, 1, 4), 2, groups=4))
+    assert found.chosen.formulation == "depthwise multiply-adds"
+    assert "triton: depthwise kernel (a kernel of size one is a plain product)" in str(found)
 
 
 @pytest.mark.parametrize(
@@ -259,23 +235,9 @@ SWEEP = (
 REST = [(n, t, d) for n in BENCH for t in ("sm80", "sm90", "sm100", "gfx942") for d in ("bfloat16", "float32")]
 
 
-def spec_of(case, dtype, activation):
-    a = case.arguments
-    g = conv_geometry(
-        "conv", jax.ShapeDtypeStruct(case.lhs, dtype), jax.ShapeDtypeStruct(case.rhs, dtype), a["window_strides"],
-        a["padding"], None, a["rhs_dilation"], a["dimension_numbers"], a["feature_group_count"], 1, None, None,
-    )  # fmt: skip
-    return triton_depthwise_spec.with_blocks(triton_depthwise.spec_of(g, True, activation), _triton.current())
-
-
 def check_compiled(name, target, dtype):
-    device = {"sm80": "NVIDIA A100-SXM4-80GB", "sm100": "NVIDIA B200"}.get(target, "NVIDIA H100 80GB HBM3")
-    with devices.compiling_for(device):
-        s = spec_of(BENCH[name], dtype, "silu" if name.startswith("mamba") else None)
-        s = s._replace(sought=("x", "w", "b"))
-        x, w, b, y = (s.struct(n) for n in "xwby")
-        forward = reports(lambda *a: triton_depthwise.INFERENCE.build(s, *a), x, w, b, target=target)
-        backward = reports(lambda *a: triton_depthwise.BACKWARD.build(s, *a), x, w, b, y, target=target)
+    activation = "silu" if name.startswith("mamba") else None
+    forward, backward = compiled(triton_depthwise, BENCH[name], dtype, activation, target)
     for report in (*forward.values(), *backward.values()):
         assert report.spilled == 0
         assert report.registers <= (512 if target == "gfx942" else 255)
