@@ -119,7 +119,8 @@ def _with_tiles(s: Spec) -> Spec:
     tiles = -(-(s.depth + 1) // block_k) * -(-s.cout // block_f)
     # Two waves of programs that four fit of on a multiprocessor.
     programs = max(1, min(8 * s.device.multiprocessors // tiles, -(-places // block_m)))
-    sums = Tiles(block_m, block_k, block_f, programs)
+    # Four warps of 128 outputs would spill.
+    sums = Tiles(block_m, block_k, block_f, programs, 8 if block_f > 64 else 4)
     key = f"{s.dtype} {'x'.join(map(str, (*s.kernel, s.cin, s.cout)))}/{s.stride[0]} {'x'.join(map(str, s.size))}"
 
     def tuned(tiles: Tiles, op: str) -> Tiles:

@@ -15,6 +15,7 @@ from llmasos_xla.kernels import _dispatch
 from llmasos_xla.kernels._triton import devices
 from llmasos_xla.kernels.activation import activation as activation_named
 from llmasos_xla.kernels.conv.geometry import conv_geometry
+from llmasos_xla.kernels.conv.triton_operations import FROM_RESULT
 
 SMALL = devices.Device("one multiprocessor", 90, 1, 232448)
 """So small that every program of a sum has several blocks to go through."""
@@ -120,11 +121,13 @@ def compiled(operations, case, dtype, activation, target):
     """What the compiler makes of the forward pass and of all gradients, by the kernels' names."""
     with devices.compiling_for(GPUS.get(target, "NVIDIA H100 80GB HBM3")):
         s = operations.spec_of(geometry_of(case, dtype), True, activation)
-        s = s._replace(sought=("w", "b") if s.struct("x").shape[-1] <= 4 else ("x", "w", "b"))
+        keep = "z" if s.activation and not s.recomputes else ""
+        sought = ("w", "b") if s.struct("x").shape[-1] <= 4 else ("x", "w", "b")
+        s = s._replace(keep=keep and ("y" if s.activation in FROM_RESULT else "z"), sought=sought)
         x, w, b, y = (s.struct(n) for n in "xwby")
-        family = operations.OPERATIONS
+        kept, family = [y] if keep else [], operations.OPERATIONS
         forward = reports(lambda *a: family.inference.build(s, *a), x, w, b, target=target)
-        return forward, reports(lambda *a: family.backward.build(s, *a), x, w, b, y, target=target)
+        return forward, reports(lambda *a: family.backward.build(s, *a), x, w, b, *kept, y, target=target)
 
 
 def launches(function, *arrays):

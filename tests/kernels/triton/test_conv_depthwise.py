@@ -224,19 +224,19 @@ BENCH["conv1d-long"] = Case("conv1d-long", (32, 1000, 256), (31, 1, 256), groups
 BENCH["efficientnet-down"] = Case("efficientnet-down", (128, 28, 28, 240), (5, 5, 1, 240), 2, groups=240)
 BENCH["past-32-bits"] = Case("past-32-bits", (4096, 112, 112, 64), (3, 3, 1, 64), groups=64)
 SWEEP = (
-    ("convnext-depthwise-56", "sm90", "bfloat16"),
-    ("conv1d-long", "sm90", "bfloat16"),
-    ("mamba-causal-depthwise", "sm90", "bfloat16"),
-    ("mamba-causal-depthwise", "gfx942", "float16"),
-    ("efficientnet-down", "sm80", "float32"),
-    ("convnext-depthwise-7", "sm100", "float32"),
-    ("past-32-bits", "gfx942", "bfloat16"),
+    ("convnext-depthwise-56", "sm90", "bfloat16", None),
+    ("conv1d-long", "sm90", "bfloat16", None),
+    ("mamba-causal-depthwise", "sm90", "bfloat16", "silu"),
+    ("mamba-causal-depthwise", "gfx942", "float16", "silu"),
+    ("efficientnet-down", "sm80", "float32", "silu"),
+    ("convnext-depthwise-7", "sm100", "float32", None),
+    ("past-32-bits", "gfx942", "bfloat16", "relu6"),
 )
-REST = [(n, t, d) for n in BENCH for t in ("sm80", "sm90", "sm100", "gfx942") for d in ("bfloat16", "float32")]
+TARGETS, DTYPES = ("sm80", "sm90", "sm100", "gfx942"), ("bfloat16", "float32")
+REST = [(n, t, d, a) for n in BENCH for t in TARGETS for d in DTYPES for a in (None, "silu")]
 
 
-def check_compiled(name, target, dtype):
-    activation = "silu" if name.startswith("mamba") else None
+def check_compiled(name, target, dtype, activation):
     forward, backward = compiled(triton_depthwise, BENCH[name], dtype, activation, target)
     for report in (*forward.values(), *backward.values()):
         assert report.spilled == 0
@@ -247,12 +247,12 @@ def check_compiled(name, target, dtype):
         assert "ld.global.v4.b32" in forward["slide_kernel"].text
 
 
-@pytest.mark.parametrize(("name", "target", "dtype"), SWEEP)
-def test_it_compiles_without_spills(name, target, dtype):
-    check_compiled(name, target, dtype)
+@pytest.mark.parametrize(("name", "target", "dtype", "activation"), SWEEP)
+def test_it_compiles_without_spills(name, target, dtype, activation):
+    check_compiled(name, target, dtype, activation)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "target", "dtype"), [each for each in REST if each not in SWEEP])
-def test_every_configuration_compiles_without_spills(name, target, dtype):
-    check_compiled(name, target, dtype)
+@pytest.mark.parametrize(("name", "target", "dtype", "activation"), [each for each in REST if each not in SWEEP])
+def test_every_configuration_compiles_without_spills(name, target, dtype, activation):
+    check_compiled(name, target, dtype, activation)

@@ -168,32 +168,33 @@ BENCH = {case.name: case for case in GPU_BENCH if case.lhs[-1] <= 4}
 BENCH["convnext-patchify"] = Case("convnext-patchify", (128, 224, 224, 3), (4, 4, 3, 96), 4, "VALID")
 BENCH["audio"] = Case("audio", (16, 16000, 1), (10, 1, 512), 5, "VALID")
 SWEEP = (
-    ("mnist-first-layer", "sm90", "bfloat16"),
-    ("resnet-stem", "sm90", "bfloat16"),
-    ("resnet-stem", "sm80", "float32"),
-    ("spectrogram-stem", "sm100", "float16"),
-    ("convnext-patchify", "sm90", "float32"),
-    ("resnet-stem", "gfx942", "bfloat16"),
+    ("mnist-first-layer", "sm90", "bfloat16", "relu"),
+    ("resnet-stem", "sm90", "bfloat16", None),
+    ("resnet-stem", "sm80", "float32", "relu"),
+    ("spectrogram-stem", "sm100", "float16", "silu"),
+    ("audio", "sm90", "bfloat16", None),
+    ("resnet-stem", "gfx942", "bfloat16", "relu"),
 )
-REST = [(n, t, d) for n in BENCH for t in ("sm80", "sm90", "sm100", "gfx942") for d in ("bfloat16", "float32")]
+TARGETS, DTYPES = ("sm80", "sm90", "sm100", "gfx942"), ("bfloat16", "float32")
+REST = [(n, t, d, a) for n in BENCH for t in TARGETS for d in DTYPES for a in (None, "relu", "silu")]
 
 
-def check_compiled(name, target, dtype):
+def check_compiled(name, target, dtype, activation):
     if target == "gfx942" and dtype == "float32":
         pytest.skip("float32 products are three of TF32, which gfx942 has not; JAX launches none there")
-    forward, backward = compiled(triton_first, BENCH[name], dtype, "relu", target)
+    forward, backward = compiled(triton_first, BENCH[name], dtype, activation, target)
     for report in (*forward.values(), *backward.values()):
         assert report.spilled == 0
         assert report.shared_memory <= aot.SHARED_MEMORY[target]
         assert report.matrix_instructions > 0
 
 
-@pytest.mark.parametrize(("name", "target", "dtype"), SWEEP)
-def test_it_compiles_to_matrix_instructions_without_spills(name, target, dtype):
-    check_compiled(name, target, dtype)
+@pytest.mark.parametrize(("name", "target", "dtype", "activation"), SWEEP)
+def test_it_compiles_to_matrix_instructions_without_spills(name, target, dtype, activation):
+    check_compiled(name, target, dtype, activation)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "target", "dtype"), [each for each in REST if each not in SWEEP])
-def test_every_configuration_compiles(name, target, dtype):
-    check_compiled(name, target, dtype)
+@pytest.mark.parametrize(("name", "target", "dtype", "activation"), [each for each in REST if each not in SWEEP])
+def test_every_configuration_compiles(name, target, dtype, activation):
+    check_compiled(name, target, dtype, activation)
