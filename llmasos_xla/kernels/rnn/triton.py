@@ -13,6 +13,8 @@ from llmasos_xla.kernels.rnn.triton_operations import INFERENCE
 from llmasos_xla.kernels.rnn.triton_spec import Spec, tiles
 
 DTYPES = ("float32", "bfloat16", "float16")
+# Units of a head are filled up to a multiple: rows of whole 16-byte words, which one instruction loads.
+_ALIGNED = 16
 
 
 def cannot(kind: str, p: Problem) -> str | None:
@@ -38,7 +40,8 @@ def spec_of(kind: str, p: Problem) -> Spec | str:
     device = _triton.current()
     assert isinstance(device, _triton.Device)
     batch, time, cin = p.x.shape
-    heads, head, _ = p.w_recurrent.shape if p.w_recurrent.ndim == 3 else (1, *p.w_recurrent.shape)
+    heads, head = _blocks(p)
+    head = -(-head // _ALIGNED) * _ALIGNED
     dtype = str(p.x.dtype)
     cut = [tiles(kind, batch, heads, head, dtype, device, backward) for backward in (False, True)]
     if None in cut:
@@ -63,18 +66,32 @@ def recurrence(kind: str, p: Problem, named: bool) -> tuple[jax.Array, tuple[jax
     s = spec_of(kind, p)
     assert isinstance(s, Spec)
     high = jnp.dtype(jnp.float32)
-    states = [jnp.zeros((s.batch, s.units), high) for _ in p.states]
+    heads, head = _blocks(p)
+
+    def padded(a: jax.Array, gates: int) -> jax.Array:
+        """The last axis, gate by gate and head by head, with zeros for the units that fill up a head."""
+        if head == s.head:
+            return a
+        apart = a.reshape(*a.shape[:-1], gates, -1, head)
+        wide = jnp.pad(apart, [(0, 0)] * (apart.ndim - 1) + [(0, s.head - head)])
+        return wide.reshape(*a.shape[:-1], -1)
+
+    def vector(a: jax.Array | None) -> jax.Array:
+        return jnp.zeros(s.gates * s.units, high) if a is None else padded(a.astype(high), s.gates)
+
+    w = padded(p.w_recurrent.reshape(heads, head, s.gates * head), s.gates)
     given: dict[str, Any] = {
         "x": p.x,
-        "w_input": p.w_input,
-        "w_recurrent": p.w_recurrent.reshape(s.blocks, s.head, s.gates * s.head),
-        "bias": _vector(p.bias, s),
-        "recurrent_bias": _vector(p.recurrent_bias, s),
+        "w_input": padded(p.w_input, s.gates),
+        "w_recurrent": jnp.pad(w, [(0, 0), (0, s.head - head), (0, 0)]) if head < s.head else w,
+        "bias": vector(p.bias),
+        "recurrent_bias": vector(p.recurrent_bias),
     }
-    for name, state, nothing in zip(("h0", "c0", "n0", "m0"), p.states, xla.initial(tuple(states))):
-        given[name] = nothing if state is None else state.astype(high)
+    nothing = xla.initial(tuple(jnp.zeros((s.batch, s.units), high) for _ in p.states))
+    for name, state, zero in zip(("h0", "c0", "n0", "m0"), p.states, nothing):
+        given[name] = zero if state is None else padded(state.astype(high), 1)
     if s.mask:
-        given["mask"] = p.recurrent_mask.astype(high)
+        given["mask"] = padded(p.recurrent_mask.astype(high), 1)
     if s.lengths:
         given["lengths"] = lengths = p.lengths.astype(jnp.int32)
         padding = jnp.arange(s.time, dtype=jnp.int32)[None, :, None] >= lengths[:, None, None]
@@ -83,9 +100,11 @@ def recurrence(kind: str, p: Problem, named: bool) -> tuple[jax.Array, tuple[jax
     if s.resets:
         given["resets"] = p.resets.astype(jnp.uint8)
     arrays = [given[name] for name in (*s.arguments, *s.integers)]
-    y, *final = _triton.call(INFERENCE, s, *arrays, named=named)
+    results = _triton.call(INFERENCE, s, *arrays, named=named)
+    y, *final = (a.reshape(*a.shape[:-1], heads, s.head)[..., :head].reshape(*a.shape[:-1], -1) for a in results)
     return y, tuple(a.astype(y.dtype) for a in final)
 
 
-def _vector(bias: jax.Array | None, s: Spec) -> jax.Array:
-    return jnp.zeros(s.gates * s.units, jnp.float32) if bias is None else bias.astype(jnp.float32)
+def _blocks(p: Problem) -> tuple[int, int]:
+    """Heads, and units of one."""
+    return p.w_recurrent.shape[:2] if p.w_recurrent.ndim == 3 else (1, p.w_recurrent.shape[0])

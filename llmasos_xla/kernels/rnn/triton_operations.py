@@ -31,7 +31,9 @@ def plain(s: Spec, *arrays: jax.Array) -> tuple[jax.Array, ...]:
     a = dict(zip((*s.arguments, *s.integers), arrays))
     directions = s.blocks // s.heads
     results = [_plain_direction(s, d, directions, a) for d in range(directions)]
-    return tuple(jnp.concatenate(parts, axis=-1).astype(s.struct(n).dtype) for n, parts in zip(s.outputs, zip(*results)))
+    return tuple(
+        jnp.concatenate(parts, axis=-1).astype(s.struct(n).dtype) for n, parts in zip(s.outputs, zip(*results))
+    )
 
 
 def _plain_direction(s: Spec, d: int, directions: int, a: dict[str, jax.Array]) -> list[jax.Array]:
@@ -67,26 +69,28 @@ def _constants(s: Spec, t: Tiles) -> dict[str, Any]:
     return {
         "KIND": s.kind, "BATCH": s.batch, "TIME": s.time, "BLOCKS": s.blocks, "HEADS": s.heads, "HEAD": s.head,
         "GATES": s.gates, "REVERSE": s.reverse, "BM": t.rows, "BN": t.units, "BK": t.inner, "SPLITS": t.splits,
-        "DEPTH": t.depth, "PRECISION": s.precision, "PTX": True,
+        "DEPTH": t.depth, "ROUNDS": t.rounds,
+        "PADDED": t.rounds * t.resident * t.rows, "PRECISION": s.precision, "PTX": True,
     }  # fmt: skip
 
 
 def _run(s: Spec, t: Tiles, kernel: Any, arrays: dict[str, Any], results: dict[str, Any], columns: int) -> list[Any]:
     """Launches a kernel on its tiles; pointers whose array is None are left out. `columns` are exchanged each step."""
-    row_tiles = -(-s.batch // t.rows)
     constants = _constants(s, t)
     for given in (arrays, results):
         constants |= {f"{name}_ptr": None for name, a in given.items() if a is None}
     made = {f"{name}_ptr": a for name, a in results.items() if a is not None}
     if t.splits > 1:
         wide = -(-columns // (t.inner * t.depth)) * t.inner * t.depth
-        made["exchange_ptr"] = jax.ShapeDtypeStruct((2, s.blocks, row_tiles * t.rows, wide), jnp.dtype(s.dtype))
-        made["counter_ptr"] = jax.ShapeDtypeStruct((row_tiles * s.blocks,), jnp.dtype(jnp.int32))
+        made["exchange_ptr"] = jax.ShapeDtypeStruct(
+            (2, s.blocks, t.rounds * t.resident * t.rows, wide), jnp.dtype(s.dtype)
+        )
+        made["counter_ptr"] = jax.ShapeDtypeStruct((t.rounds * t.resident * s.blocks,), jnp.dtype(jnp.int32))
     else:
         constants |= {"exchange_ptr": None, "counter_ptr": None}
     out = _triton.launch(
         kernel,
-        (t.splits, s.blocks, row_tiles),
+        (t.splits, s.blocks, t.resident),
         {f"{name}_ptr": a for name, a in arrays.items() if a is not None},
         made,
         constants,

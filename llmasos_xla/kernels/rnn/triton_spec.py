@@ -28,6 +28,10 @@ class Tiles(NamedTuple):
     splits: int
     """Programs that share a block, and wait for each other after each step; 1 for none."""
     warps: int
+    resident: int = 1
+    """Tiles of rows that run at a time."""
+    rounds: int = 1
+    """How often each program takes another tile."""
 
 
 class Spec(NamedTuple):
@@ -144,7 +148,7 @@ class _Problem(NamedTuple):
                     depth = warps if splits > 1 and rows < 64 else 1
                     t = Tiles(rows, units, units if splits == 1 else self._inner(depth), depth, splits, warps)
                     if self._registers(t):
-                        found.append(t)
+                        found.append(self._in_rounds(t))
                 units *= 2
         return found
 
@@ -157,7 +161,14 @@ class _Problem(NamedTuple):
         passing = max(t.rows * t.inner * t.depth * self.itemsize, t.rows * columns * t.depth * 4)
         if weights + passing > self.device.shared_memory:
             return False
-        return t.splits == 1 or self._programs(t) <= self.device.multiprocessors
+        return t.splits == 1 or t.splits * self.blocks <= self.device.multiprocessors
+
+    def _in_rounds(self, t: Tiles) -> Tiles:
+        count = -(-self.batch // t.rows)
+        at_once = (
+            count if t.splits == 1 else min(count, max(1, self.device.multiprocessors // (t.splits * self.blocks)))
+        )
+        return t._replace(resident=at_once, rounds=-(-count // at_once))
 
     def _registers(self, t: Tiles) -> bool:
         """Whether a program of these tiles was seen to compile without spilling."""
@@ -165,8 +176,9 @@ class _Problem(NamedTuple):
             return t.rows * t.units <= 256 * t.warps
         weights = self._weights(t)
         if t.depth > 1:
-            return t.rows * t.units <= 64 * t.warps and weights <= (1 << 16 if t.warps == 4 else 3 << 16)
-        return t.rows == 16 * t.warps and t.units == 16 and (t.rows == 128 or not self.backward or weights <= 1 << 16)
+            most = 3 << 14 if t.warps == 4 else 3 << 16 if t.rows == 16 else 1 << 17
+            return t.rows * t.units <= 64 * t.warps and weights <= most
+        return t.rows == 16 * t.warps and t.units == 16 and weights <= (1 << 16 if self.backward else 1 << 17)
 
     def nanoseconds(self, t: Tiles) -> float:
         """A model of one step, from latencies that the literature gives for an H100; not yet fitted to measurements."""
@@ -177,10 +189,7 @@ class _Problem(NamedTuple):
         if t.splits > 1:
             exchanged = t.rows * self.head * self.itemsize * (self.gates if self.backward else 1)
             step += 1400 + exchanged / 60  # the counter there and back, then a read from the second cache
-        return step * -(-self._programs(t) // self.device.multiprocessors)
-
-    def _programs(self, t: Tiles) -> int:
-        return t.splits * self.blocks * -(-self.batch // t.rows)
+        return step * t.rounds * -(-t.splits * self.blocks * t.resident // self.device.multiprocessors)
 
     def _terms(self) -> int:
         return self.gates * self.head if self.backward else self.head
