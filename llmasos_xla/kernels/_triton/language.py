@@ -24,8 +24,8 @@ def wait(counter, target, PTX: tl.constexpr):
     """Waits until `target` arrivals stand at `counter`, which starts at 0 and only grows.
 
     What the others wrote is then read with cache modifier ".cg": the first cache knows nothing of other
-    multiprocessors. Every program of the group must be resident, or this would never end; it ends with an error, on CUDA
-    that of an illegal instruction.
+    multiprocessors. Every program of the group must be resident, or this would never end; it ends with an error, on
+    CUDA that of an illegal instruction.
     """
     arrived = 0
     spins = 0

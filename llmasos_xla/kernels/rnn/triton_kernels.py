@@ -2,15 +2,17 @@
 
 A program owns `BM` rows of the batch and `BN` hidden units of one block, with all gates of these units: the columns of
 the recurrent weights that they need stay in its shared memory or registers from the first step to the last, and so do
-its units' states. Batches of more tiles than can be resident are taken in rounds. A block is one direction and one head: its units see no others. With `SPLITS` == 1 one program owns a
-block and hands its state on in registers. Else `SPLITS` programs share it: after each step they hand the new state
-through `exchange`, two buffers in turn, and wait for each other at a counter.
+its units' states. Batches of more tiles than can be resident are taken in rounds. A block is one direction and one
+head: its units see no others. With `SPLITS` == 1 one program owns a block and hands its state on in registers. Else
+`SPLITS` programs share it: after each step they hand the new state through `exchange`, two buffers in turn, and wait
+for each other at a counter.
 
-Gates come in pairs: the columns of two are interleaved, unit by unit, so that a thread holds both gates of its units and
-taking them apart moves nothing between threads. An LSTM has two pairs, a GRU one pair and n alone, the others one gate.
+Gates come in pairs: the columns of two are interleaved, unit by unit, so that a thread holds both gates of its units
+and taking them apart moves nothing between threads. An LSTM has two pairs, a GRU one pair and n alone, the others one
+gate.
 
 With `DEPTH` > 1 a product is a batch of `DEPTH` products over a share of the depth each, one for each warp, and their
-sum: a tile of 16 rows and 16 units has too few columns for four warps, which would all compute the same.
+sum: a tile of 16 rows and 16 units has too few columns for all warps, which would compute the same.
 
 Arrays (blocks = directions * heads, units = blocks * head):
     p        [batch, time, directions, columns]               x W, of the input, in pairs
@@ -103,8 +105,9 @@ def _apart(pair, M: tl.constexpr, N: tl.constexpr):
 
 @triton.jit
 def forward(
-    p_ptr, ra_ptr, rb_ptr, bias_ptr, recurrent_bias_ptr, lengths_ptr, resets_ptr, mask_ptr, h0_ptr, c0_ptr, n0_ptr, m0_ptr,
-    y_ptr, h_ptr, c_ptr, n_ptr, m_ptr, gates_ptr, previous_ptr, cells_ptr, counts_ptr, exchange_ptr, counter_ptr,
+    p_ptr, ra_ptr, rb_ptr, bias_ptr, recurrent_bias_ptr, lengths_ptr, resets_ptr, mask_ptr, h0_ptr, c0_ptr, n0_ptr,
+    m0_ptr, y_ptr, h_ptr, c_ptr, n_ptr, m_ptr, gates_ptr, previous_ptr, cells_ptr, counts_ptr, exchange_ptr,
+    counter_ptr,
     KIND: tl.constexpr, BATCH: tl.constexpr, TIME: tl.constexpr, BLOCKS: tl.constexpr, HEADS: tl.constexpr,
     HEAD: tl.constexpr, GATES: tl.constexpr, REVERSE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     BK: tl.constexpr, SPLITS: tl.constexpr, DEPTH: tl.constexpr, ROUNDS: tl.constexpr, PADDED: tl.constexpr,
