@@ -24,6 +24,8 @@ Arrays (blocks = directions * heads, units = blocks * head):
                                                               products of them, outside
 """
 
+from typing import no_type_check
+
 import triton
 import triton.language as tl
 
@@ -34,6 +36,7 @@ LOWEST = tl.constexpr(-1e30)
 
 
 @triton.jit
+@no_type_check
 def _depth(k, DEPTH: tl.constexpr, SPAN: tl.constexpr, BK: tl.constexpr):
     """Which terms of a product its k-th part sums: [BK], or [DEPTH, BK] with a share each."""
     inner = k * BK + tl.arange(0, BK)
@@ -43,6 +46,7 @@ def _depth(k, DEPTH: tl.constexpr, SPAN: tl.constexpr, BK: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def _weights(r_ptr, block, inner, first_column, N: tl.constexpr, COLUMNS: tl.constexpr, HEAD: tl.constexpr):
     """Rows `inner` of recurrent weights [blocks, HEAD, COLUMNS], N columns of them: [..., inner, N]."""
     column = first_column + tl.arange(0, N)
@@ -56,6 +60,7 @@ def _weights(r_ptr, block, inner, first_column, N: tl.constexpr, COLUMNS: tl.con
 
 
 @triton.jit
+@no_type_check
 def _transposed_weights(r_ptr, block, inner, limit, first_unit, N: tl.constexpr, HEAD: tl.constexpr,
                         GATES: tl.constexpr):  # fmt: skip
     """Columns of the recurrent weights below `limit` against the rows of this program's units: [..., inner, N]."""
@@ -70,6 +75,7 @@ def _transposed_weights(r_ptr, block, inner, limit, first_unit, N: tl.constexpr,
 
 
 @triton.jit
+@no_type_check
 def _handed(turn_ptr, inner, rows, kept, WIDTH: tl.constexpr):
     """What the programs of a block handed over, rows of WIDTH, at the places `inner`; where not `kept`, zeros.
 
@@ -91,6 +97,7 @@ def _handed(turn_ptr, inner, rows, kept, WIDTH: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def _columns(base_ptr, row, live, first_column, limit, N: tl.constexpr):
     """N columns of rows that start at `row`: [rows, N] of float32."""
     column = first_column + tl.arange(0, N)
@@ -99,11 +106,13 @@ def _columns(base_ptr, row, live, first_column, limit, N: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def _apart(pair, M: tl.constexpr, N: tl.constexpr):
     return tl.split(tl.reshape(pair, (M, N, 2)))
 
 
 @triton.jit
+@no_type_check
 def forward(
     p_ptr, ra_ptr, rb_ptr, bias_ptr, recurrent_bias_ptr, lengths_ptr, resets_ptr, mask_ptr, h0_ptr, c0_ptr, n0_ptr,
     m0_ptr, y_ptr, h_ptr, c_ptr, n_ptr, m_ptr, gates_ptr, previous_ptr, cells_ptr, counts_ptr, exchange_ptr,
@@ -331,12 +340,14 @@ def forward(
 
 
 @triton.jit
+@no_type_check
 def _saved(pointer, step, kind, kinds, block, unit, owned, UNITS: tl.constexpr, HEAD: tl.constexpr):
     at = step[:, None] * (kinds * UNITS) + kind * UNITS + block * HEAD + unit[None, :]
     return tl.load(pointer + at, mask=owned, other=0.0).to(tl.float32)
 
 
 @triton.jit
+@no_type_check
 def backward(
     dy_ptr, dh_ptr, dc_ptr, dn_ptr, r_ptr, lengths_ptr, resets_ptr, mask_ptr, gates_ptr, previous_ptr, cells_ptr,
     counts_ptr, dp_ptr, dh0_ptr, dc0_ptr, dn0_ptr, exchange_ptr, counter_ptr,

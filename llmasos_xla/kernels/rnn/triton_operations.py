@@ -64,20 +64,21 @@ def _plain_direction(s: Spec, d: int, directions: int, a: dict[str, jax.Array]) 
 # The launches.
 
 
-def _constants(s: Spec, t: Tiles) -> dict[str, Any]:
+def constants(s: Spec, t: Tiles) -> dict[str, Any]:
+    """What the kernels are compiled for, by the names of their parameters."""
     return {
         "KIND": s.kind, "BATCH": s.batch, "TIME": s.time, "BLOCKS": s.blocks, "HEADS": s.heads, "HEAD": s.head,
         "GATES": s.gates, "REVERSE": s.reverse, "BM": t.rows, "BN": t.units, "BK": t.inner, "SPLITS": t.splits,
-        "DEPTH": t.depth, "ROUNDS": t.rounds,
-        "PADDED": t.rounds * t.resident * t.rows, "PRECISION": s.precision, "PTX": True,
+        "DEPTH": t.depth, "ROUNDS": t.rounds, "PADDED": t.rounds * t.resident * t.rows, "PRECISION": s.precision,
+        "PTX": True,
     }  # fmt: skip
 
 
 def _run(s: Spec, t: Tiles, kernel: Any, arrays: dict[str, Any], results: dict[str, Any], columns: int) -> list[Any]:
     """Launches a kernel on its tiles; pointers whose array is None are left out. `columns` are exchanged each step."""
-    constants = _constants(s, t)
+    static = constants(s, t)
     for given in (arrays, results):
-        constants |= {f"{name}_ptr": None for name, a in given.items() if a is None}
+        static |= {f"{name}_ptr": None for name, a in given.items() if a is None}
     made = {f"{name}_ptr": a for name, a in results.items() if a is not None}
     if t.splits > 1:
         wide = -(-columns // (t.inner * t.depth)) * t.inner * t.depth
@@ -85,13 +86,13 @@ def _run(s: Spec, t: Tiles, kernel: Any, arrays: dict[str, Any], results: dict[s
         made["exchange_ptr"] = jax.ShapeDtypeStruct((2, s.blocks, row_tiles * t.rows, wide), jnp.dtype(s.dtype))
         made["counter_ptr"] = jax.ShapeDtypeStruct((row_tiles * s.blocks,), jnp.dtype(jnp.int32))
     else:
-        constants |= {"exchange_ptr": None, "counter_ptr": None}
+        static |= {"exchange_ptr": None, "counter_ptr": None}
     out = _triton.launch(
         kernel,
         (t.splits, s.blocks, t.resident),
         {f"{name}_ptr": a for name, a in arrays.items() if a is not None},
         made,
-        constants,
+        static,
         device=s.device,
         options=Options(t.warps),
         zeroed=("exchange_ptr", "counter_ptr"),
