@@ -182,8 +182,8 @@ class _Problem(NamedTuple):
         weights = self._weights(t)
         if t.depth > 1:
             most = 3 << 14 if t.warps == 4 else 1 << 18 if t.rows == 16 else 1 << 17
-            return t.rows * t.units <= 64 * t.warps and weights <= most
-        return t.rows == 16 * t.warps and t.units == 16 and weights <= (1 << 16 if self.backward else 1 << 17)
+            return t.rows * t.units <= 64 * t.warps and weights <= most and (t.units <= 16 or not self.backward)
+        return not self.backward and t.rows == 16 * t.warps and t.units == 16 and weights <= 1 << 17
 
     def nanoseconds(self, t: Tiles) -> float:
         """A model of one step, from latencies that the literature gives for an H100; not yet fitted to measurements."""

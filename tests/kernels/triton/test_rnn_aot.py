@@ -64,7 +64,7 @@ def report(s, target, backward):
     constants = triton_operations.constants(s, tiles) | {n: None for n in names if n[:-4] not in given}
     constants["PTX"] = target != "gfx942"
     pointers = {n: given[n[:-4]] for n in names if n[:-4] in given}
-    return aot.compiled(kernel, pointers, constants, target, Options(tiles.warps))
+    return aot.compiled(kernel, pointers, constants, target, Options(tiles.warps, registers=255))
 
 
 def assert_fast(s, target):
