@@ -100,12 +100,16 @@ def _triton(
         cannot = f"runs on gpu, this is {platform()}"
     else:
         cannot = _cannot(g, out_sharding) or kernels.cannot(g, x, w)
-    slow = None
+    if cannot is not None:
+        return Candidate("triton", formulation, run, cannot, _REASONS[formulation])
     if not g.channels_last:
         slow = "channels are not last: it would transpose the arrays"
     elif all(k == 1 for k in g.kernel):
         slow = "a kernel of size one is a plain product"
-    return Candidate("triton", formulation, run, cannot or slow, _REASONS[formulation], able=cannot is None)
+    else:
+        slow = kernels.slower(g)
+    reason = f"{_REASONS[formulation]}; {kernels.origin(g)}"
+    return Candidate("triton", formulation, run, slow, reason, able=True)
 
 
 def _library(x: Any, w: Any, g: Geometry, epilogue: Epilogue, out_sharding: object, named: bool) -> Candidate:

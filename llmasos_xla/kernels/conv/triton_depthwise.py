@@ -7,10 +7,18 @@ import jax
 import jax.numpy as jnp
 
 from llmasos_xla.kernels import _triton
+from llmasos_xla.kernels._triton import tuned
 from llmasos_xla.kernels.activation import ACTIVATIONS
 from llmasos_xla.kernels.conv.geometry import Geometry, cropped, uncropped
-from llmasos_xla.kernels.conv.triton_depthwise_spec import Plane, Spec, slide_programs, with_blocks
-from llmasos_xla.kernels.conv.triton_operations import DTYPES, Arrays, family, fused, start, summed
+from llmasos_xla.kernels.conv.triton_depthwise_spec import (
+    FORWARD,
+    Plane,
+    Spec,
+    shape_class,
+    slide_programs,
+    with_blocks,
+)
+from llmasos_xla.kernels.conv.triton_operations import CHOICE, DTYPES, Arrays, family, fused, start, summed
 
 
 def _slide(s: Spec, read: Any, w: Any, b: Any, kept: Any, transposed: bool, results: dict[str, Any]) -> Arrays:
@@ -141,6 +149,19 @@ def cannot(g: Geometry, x: Any, w: Any) -> str | None:
     if any(n + min(low, 0) + min(high, 0) < 1 for n, (low, high) in zip(g.size, g.pads)):
         return "negative padding crops everything"
     return _triton.unfit(x, w) or _triton.refusal()
+
+
+def slower(g: Geometry) -> str | None:
+    """Why XLA is the better choice although the kernels could, as far as was measured, or None."""
+    s = spec_of(uncropped(g), False, None)
+    return tuned.slower(s.device.name, CHOICE, shape_class(s))
+
+
+def origin(g: Geometry) -> str:
+    """Where the block sizes come from, for `explain`."""
+    s = spec_of(uncropped(g), False, None)
+    measured = tuned.lookup(s.device.name, FORWARD, shape_class(s))
+    return tuned.UNMEASURED if measured is None else tuned.origin(s.device.name)
 
 
 def conv(

@@ -21,8 +21,6 @@ Sums of products of something with itself across the batch (the kernel gradient)
 until its end; programs write their sums side by side, and XLA adds them up: the same bit for bit in every run.
 """
 
-# ruff: noqa: RUF005  (Triton has no unpacking of tuples)
-
 from typing import no_type_check
 
 import triton
@@ -67,6 +65,7 @@ def slide_kernel(
         steps = (S - first + SW - 1) // SW
         top = strip * (ROWS // SH)
         left = q + (phase + PW - first) // SW
+        tl.static_assert(ROWS % SH == 0, "a strip of the input gradient starts with the first phase of the rows")
         LOW: tl.constexpr = -(((TAPS - 1) * DH - PH) // SH)
         HIGH: tl.constexpr = (ROWS - 1 + PH) // SH + 1
     else:

@@ -7,13 +7,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from llmasos_xla.kernels._triton import Device
-from llmasos_xla.kernels._triton.tuned import lookup
+from llmasos_xla.kernels._triton import Device, tuned
 from llmasos_xla.kernels.conv.geometry import Geometry, Ints, Pads
 
 # A row of taps longer than this is taken in parts, or its weights would not fit into the registers.
 _TAPS = 8
 _WARPS = 4
+
+FORWARD = "depthwise forward"
+"""The tuned table of the forward pass' blocks."""
 
 
 class Slide(NamedTuple):
@@ -145,21 +147,27 @@ class Spec(NamedTuple):
 
 
 def with_blocks(s: Spec) -> Spec:
-    """The same with block sizes for its device."""
-    p, itemsize, device = s.plane, jnp.dtype(s.dtype).itemsize, s.device
-    key = f"{s.dtype} {p.R}x{p.S}/{p.SH}x{p.SW} {p.H}x{p.W}x{s.channels}"
-
-    def tuned(blocks, op):
-        found = lookup(device.name, f"depthwise {op}", key)
-        return blocks._replace(**found) if found else blocks
-
-    there = Plane(p.OH, p.OW, p.H, p.W, *p[4:])
+    """The same with block sizes for its device: those that were measured fastest, else those of the cost model."""
+    p, itemsize, device, key = s.plane, jnp.dtype(s.dtype).itemsize, s.device, shape_class(s)
+    forward = _slide(s.batch, s.channels, p, itemsize, device, False)
+    s = s._replace(forward=tuned.replaced(forward, device.name, FORWARD, key), back=None, sums=None, short=None)
+    if s.recomputes:
+        short = _short(s.batch, s.channels, p, device)
+        return s._replace(short=tuned.replaced(short, device.name, "depthwise gradient", key))
+    back = _slide(s.batch, s.channels, Plane(p.OH, p.OW, p.H, p.W, *p[4:]), itemsize, device, True)
+    sums = _sums(s.batch, s.channels, p, device)
     return s._replace(
-        forward=tuned(_slide(s.batch, s.channels, p, itemsize, device, False), "forward"),
-        back=tuned(_slide(s.batch, s.channels, there, itemsize, device, True), "input gradient"),
-        sums=tuned(_sums(s.batch, s.channels, p, device), "kernel gradient"),
-        short=tuned(_short(s.batch, s.channels, p, device), "gradient") if s.recomputes else None,
+        back=tuned.replaced(back, device.name, "depthwise input gradient", key),
+        sums=tuned.replaced(sums, device.name, "depthwise kernel gradient", key),
     )
+
+
+def shape_class(s: Spec) -> str:
+    """What decides how fast it is, as tuned tables name it: "depthwise 16-bit 7x7/1x1/1x1 b=8 ..."."""
+    p = s.plane
+    # Both 16-bit dtypes have the same instructions.
+    words = f"depthwise {8 * jnp.dtype(s.dtype).itemsize}-bit {p.R}x{p.S}/{p.SH}x{p.SW}/{p.DH}x{p.DW}"
+    return f"{words} b={s.batch} h={p.H} w={p.W} c={s.channels}"
 
 
 def slide_programs(n: int, c: int, p: Plane, transposed: bool, blocks: Slide) -> int:

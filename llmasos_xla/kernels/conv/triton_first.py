@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from llmasos_xla.kernels import _triton
-from llmasos_xla.kernels._triton import Device
+from llmasos_xla.kernels._triton import Device, tuned
 from llmasos_xla.kernels._triton.precision import dot_precision
-from llmasos_xla.kernels._triton.tuned import lookup
 from llmasos_xla.kernels.activation import ACTIVATIONS
 from llmasos_xla.kernels.conv.geometry import Geometry, Ints, Pads, cropped, uncropped
 from llmasos_xla.kernels.conv.triton_operations import (
+    CHOICE,
     DTYPES,
     Arrays,
     ahead_of_activation,
@@ -27,6 +27,9 @@ from llmasos_xla.kernels.conv.xla import plain_convolution
 
 MOST_CHANNELS = 4
 MOST_ELEMENTS = 512
+
+FORWARD = "first layer forward"
+"""The tuned table of the forward pass' blocks."""
 
 
 class Tiles(NamedTuple):
@@ -101,7 +104,7 @@ class Spec(NamedTuple):
 
 
 def _with_tiles(s: Spec) -> Spec:
-    """The same with block sizes for its device."""
+    """The same with block sizes for its device: those that were measured fastest, else those of the cost model."""
     places = s.batch * math.prod(s.out_size)
     block_f = max(16, min(128, _power(s.cout)))
     wide = s.dtype == "float32"
@@ -121,13 +124,19 @@ def _with_tiles(s: Spec) -> Spec:
     programs = max(1, min(8 * s.device.multiprocessors // tiles, -(-places // block_m)))
     # Four warps of 128 outputs would spill.
     sums = Tiles(block_m, block_k, block_f, programs, 8 if block_f > 64 else 4)
-    key = f"{s.dtype} {'x'.join(map(str, (*s.kernel, s.cin, s.cout)))}/{s.stride[0]} {'x'.join(map(str, s.size))}"
+    key = shape_class(s)
+    return s._replace(
+        forward=tuned.replaced(forward, s.device.name, FORWARD, key),
+        sums=tuned.replaced(sums, s.device.name, "first layer kernel gradient", key),
+    )
 
-    def tuned(tiles: Tiles, op: str) -> Tiles:
-        found = lookup(s.device.name, f"first layer {op}", key)
-        return tiles._replace(**found) if found else tiles
 
-    return s._replace(forward=tuned(forward, "forward"), sums=tuned(sums, "kernel gradient"))
+def shape_class(s: Spec) -> str:
+    """What decides how fast it is, as tuned tables name it: "first layer 16-bit 7x7x3/2x2/1x1 b=8 ..."."""
+    numbers = "16-bit" if jnp.dtype(s.dtype).itemsize == 2 else s.precision
+    window = "/".join("x".join(map(str, sizes)) for sizes in ((*s.kernel, s.cin), s.stride, s.dilation))
+    places = " ".join(f"{axis}={n}" for axis, n in zip("hw"[2 - len(s.size) :], s.size))
+    return f"first layer {numbers} {window} b={s.batch} {places} f={s.cout}"
 
 
 def _power(n: int) -> int:
@@ -241,6 +250,19 @@ def cannot(g: Geometry, x: Any, w: Any) -> str | None:
     if any(n + min(low, 0) + min(high, 0) < 1 for n, (low, high) in zip(g.size, g.pads)):
         return "negative padding crops everything"
     return _triton.unfit(x, w) or _triton.refusal()
+
+
+def slower(g: Geometry) -> str | None:
+    """Why XLA is the better choice although the kernels could, as far as was measured, or None."""
+    s = spec_of(uncropped(g), False, None)
+    return tuned.slower(s.device.name, CHOICE, shape_class(s))
+
+
+def origin(g: Geometry) -> str:
+    """Where the block sizes come from, for `explain`."""
+    s = spec_of(uncropped(g), False, None)
+    measured = tuned.lookup(s.device.name, FORWARD, shape_class(s))
+    return tuned.UNMEASURED if measured is None else tuned.origin(s.device.name)
 
 
 def conv(

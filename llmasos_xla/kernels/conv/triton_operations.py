@@ -36,6 +36,9 @@ FROM_ARGUMENT = ("silu", "gelu", "gelu_tanh")
 
 DTYPES = ("float32", "bfloat16", "float16")
 
+CHOICE = "conv"
+"""The tuned table that says by class of shapes how long Triton and XLA took."""
+
 
 def fused(activation: str | None) -> str:
     """The activation as the kernels know it, "" for none or one that they do not know."""

@@ -12,7 +12,7 @@ from tolerances import assert_close
 
 from llmasos_xla import kernels
 from llmasos_xla.kernels import _dispatch
-from llmasos_xla.kernels._triton import devices
+from llmasos_xla.kernels._triton import devices, tuned
 from llmasos_xla.kernels.activation import activation as activation_named
 from llmasos_xla.kernels.conv.geometry import conv_geometry
 from llmasos_xla.kernels.conv.triton_operations import FROM_RESULT
@@ -92,6 +92,26 @@ def explained(case, dtype=jnp.float32, **more):
     shapes = jax.ShapeDtypeStruct(case.lhs, dtype), jax.ShapeDtypeStruct(case.rhs, dtype)
     with _dispatch.tracing_for("gpu"):
         return kernels.explain(kernels.conv, *shapes, **(case.arguments | more))
+
+
+def check_tuned(operations, case, blocks, worded):
+    """A table's entry of a class like the case's gives the blocks of all its calls, and the choice of XLA."""
+    g = geometry_of(case, "bfloat16")
+    key = operations.shape_class(operations.spec_of(g, True, None))
+    assert key.startswith(worded)
+    twice = operations.shape_class(operations.spec_of(g._replace(batch=2 * g.batch), True, None))
+    assert tuned.UNMEASURED in explained(case, "bfloat16").chosen.reason
+    for table, (field, entry) in blocks.items():
+        with tuned.trying({table: {twice: entry}}) as asked:
+            s = operations.spec_of(g, True, None)
+            assert (table, key) in asked
+            assert entry.items() <= getattr(s, field)._asdict().items()
+    with tuned.trying({"conv": {twice: {"triton": 2e-3, "xla": 1e-3}}}):
+        found = explained(case, "bfloat16")
+        assert found.chosen.implementation == "xla"
+        assert "takes 2.00 times as long as XLA" in str(found)
+    with tuned.trying({"conv": {twice: {"triton": 1e-3, "xla": 2e-3}}}):
+        assert explained(case, "bfloat16").chosen.implementation == "triton"
 
 
 def geometry_of(case, dtype):

@@ -7,10 +7,12 @@ import pytest
 from kernels.triton.conv_problems import (
     SMALL,
     check,
+    check_tuned,
     compiled,
     conv_of,
     drawn,
     explained,
+    geometry_of,
     in_float64,
     text,
     with_gradients,
@@ -18,6 +20,7 @@ from kernels.triton.conv_problems import (
 from tolerances import assert_close
 
 from llmasos_xla import kernels
+from llmasos_xla.kernels._triton import tuned
 from llmasos_xla.kernels.conv import triton_depthwise
 from llmasos_xla.kernels.conv.cases import DEPTHWISE_TESTS, GPU_BENCH, Case
 
@@ -172,6 +175,36 @@ def test_it_is_chosen_on_gpu_alone():
     shapes = jax.ShapeDtypeStruct(CASES["stride"].lhs, "float32"), jax.ShapeDtypeStruct(CASES["stride"].rhs, "float32")
     on_cpu = kernels.explain(kernels.conv, *shapes, **CASES["stride"].arguments)
     assert "triton: depthwise kernel (runs on gpu, this is cpu)" in str(on_cpu)
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks"),
+    [
+        (
+            "stride",
+            {
+                "depthwise forward": ("forward", {"rows": 1, "warps": 8}),
+                "depthwise input gradient": ("back", {"rows": 8, "warps": 2}),
+                "depthwise kernel gradient": ("sums", {"programs": 7}),
+            },
+        ),
+        ("1d-causal", {"depthwise gradient": ("short", {"rows": 16, "programs": 3})}),
+    ],
+)
+def test_a_tuned_table_has_the_last_word(name, blocks):
+    check_tuned(triton_depthwise, CASES[name], blocks, "depthwise 16-bit")
+
+
+def test_tuned_blocks_compute_the_same(interpreted):
+    arrays, dy = drawn(CASES["stride"], "float32")
+    both, g = with_gradients(conv_of(CASES["stride"], None)), geometry_of(CASES["stride"], "float32")
+    key = triton_depthwise.shape_class(triton_depthwise.spec_of(g, True, None))
+    with interpreted():
+        wanted = both(arrays, dy)
+    entries = {"forward": {"rows": 3}, "input gradient": {"rows": 4, "warps": 2}, "kernel gradient": {"programs": 9}}
+    with interpreted(), tuned.trying({f"depthwise {table}": {key: entry} for table, entry in entries.items()}):
+        for a, b in zip(jax.block_until_ready(both(arrays, dy)), wanted):
+            assert_close(a, b, scale=4)
 
 
 def test_a_factor_for_each_channel_is_no_convolution():

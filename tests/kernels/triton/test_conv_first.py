@@ -8,6 +8,7 @@ from kernels.triton import aot
 from kernels.triton.conv_problems import (
     SMALL,
     check,
+    check_tuned,
     compiled,
     conv_of,
     drawn,
@@ -144,6 +145,14 @@ def test_it_is_chosen_on_gpu_alone():
     shapes = jax.ShapeDtypeStruct(CASES["stem"].lhs, "float32"), jax.ShapeDtypeStruct(CASES["stem"].rhs, "float32")
     on_cpu = kernels.explain(kernels.conv, *shapes, **CASES["stem"].arguments)
     assert "triton: first layer kernel (runs on gpu, this is cpu)" in str(on_cpu)
+
+
+def test_a_tuned_table_has_the_last_word():
+    blocks = {
+        "first layer forward": ("forward", {"block_m": 128, "warps": 8}),
+        "first layer kernel gradient": ("sums", {"programs": 3}),
+    }
+    check_tuned(triton_first, CASES["stem"], blocks, "first layer 16-bit 7x7x3/2x2/1x1 b=2")
 
 
 @pytest.mark.parametrize(
