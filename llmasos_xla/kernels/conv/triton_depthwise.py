@@ -18,7 +18,16 @@ from llmasos_xla.kernels.conv.triton_depthwise_spec import (
     slide_programs,
     with_blocks,
 )
-from llmasos_xla.kernels.conv.triton_operations import CHOICE, DTYPES, Arrays, family, fused, start, summed
+from llmasos_xla.kernels.conv.triton_operations import (
+    CHOICE,
+    DTYPES,
+    Arrays,
+    ahead_of_activation,
+    family,
+    fused,
+    start,
+    summed,
+)
 
 
 def _slide(s: Spec, read: Any, w: Any, b: Any, kept: Any, transposed: bool, results: dict[str, Any]) -> Arrays:
@@ -27,7 +36,8 @@ def _slide(s: Spec, read: Any, w: Any, b: Any, kept: Any, transposed: bool, resu
     p, blocks = s.plane, s.back if transposed else s.forward
     assert blocks is not None
     p = Plane(p.OH, p.OW, p.H, p.W, *p[4:]) if transposed else p
-    constants = {"N": s.batch, "C": s.channels, **p._asdict(), "TRANSPOSED": transposed, "ACTIVATION": s.activation}
+    constants = {"N": s.batch, "C": s.channels, **p._asdict(), "TRANSPOSED": transposed}
+    constants |= {"ACTIVATION": "" if transposed and kept is None else s.activation}
     constants |= {"WIDE": _wide(s), "ROWS": blocks.rows, "TAPS": blocks.taps}
     return start(
         slide_kernel,
@@ -65,6 +75,9 @@ def _backward(s: Spec, x: Any, w: Any, b: Any, kept: Any, dy: Any) -> dict[str, 
             blocks.warps,
         )
         return {"x": dx, **summed(s, sums, with_bias)}
+    if s.keep == "z":
+        # Each element is read for every column of taps: too often for a slope with an exponential in it.
+        kept, dy = None, ahead_of_activation(s, kept, dy)
     found = {}
     if "x" in s.sought:
         (found["x"],) = _slide(s, dy, w, None, kept, True, {"y_ptr": s.struct("x"), "z_ptr": None})

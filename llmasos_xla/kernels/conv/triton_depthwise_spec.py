@@ -150,15 +150,13 @@ def with_blocks(s: Spec) -> Spec:
     """The same with block sizes for its device: those that were measured fastest, else those of the cost model."""
     p, itemsize, device, key = s.plane, jnp.dtype(s.dtype).itemsize, s.device, shape_class(s)
     forward = _slide(s.batch, s.channels, p, itemsize, device, False)
-    s = s._replace(forward=tuned.replaced(forward, device.name, FORWARD, key), back=None, sums=None, short=None)
-    if s.recomputes:
-        short = _short(s.batch, s.channels, p, device)
-        return s._replace(short=tuned.replaced(short, device.name, "depthwise gradient", key))
     back = _slide(s.batch, s.channels, Plane(p.OH, p.OW, p.H, p.W, *p[4:]), itemsize, device, True)
-    sums = _sums(s.batch, s.channels, p, device)
+    sums, short = _sums(s.batch, s.channels, p, device), _short(s.batch, s.channels, p, device)
     return s._replace(
+        forward=tuned.replaced(forward, device.name, FORWARD, key),
         back=tuned.replaced(back, device.name, "depthwise input gradient", key),
         sums=tuned.replaced(sums, device.name, "depthwise kernel gradient", key),
+        short=tuned.replaced(short, device.name, "depthwise gradient", key) if s.recomputes else None,
     )
 
 

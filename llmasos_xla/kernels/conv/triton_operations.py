@@ -172,7 +172,8 @@ def ahead_of_activation(s: Any, kept: jax.Array | None, dy: jax.Array) -> jax.Ar
         return dy
     if s.keep == "y":
         return dy * FROM_RESULT[s.activation](kept)
-    return jax.vjp(ACTIVATIONS[s.activation], kept)[1](dy)[0]
+    (dz,) = jax.vjp(ACTIVATIONS[s.activation], kept.astype(jnp.float32))[1](dy.astype(jnp.float32))
+    return dz.astype(dy.dtype)
 
 
 def _plain_argument(s: Any, x: jax.Array, w: jax.Array, b: jax.Array | None) -> jax.Array:
