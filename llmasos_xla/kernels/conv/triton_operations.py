@@ -142,7 +142,15 @@ def family(
     return Family(inference, training, tangent, pull)
 
 
-def start(kernel: Any, programs: int, arrays: dict, results: dict, constants: dict, warps: int) -> tuple[Any, ...]:
+def start(
+    kernel: Any,
+    programs: int,
+    arrays: dict,
+    results: dict,
+    constants: dict,
+    warps: int,
+    registers: int | None = None,
+) -> tuple[Any, ...]:
     """Launches a kernel; arrays and results that are None are constants of that value."""
     absent = {name: None for name, value in (arrays | results).items() if value is None}
     device = _triton.current()
@@ -154,7 +162,7 @@ def start(kernel: Any, programs: int, arrays: dict, results: dict, constants: di
         {n: r for n, r in results.items() if r is not None},
         constants | absent,
         device=device,
-        options=Options(warps=warps),
+        options=Options(warps=warps, registers=registers),
     )
 
 
