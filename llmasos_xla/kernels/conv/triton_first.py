@@ -118,7 +118,8 @@ def _with_tiles(s: Spec) -> Spec:
     # A thread holds the places of sixteen elements that it loads at once; float32 is three products of as many.
     forward = Tiles(64, depth(s.depth), block_f)
     block_k = 64 if s.depth >= 32 else 16 * -(-(s.depth + 1) // 16)
-    block_m = 32 if wide else 64
+    # Before Hopper both factors of the three products are in registers: of 32 places they would spill.
+    block_m = (32 if s.device.arch >= 90 else 16) if wide else 64
     tiles = -(-(s.depth + 1) // block_k) * -(-s.cout // block_f)
     # Two waves of programs that four fit of on a multiprocessor.
     programs = max(1, min(8 * s.device.multiprocessors // tiles, -(-places // block_m)))
