@@ -264,9 +264,10 @@ SWEEP = (
     ("efficientnet-down", "sm80", "float32", "silu"),
     ("convnext-depthwise-7", "sm100", "float32", None),
     ("past-32-bits", "gfx942", "bfloat16", "relu6"),
+    ("convnext-depthwise-56", "sm90", "float32", "relu"),
 )
 TARGETS, DTYPES = ("sm80", "sm90", "sm100", "gfx942"), ("bfloat16", "float32")
-REST = [(n, t, d, a) for n in BENCH for t in TARGETS for d in DTYPES for a in (None, "silu")]
+REST = [(n, t, d, a) for n in BENCH for t in TARGETS for d in DTYPES for a in (None, "relu", "silu")]
 
 
 def check_compiled(name, target, dtype, activation):
