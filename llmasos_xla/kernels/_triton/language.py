@@ -1,5 +1,9 @@
 """Device functions that the kernels share. Imports Triton."""
 
+import inspect
+from collections.abc import Callable
+from typing import Any
+
 import triton
 import triton.language as tl
 
@@ -7,19 +11,27 @@ import triton.language as tl
 SPIN_LIMIT = tl.constexpr(1 << 25)
 
 
-@triton.jit
+def jit(function: Callable) -> Any:
+    """As `triton.jit`, of the function itself where an import hook has wrapped it, as jaxtyping's does in tests.
+
+    Triton looks up what a kernel calls in the module where the wrapper was written.
+    """
+    return triton.jit(inspect.unwrap(function))
+
+
+@jit
 def tanh(x):
     return 2 * tl.sigmoid(2 * x) - 1
 
 
-@triton.jit
+@jit
 def arrive(counter):
     """Adds this program to `counter`: what it wrote before, the others read after their `wait`."""
     tl.debug_barrier()
     tl.atomic_add(counter, 1, sem="release", scope="gpu")
 
 
-@triton.jit
+@jit
 def wait(counter, target, PTX: tl.constexpr):
     """Waits until `target` arrivals stand at `counter`, which starts at 0 and only grows.
 
