@@ -72,7 +72,7 @@ def _same(name: str, array: Any, b: Any, high: Any) -> None:
         )
 
 
-def _lengths(lengths: Any, batch: int, time: int) -> Any:
+def _lengths(lengths: Any, batch: Any, time: Any) -> Any:
     if lengths is None:
         return None
     array = _array(lengths)

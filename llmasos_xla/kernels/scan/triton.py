@@ -97,8 +97,8 @@ def heuristic(s: Spec, device: _triton.Device) -> Config:
     while vector * itemsize > 4 and (_LANES * vector >= 2 * s.channels or _programs(s, vector) < wanted):
         vector //= 2
     ahead = min(_LANE_BYTES // (vector * itemsize), _power(s.time))
-    filled = _programs(s, vector) / wanted
     streams = 1 + (s.gate[1] > 1 and s.gate[2] == s.channels)
+    filled = _programs(s, vector) * streams / 2 / wanted
 
     def cost(segments: int) -> float:
         """Passes of the size of b over memory, by the share of its speed that is reached."""
