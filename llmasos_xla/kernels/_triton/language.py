@@ -1,8 +1,10 @@
-"""Device functions that the kernels share. Imports Triton."""
+"""Device functions that the kernels share. Imports Triton.
 
-import inspect
-from collections.abc import Callable
-from typing import Any
+Like all of Triton's functions they are marked `no_type_check`: a wrapper around one, as an import hook puts it there,
+would hide its source from the compiler.
+"""
+
+from typing import no_type_check
 
 import triton
 import triton.language as tl
@@ -11,33 +13,28 @@ import triton.language as tl
 SPIN_LIMIT = tl.constexpr(1 << 25)
 
 
-def jit(function: Callable) -> Any:
-    """As `triton.jit`, of the function itself where an import hook has wrapped it, as jaxtyping's does in tests.
-
-    Triton looks up what a kernel calls in the module where the wrapper was written.
-    """
-    return triton.jit(inspect.unwrap(function))
-
-
-@jit
+@triton.jit
+@no_type_check
 def tanh(x):
     return 2 * tl.sigmoid(2 * x) - 1
 
 
-@jit
+@triton.jit
+@no_type_check
 def arrive(counter):
     """Adds this program to `counter`: what it wrote before, the others read after their `wait`."""
     tl.debug_barrier()
     tl.atomic_add(counter, 1, sem="release", scope="gpu")
 
 
-@jit
+@triton.jit
+@no_type_check
 def wait(counter, target, PTX: tl.constexpr):
     """Waits until `target` arrivals stand at `counter`, which starts at 0 and only grows.
 
     What the others wrote is then read with cache modifier ".cg": the first cache knows nothing of other
-    multiprocessors. Every program of the group must be resident, or this would never end; it ends with an error, on CUDA
-    that of an illegal instruction.
+    multiprocessors. Every program of the group must be resident, or this would never end; it ends with an error, on
+    CUDA that of an illegal instruction.
     """
     arrived = 0
     spins = 0

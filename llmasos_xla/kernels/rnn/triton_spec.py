@@ -114,9 +114,14 @@ class Spec(NamedTuple):
         return jax.ShapeDtypeStruct(shape.get(name, (self.batch, self.units)), jnp.dtype(dtype))
 
 
-def tiles(kind: str, batch: int, blocks: int, head: int, dtype: str, device: Device, backward: bool) -> Tiles | None:
+def tiles(
+    kind: str, batch: int, blocks: int, head: int, dtype: str, precision: str, device: Device, backward: bool
+) -> Tiles | None:
     """The tiles that the cost model finds fastest, or None where no cut keeps the weights on chip and all resident."""
-    problem = _Problem(GATES[kind], batch, blocks, head, jnp.dtype(dtype).itemsize, device, backward)
+    itemsize = jnp.dtype(dtype).itemsize
+    # Three products of TF32 for one of float32 keep the weights in two parts.
+    parts = 2 if itemsize == 4 and precision == "tf32x3" else 1
+    problem = _Problem(GATES[kind], batch, blocks, head, itemsize, parts, device, backward)
     cost = {t: problem.nanoseconds(t) for t in problem.cuts() if problem.fits(t)}
     return min(cost, key=cost.__getitem__, default=None)
 
@@ -129,6 +134,8 @@ class _Problem(NamedTuple):
     blocks: int
     head: int
     itemsize: int
+    parts: int
+    """Of each weight, in shared memory."""
     device: Device
     backward: bool
 
@@ -154,8 +161,7 @@ class _Problem(NamedTuple):
 
     def fits(self, t: Tiles) -> bool:
         """Whether the weights lie on chip and programs that wait for each other are all resident."""
-        # Three TF32 products for one of float32 keep the weights in two parts.
-        weights = self._weights(t) * (2 if self.itemsize == 4 else 1)
+        weights = self._weights(t) * self.parts
         # The operand of a product passes through shared memory, and so do sums that change their layout.
         columns = t.units if self.backward else 2 * t.units
         passing = max(t.rows * t.inner * t.depth * self.itemsize, t.rows * columns * t.depth * 4)
@@ -164,10 +170,9 @@ class _Problem(NamedTuple):
         return t.splits == 1 or t.splits * self.blocks <= self.device.multiprocessors
 
     def _in_rounds(self, t: Tiles) -> Tiles:
-        count = -(-self.batch // t.rows)
-        at_once = (
-            count if t.splits == 1 else min(count, max(1, self.device.multiprocessors // (t.splits * self.blocks)))
-        )
+        at_once = count = -(-self.batch // t.rows)
+        if t.splits > 1:
+            at_once = min(count, max(1, self.device.multiprocessors // (t.splits * self.blocks)))
         return t._replace(resident=at_once, rounds=-(-count // at_once))
 
     def _registers(self, t: Tiles) -> bool:
@@ -176,9 +181,9 @@ class _Problem(NamedTuple):
             return t.rows * t.units <= 256 * t.warps
         weights = self._weights(t)
         if t.depth > 1:
-            most = 3 << 14 if t.warps == 4 else 3 << 16 if t.rows == 16 else 1 << 17
-            return t.rows * t.units <= 64 * t.warps and weights <= most
-        return t.rows == 16 * t.warps and t.units == 16 and weights <= (1 << 16 if self.backward else 1 << 17)
+            most = 3 << 14 if t.warps == 4 else 1 << 18 if t.rows == 16 else 1 << 17
+            return t.rows * t.units <= 64 * t.warps and weights <= most and (t.units <= 16 or not self.backward)
+        return not self.backward and t.rows == 16 * t.warps and t.units == 16 and weights <= 1 << 17
 
     def nanoseconds(self, t: Tiles) -> float:
         """A model of one step, from latencies that the literature gives for an H100; not yet fitted to measurements."""

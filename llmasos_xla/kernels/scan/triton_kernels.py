@@ -6,15 +6,17 @@ twelve bytes. Each lane keeps its channels' states in registers and takes the st
 between lanes, and a row in one segment is, for gates of any size, what the plain loop gives.
 """
 
-import triton.language as tl
+from typing import no_type_check
 
-from llmasos_xla.kernels._triton.language import jit
+import triton
+import triton.language as tl
 
 # Segments whose ends are read together.
 ENDS = tl.constexpr(8)
 
 
-@jit
+@triton.jit
+@no_type_check
 def segment_of(
     B: tl.constexpr, T: tl.constexpr, C: tl.constexpr, SEGMENT: tl.constexpr, BLOCK: tl.constexpr, REVERSE: tl.constexpr
 ):
@@ -36,7 +38,8 @@ def segment_of(
     return segment, (program // blocks % B).to(tl.int64), c, there, step
 
 
-@jit
+@triton.jit
+@no_type_check
 def ends_kernel(
     a_ptr, b_ptr, product_ptr, end_ptr,
     B: tl.constexpr, T: tl.constexpr, C: tl.constexpr, A_ROW: tl.constexpr, A_STEP: tl.constexpr, SHARED: tl.constexpr,
@@ -71,7 +74,8 @@ def ends_kernel(
     tl.store(end_ptr + to, end, mask=there)
 
 
-@jit
+@triton.jit
+@no_type_check
 def state_behind(state, product_ptr, end_ptr, segment, row, c, there, B: tl.constexpr, C: tl.constexpr):
     """The state behind all segments before this one."""
     for first in range(0, segment, ENDS):
@@ -87,7 +91,8 @@ def state_behind(state, product_ptr, end_ptr, segment, row, c, there, B: tl.cons
     return state
 
 
-@jit
+@triton.jit
+@no_type_check
 def walk_kernel(
     a_ptr, b_ptr, h0_ptr, product_ptr, end_ptr, before_ptr, first_ptr, h_ptr, final_ptr, da_ptr,
     B: tl.constexpr, T: tl.constexpr, C: tl.constexpr, A_ROW: tl.constexpr, A_STEP: tl.constexpr, SHARED: tl.constexpr,
