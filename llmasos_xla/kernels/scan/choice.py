@@ -43,7 +43,7 @@ def candidates(p: Problem, named: bool = False) -> list[Candidate]:
         ),
         *([in_place, associative] if on_cpu or p.b.shape[1] == 1 else [associative, in_place]),
         Candidate(
-            "xla", xla.STEPS, lambda: _prepared(p, lambda *arrays: xla.steps(*arrays, p.reverse)), None,
+            "xla", xla.STEPS, lambda: _prepared(p, lambda a, b, h0: xla.steps(a, b, h0, p.reverse)), None,
             "takes every array; autodiff's gradient",
         ),
     ]  # fmt: skip
@@ -52,8 +52,9 @@ def candidates(p: Problem, named: bool = False) -> list[Candidate]:
 def spec_of(p: Problem, how: str | None) -> Spec:
     """The recurrence that is left when lengths and resets are gates of 1 and 0."""
     full = p.lengths is not None or p.resets is not None
-    gate = p.b.shape[:2] + p.a.shape[2:] if full else p.a.shape
-    return Spec(*p.b.shape, gate, str(p.b.dtype), str(p.a.dtype), bool(p.reverse), False, how)
+    batch, time, channels = p.b.shape
+    gate = (batch, time, p.a.shape[2]) if full else p.a.shape
+    return Spec(batch, time, channels, gate, str(p.b.dtype), str(p.a.dtype), bool(p.reverse), False, how)
 
 
 def _prepared(p: Problem, recur: Callable[[jax.Array, jax.Array, jax.Array], Pair]) -> Pair:

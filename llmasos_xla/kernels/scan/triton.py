@@ -45,8 +45,9 @@ _GRID = 2**31
 
 
 class Config(NamedTuple):
-    """The sizes of the kernels."""
+    """What the kernels are compiled for, and their sizes."""
 
+    device: _triton.Device
     vector: int
     """Neighboring channels of a lane."""
     ahead: int
@@ -72,7 +73,8 @@ def objection(s: Spec, unfit: str | None) -> str | None:
 
 def configured(s: Spec) -> Spec:
     """The spec with the sizes for the GPU that is compiled for: what was measured, else the heuristic's."""
-    device = _device()
+    device = _triton.current()
+    assert not isinstance(device, str), device
     measured = tuned.lookup(device.name, "linear_scan", key(s)) or {}
     return s._replace(how=heuristic(s, device)._replace(**measured))
 
@@ -106,7 +108,7 @@ def heuristic(s: Spec, device: _triton.Device) -> Config:
 
     counts = [2**i for i in range(1, _MOST_SEGMENTS.bit_length()) if 2**i * ahead * _LEAST_GROUPS <= s.time]
     best = min(counts, key=cost, default=1)
-    return Config(vector, ahead, best if _GAIN * cost(best) < cost(1) else 1)
+    return Config(device, vector, ahead, best if _GAIN * cost(best) < cost(1) else 1)
 
 
 def launches(s: Spec, da: bool = False) -> list[tuple[str, int, dict[str, Any]]]:
@@ -131,25 +133,19 @@ def build(s: Spec, a: jax.Array, b: jax.Array, h0: jax.Array, *forward: jax.Arra
     """h and the final state; given h and h0 of the recurrence whose transpose it is, da of that one too."""
     from llmasos_xla.kernels.scan import triton_kernels as kernels
 
-    run = functools.partial(_triton.launch, device=_device(), options=OPTIONS)
+    run = functools.partial(_triton.launch, device=s.how.device, options=OPTIONS)
     *first, (_, programs, constants) = launches(s, da=bool(forward))
-    arrays = {"a_ptr": a, "b_ptr": b, "h0_ptr": h0}
+    arrays: dict[str, jax.Array] = {"a_ptr": a, "b_ptr": b, "h0_ptr": h0}
+    results: dict[str, jax.ShapeDtypeStruct] = dict(zip(("h_ptr", "final_ptr"), recurrence.results(s)))
     for _, count, sizes in first:
         shape = count // _programs(s, s.how.vector), s.batch, s.channels
-        ends = dict.fromkeys(("product_ptr", "end_ptr"), jax.ShapeDtypeStruct(shape, jnp.dtype(jnp.float32)))
-        found = run(kernels.ends_kernel, (count,), {"a_ptr": a, "b_ptr": b}, ends, sizes)
-        arrays |= dict(zip(ends, found))
-    arrays |= dict(zip(("before_ptr", "first_ptr"), forward))
-    results = dict(zip(("h_ptr", "final_ptr"), recurrence.results(s)))
+        end = jax.ShapeDtypeStruct(shape, jnp.dtype(jnp.float32))
+        ends = {"product_ptr": end, "end_ptr": end}
+        arrays |= dict(zip(ends, run(kernels.ends_kernel, (count,), {"a_ptr": a, "b_ptr": b}, ends, sizes)))
     if forward:
+        arrays |= dict(zip(("before_ptr", "first_ptr"), forward))
         results["da_ptr"] = jax.ShapeDtypeStruct(a.shape, a.dtype)
     return run(kernels.walk_kernel, (programs,), arrays, results, constants)
-
-
-def _device() -> _triton.Device:
-    device = _triton.current()
-    assert not isinstance(device, str), device
-    return device
 
 
 def _programs(s: Spec, vector: int) -> int:

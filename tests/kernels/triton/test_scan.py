@@ -15,18 +15,16 @@ from llmasos_xla.kernels._triton import devices, tuned
 from llmasos_xla.kernels.scan import triton
 from llmasos_xla.kernels.scan.cases import TESTS, Case
 from llmasos_xla.kernels.scan.recurrence import Spec
-from llmasos_xla.kernels.scan.triton import Config
 
 CALL = "triton_kernel_call_ffi"
-SMALL = Config(vector=1, ahead=4, segments=1)
 
 
 @pytest.fixture
 def sized(monkeypatch):
-    """Sets the sizes of the kernels, as a table of measurements does."""
+    """Sets the sizes of the kernels, as a table of measurements does; small ones where it is not told."""
 
-    def using(config):
-        monkeypatch.setattr(tuned, "lookup", lambda *_: config._asdict())
+    def using(**sizes):
+        monkeypatch.setattr(tuned, "lookup", lambda *_: {"vector": 1, "ahead": 4, "segments": 1, **sizes})
 
     return using
 
@@ -63,7 +61,7 @@ def test_value_and_gradients(case, interpreted):
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("fused", [False, True])
 def test_16_bits(dtype, reverse, fused, interpreted, sized):
-    sized(SMALL._replace(vector=2, segments=2, fused=fused))
+    sized(vector=2, segments=2, fused=fused)
     with interpreted():
         assert_equal_to_reference(Case("16", 2, 19, 7, None, reverse), dtype)
 
@@ -72,7 +70,7 @@ def test_16_bits(dtype, reverse, fused, interpreted, sized):
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("segments", [1, 2, 3, 16])
 def test_segments(segments, reverse, fused, interpreted, sized):
-    sized(SMALL._replace(segments=segments, fused=fused))
+    sized(segments=segments, fused=fused)
     with interpreted() as launches:
         assert_equal_to_reference(Case("cut", 2, 45, 34, None, reverse), "float32")
         assert launches.count("walk_kernel") == 2
@@ -82,13 +80,13 @@ def test_segments(segments, reverse, fused, interpreted, sized):
 @pytest.mark.parametrize("gate", [(2, 13, 1), (1, 1, 10), (1, 1, 1), (2, 1, 10), (1, 13, 1)])
 @pytest.mark.parametrize("segments", [1, 3])
 def test_shared_gates(gate, segments, interpreted, sized):
-    sized(SMALL._replace(ahead=2, segments=segments, fused=True))
+    sized(ahead=2, segments=segments, fused=True)
     with interpreted():
         assert_equal_to_reference(Case("shared", 2, 13, 10, gate), "float32")
 
 
 def test_wide_gates_and_state_beside_16_bits(interpreted, sized):
-    sized(SMALL._replace(segments=2))
+    sized(segments=2)
     case = Case("mixed", 2, 19, 7)
     given, (g, _) = arrays(case), cotangents(case)
     given["b"], g = given["b"].astype("bfloat16"), g.astype("bfloat16")
@@ -108,7 +106,7 @@ def test_wide_gates_and_state_beside_16_bits(interpreted, sized):
 @pytest.mark.parametrize("reverse", [False, True])
 def test_gates_of_any_size(reverse, interpreted, sized):
     """Products of a segment's gates overflow, ahead of a gate of 0 and of states of 0; the states are finite."""
-    sized(SMALL._replace(ahead=2, segments=4))
+    sized(ahead=2, segments=4)
     a, b, h0 = np.full((16, 3), 0.5, np.float32), np.zeros((16, 3), np.float32), np.zeros((1, 3), np.float32)
     a[:, 0] = -1e30
     b[14, 0] = 3e-38
@@ -124,7 +122,7 @@ def test_gates_of_any_size(reverse, interpreted, sized):
 
 
 def test_not_a_number_stays_where_it_is(interpreted, sized):
-    sized(SMALL._replace(segments=4))
+    sized(segments=4)
     a, b, h0 = three(Case("nan", 2, 32, 3))
     for array in ("a", "b"):
         broken = {"a": a, "b": b} | {array: {"a": a, "b": b}[array].at[1, 13, 2].set(jnp.nan)}
@@ -135,7 +133,7 @@ def test_not_a_number_stays_where_it_is(interpreted, sized):
 
 
 def test_lengths_and_resets(interpreted, sized):
-    sized(SMALL._replace(segments=2))
+    sized(segments=2)
     a, b, h0 = three(Case("ragged", 3, 19, 5))
     options = {"lengths": jnp.array([19, 0, 7]), "resets": jnp.arange(57).reshape(3, 19) % 5 == 3}
 
@@ -154,7 +152,7 @@ def test_lengths_and_resets(interpreted, sized):
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_jit_equals_eager(fused, interpreted, sized):
-    sized(SMALL._replace(segments=2, fused=fused))
+    sized(segments=2, fused=fused)
     given = three(Case("jit", 2, 9, 3))
     gradient = jax.grad(loss, (0, 1, 2))
     with interpreted():
@@ -163,7 +161,7 @@ def test_jit_equals_eager(fused, interpreted, sized):
 
 @pytest.mark.parametrize(("gate", "fused"), [(None, False), (None, True), ((1, 9, 1), False), ((2, 9, 1), False)])
 def test_vmap(gate, fused, interpreted, sized):
-    sized(SMALL._replace(ahead=2, segments=2, fused=fused))
+    sized(ahead=2, segments=2, fused=fused)
     given = three(Case("vmap", 2, 9, 3, gate))
     stacked = [jnp.stack([x, x / 2, -x]) for x in given]
     for mapped in ((0, 0, 0), (None, 0, None), (0, None, None), (None, None, 0)):
@@ -177,7 +175,7 @@ def test_vmap(gate, fused, interpreted, sized):
 
 @pytest.mark.parametrize(("gate", "fused"), [(None, False), (None, True), ((1, 1, 2), False)])
 def test_second_derivatives_in_every_mode(gate, fused, interpreted, sized):
-    sized(SMALL._replace(ahead=2, segments=2, fused=fused))
+    sized(ahead=2, segments=2, fused=fused)
     given = three(Case("second", 1, 4, 2, gate))
     wanted = jax.hessian(plain_loss, (0, 1, 2))(*given)
     with interpreted() as launches:
@@ -188,7 +186,7 @@ def test_second_derivatives_in_every_mode(gate, fused, interpreted, sized):
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_remat_and_scan(fused, interpreted, sized):
-    sized(SMALL._replace(fused=fused))
+    sized(fused=fused)
     a, b, h0 = three(Case("remat", 2, 9, 3))
 
     def looped(function):
@@ -226,7 +224,7 @@ def test_shard_map_launches_on_each_part(interpreted):
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_kernels_stand_in_cuda_programs_alone(fused, sized):
-    sized(SMALL._replace(segments=2, fused=fused))
+    sized(segments=2, fused=fused)
     given = three(Case("lowered", 2, 19, 7))
     assert text(kernels.linear_scan, *given).count(f"@{CALL}") == 2
     assert text(jax.value_and_grad(loss, (0, 1, 2)), *given).count(f"@{CALL}") == 4
@@ -235,7 +233,7 @@ def test_kernels_stand_in_cuda_programs_alone(fused, sized):
 
 
 def test_a_gradient_that_is_not_sought_is_not_computed(sized):
-    sized(SMALL._replace(fused=True))
+    sized(fused=True)
     given = three(Case("lowered", 2, 19, 7))
     # One kernel forward, one backward that reads a and the cotangents.
     assert text(jax.grad(loss, 1), *given).count(f"@{CALL}") == 2
@@ -270,15 +268,16 @@ def test_sizes_follow_the_shape_and_the_device():
     def config(case, device="NVIDIA H100 80GB HBM3"):
         s = Spec(*case.shape, case.a, case.dtype, case.dtype, case.reverse, False, None)
         with devices.compiling_for(device):
-            return triton.configured(s).how
+            how = triton.configured(s).how
+        assert how.device.name == device
+        return how
 
-    many = config(Case("many", 256, 512, 1024))
-    assert many == Config(4, 8, 1)
-    assert config(Case("bf16", 256, 512, 1024, dtype="bfloat16")) == Config(8, 8, 1)
+    assert config(Case("many", 256, 512, 1024))[1:] == (4, 8, 1, False)
+    assert config(Case("bf16", 256, 512, 1024, dtype="bfloat16"))[1:] == (8, 8, 1, False)
     few = config(Case("few", 1, 65536, 256))
     assert (few.vector, few.ahead) == (1, 32)
     assert few.segments > 16
-    assert config(Case("short", 4, 3, 8)) == Config(1, 4, 1)
+    assert config(Case("short", 4, 3, 8))[1:] == (1, 4, 1, False)
     small = Case("device", 16, 1024, 512)
     assert config(small, "NVIDIA L4").segments <= config(small, "NVIDIA H100 80GB HBM3").segments
 
@@ -290,6 +289,6 @@ def test_a_table_of_measurements_is_asked_first(tmp_path, monkeypatch):
     (tmp_path / "nvidia-h100-80gb-hbm3.json").write_text(json.dumps(table))
     s = Spec(2, 19, 7, (2, 19, 7), "float32", "float32", False, False, None)
     with devices.compiling_for("NVIDIA H100 80GB HBM3"):
-        assert triton.configured(s).how == Config(1, 2, 1, True)
-        assert triton.configured(s._replace(batch=99, gate=(99, 19, 7))).how == Config(1, 32, 1)
+        assert triton.configured(s).how[1:] == (1, 2, 1, True)
+        assert triton.configured(s._replace(batch=99, gate=(99, 19, 7))).how[1:] == (1, 32, 1, False)
     tuned._table.cache_clear()
