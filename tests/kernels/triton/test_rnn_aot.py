@@ -12,7 +12,7 @@ from tolerances import assert_close
 from llmasos_xla import kernels
 from llmasos_xla.kernels import _dispatch
 from llmasos_xla.kernels._triton.compiler import Options
-from llmasos_xla.kernels._triton.devices import KNOWN, Device, compiling_for
+from llmasos_xla.kernels._triton.devices import KNOWN, Device
 from llmasos_xla.kernels.rnn import triton_kernels, triton_operations, triton_spec
 from llmasos_xla.kernels.rnn.triton_spec import Spec
 
@@ -201,10 +201,14 @@ def test_a_gpu_can_be_named(arrays):
     def forward(a):
         return kernels.lstm(**a)[0]
 
-    with _dispatch.tracing_for("gpu"):
-        with compiling_for("NVIDIA B200"):
-            other = lowered(forward, arrays, "cuda")
+    with kernels.tracing_for("gpu", "NVIDIA B200"):
+        other = lowered(forward, arrays, "cuda")
+    with kernels.tracing_for("gpu"):
         assert lowered(lambda a: forward(a), arrays, "cuda") != other
+    with pytest.raises(ValueError, match="unknown GPU 'GeForce'"), kernels.tracing_for("gpu", "GeForce"):
+        pass
+    with pytest.raises(ValueError, match="names a GPU, the platform is 'cpu'"), kernels.tracing_for("cpu", "H200"):
+        pass
 
 
 def test_float32_is_tf32_only_where_jax_is_told_so(arrays):
