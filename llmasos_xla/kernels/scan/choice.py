@@ -28,19 +28,18 @@ def candidates(p: Problem, named: bool = False) -> list[Candidate]:
         )
 
     in_place = Candidate(
-        "xla", xla.IN_PLACE, recur(xla.IN_PLACE), cannot, "one pass over memory; measured fastest on CPU", able=False
+        "xla", xla.IN_PLACE, recur(xla.IN_PLACE), cannot, "one pass over memory; measured fastest on CPU"
     )
     associative = Candidate(
         "xla", xla.ASSOCIATIVE, recur(xla.ASSOCIATIVE), cannot, "some launches for all steps, not some for each"
     )
-    objection = triton.objection(spec_of(p, None), cannot)
-    slower = "one step is a multiplication and a sum, which XLA computes with what is around them"
-    one_step = slower if p.b.shape[1] == 1 else None
+    spec = spec_of(p, None)
+    objection = triton.objection(spec, cannot)
+    walk = Candidate("triton", triton.WALK, kernel, objection)
+    if objection is None:
+        walk = Candidate("triton", triton.WALK, kernel, triton.slower(spec), triton.reason(spec), able=True)
     return [
-        Candidate(
-            "triton", triton.WALK, kernel, objection or one_step, "reads a and b once, writes h once",
-            able=objection is None,
-        ),
+        walk,
         *([in_place, associative] if on_cpu or p.b.shape[1] == 1 else [associative, in_place]),
         Candidate(
             "xla", xla.STEPS, lambda: _prepared(p, lambda a, b, h0: xla.steps(a, b, h0, p.reverse)), None,

@@ -27,6 +27,8 @@ from llmasos_xla.kernels.scan import recurrence
 from llmasos_xla.kernels.scan.recurrence import Spec
 
 WALK = "walk"
+# The tuned tables of the kernels' sizes, and of who is faster.
+TABLE, CHOICE = "linear_scan", "linear_scan choice"
 DTYPES = ("float32", "bfloat16", "float16")
 OPTIONS = Options(warps=1)
 
@@ -66,28 +68,46 @@ def objection(s: Spec, unfit: str | None) -> str | None:
     if s.dtype not in DTYPES:
         return f"takes {', '.join(DTYPES)}, b is {s.dtype}"
     why = unfit or _triton.refusal()
-    if why is None and s.batch * s.channels * _MOST_SEGMENTS >= _GRID:
-        return f"{s.batch * s.channels} channels of all rows are more than a launch has programs for"
+    if why is None and _programs(s, 1) >= _GRID:
+        return f"{s.batch} rows of {s.channels} channels are more than a launch has programs for"
     return why
+
+
+def slower(s: Spec) -> str | None:
+    """Why XLA is the better choice although the kernels could, or None."""
+    if s.time == 1:
+        return "one step is a multiplication and a sum, which XLA computes with what is around them"
+    return tuned.slower(_device().name, CHOICE, key(s))
+
+
+def reason(s: Spec) -> str:
+    """Why the kernels are preferred, and where their sizes come from."""
+    name = _device().name
+    known = tuned.lookup(name, TABLE, key(s)) is not None
+    return f"reads a and b once, writes h once; {tuned.origin(name) if known else tuned.UNMEASURED}"
 
 
 def configured(s: Spec) -> Spec:
     """The spec with the sizes for the GPU that is compiled for: what was measured, else the heuristic's."""
-    device = _triton.current()
-    assert not isinstance(device, str), device
-    measured = tuned.lookup(device.name, "linear_scan", key(s)) or {}
-    return s._replace(how=heuristic(s, device)._replace(**measured))
+    device = _device()
+    return s._replace(how=tuned.replaced(heuristic(s, device), device.name, TABLE, key(s)))
 
 
 def key(s: Spec) -> str:
-    """The shape class that is tuned.
+    """The shape class, as tuned tables name it: the gate's axes are those that it is not shared along.
 
     >>> key(Spec(7, 1001, 333, (7, 1001, 1), "bfloat16", "float32", False, False, None))
-    'b8 t1024 c512 bfloat16, gate bt float32'
+    'b=7 t=1001 c=333 bfloat16 gate=bt float32'
     """
-    sizes = " ".join(f"{axis}{_power(n)}" for axis, n in zip("btc", s.shape))
+    sizes = " ".join(f"{axis}={n}" for axis, n in zip("btc", s.shape))
     own = "".join(axis for axis, n in zip("btc", s.gate) if n > 1)
-    return f"{sizes} {s.dtype}, gate {own or 'one'} {s.gate_dtype}"
+    return f"{sizes} {s.dtype} gate={own or 'one'} {s.gate_dtype}"
+
+
+def _device() -> _triton.Device:
+    device = _triton.current()
+    assert not isinstance(device, str), device
+    return device
 
 
 def heuristic(s: Spec, device: _triton.Device) -> Config:

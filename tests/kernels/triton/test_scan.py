@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 from kernels.scan_reference import arrays, assert_equal_to_reference, cotangents, reference
 from tolerances import assert_close
 
@@ -24,7 +25,8 @@ def sized(monkeypatch):
     """Sets the sizes of the kernels, as a table of measurements does; small ones where it is not told."""
 
     def using(**sizes):
-        monkeypatch.setattr(tuned, "lookup", lambda *_: {"vector": 1, "ahead": 4, "segments": 1, **sizes})
+        entry = {"vector": 1, "ahead": 4, "segments": 1, **sizes}
+        monkeypatch.setattr(tuned, "replaced", lambda default, *_: default._replace(**entry))
 
     return using
 
@@ -223,6 +225,27 @@ def test_shard_map_launches_on_each_part(interpreted):
 
 
 @pytest.mark.parametrize("fused", [False, True])
+def test_one_export_for_three_platforms_runs_on_cpu(fused, sized):
+    sized(segments=2, fused=fused)
+    given, platforms = three(Case("export", 2, 19, 7)), ("cuda", "cpu", "tpu")
+    checks = [export.DisabledSafetyCheck.custom_call(CALL)]
+
+    def named(a, b, h0):
+        h, final = kernels.linear_scan(a, b, h0, implementation="triton")
+        return jnp.sum(jnp.sin(h)) + jnp.sum(final**2)
+
+    with _dispatch.tracing_for("gpu"):
+        gradient = jax.jit(jax.value_and_grad(named, (0, 1, 2)))
+        made = export.export(gradient, platforms=platforms, disabled_checks=checks)(*given)
+        unnamed = export.export(jax.jit(jax.value_and_grad(loss, (0, 1, 2))), platforms=platforms)(*given)
+    assert CALL in made.mlir_module()
+    assert "custom_call" not in unnamed.mlir_module()
+    wanted = jax.value_and_grad(plain_loss, (0, 1, 2))(*given)
+    for each in (made, unnamed):
+        jax.tree.map(assert_close, export.deserialize(each.serialize()).call(*given), wanted)
+
+
+@pytest.mark.parametrize("fused", [False, True])
 def test_kernels_stand_in_cuda_programs_alone(fused, sized):
     sized(segments=2, fused=fused)
     given = three(Case("lowered", 2, 19, 7))
@@ -244,8 +267,12 @@ def test_chosen_on_a_gpu_and_refused_elsewhere():
     with _dispatch.tracing_for("gpu"):
         found = kernels.explain(kernels.linear_scan, *given)
         assert (found.chosen.implementation, found.chosen.formulation) == ("triton", "walk")
+        assert found.chosen.reason.endswith(tuned.UNMEASURED)
         wide = [jax.ShapeDtypeStruct(x.shape, "float64") for x in given]
         assert "takes float32, bfloat16, float16, b is float64" in str(kernels.explain(kernels.linear_scan, *wide))
+        many = jax.ShapeDtypeStruct((1 << 26, 2, 2048), "bfloat16")
+        said = "67108864 rows of 2048 channels are more than a launch has programs for"
+        assert said in str(kernels.explain(kernels.linear_scan, many, many))
         one = three(Case("one", 2, 1, 7))
         assert kernels.explain(kernels.linear_scan, *one).chosen.implementation == "xla"
         assert kernels.explain(kernels.linear_scan, *one, implementation="triton").chosen.implementation == "triton"
@@ -284,11 +311,20 @@ def test_sizes_follow_the_shape_and_the_device():
 
 def test_a_table_of_measurements_is_asked_first(tmp_path, monkeypatch):
     monkeypatch.setattr(tuned, "FOLDER", tmp_path)
-    tuned._table.cache_clear()
-    table = {"linear_scan": {"b2 t32 c8 float32, gate btc float32": {"ahead": 2, "fused": True}}}
-    (tmp_path / "nvidia-h100-80gb-hbm3.json").write_text(json.dumps(table))
     s = Spec(2, 19, 7, (2, 19, 7), "float32", "float32", False, False, None)
-    with devices.compiling_for("NVIDIA H100 80GB HBM3"):
+    ops = {
+        triton.TABLE: {"b=2 t=19 c=7 float32 gate=btc float32": {"ahead": 2, "fused": True}},
+        triton.CHOICE: {"b=64 t=19 c=7 float32 gate=btc float32": {"triton": 3e-3, "xla": 2e-3}},
+    }
+    table = {"format": tuned.FORMAT, "date": "2026-01-01", "ops": ops}
+    (tmp_path / "nvidia-h100-80gb-hbm3.json").write_text(json.dumps(table))
+    with _dispatch.tracing_for("gpu", "NVIDIA H100 80GB HBM3"):
         assert triton.configured(s).how[1:] == (1, 2, 1, True)
         assert triton.configured(s._replace(batch=99, gate=(99, 19, 7))).how[1:] == (1, 32, 1, False)
-    tuned._table.cache_clear()
+        found = kernels.explain(kernels.linear_scan, *three(Case("known", 2, 19, 7)))
+        assert found.chosen.reason == (
+            "reads a and b once, writes h once; tuned on NVIDIA H100 80GB HBM3, 2026-01-01"
+        )
+        slow = kernels.explain(kernels.linear_scan, *three(Case("slower", 64, 19, 7)))
+        assert slow.chosen.implementation == "xla"
+        assert "triton: walk (takes 1.50 times as long as XLA; tuned on" in str(slow)
