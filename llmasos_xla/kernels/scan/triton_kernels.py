@@ -93,6 +93,16 @@ def state_behind(state, product_ptr, end_ptr, segment, row, c, there, B: tl.cons
 
 @triton.jit
 @no_type_check
+def in_time(step, T: tl.constexpr, AHEAD: tl.constexpr):
+    """Whether there is such a step: a constant, which the compiler drops, where no group of steps is cut off."""
+    if T % AHEAD == 0:
+        return tl.full((), 1, tl.int1)
+    else:
+        return step < T
+
+
+@triton.jit
+@no_type_check
 def walk_kernel(
     a_ptr, b_ptr, h0_ptr, product_ptr, end_ptr, before_ptr, first_ptr, h_ptr, final_ptr, da_ptr,
     B: tl.constexpr, T: tl.constexpr, C: tl.constexpr, A_ROW: tl.constexpr, A_STEP: tl.constexpr, SHARED: tl.constexpr,
@@ -116,14 +126,13 @@ def walk_kernel(
         before_ptr += at
         da_ptr += at
         first_h = tl.load(first_ptr + row * C + c, mask=there, other=0.0)
-    # Where no group of steps is cut off, the mask is a constant that the compiler drops.
-    end: tl.constexpr = T + AHEAD if T % AHEAD == 0 else T
     for start in range(segment * SEGMENT, tl.minimum((segment + 1) * SEGMENT, T), AHEAD):
         a, b, before = (), (), ()
         for i in tl.static_range(AHEAD):
-            real = there & (start + i < end)
+            met = in_time(start + i, T, AHEAD)
+            real = there & met
             if SHARED:
-                a += (tl.load(a_ptr + i * SIGN * A_STEP, mask=start + i < end, other=1.0).to(tl.float32),)
+                a += (tl.load(a_ptr + i * SIGN * A_STEP, mask=met, other=1.0).to(tl.float32),)
             else:
                 a += (tl.load(a_ptr + i * SIGN * A_STEP + c, mask=real, other=1.0).to(tl.float32),)
             b += (tl.load(b_ptr + i * SIGN * C + c, mask=real, other=0.0).to(tl.float32),)
@@ -133,7 +142,7 @@ def walk_kernel(
                 h = tl.load(before_ptr + (i + 1) * SIGN * C + c, mask=there & more, other=0.0).to(tl.float32)
                 before += (tl.where(more, h, first_h),)
         for i in tl.static_range(AHEAD):
-            real = there & (start + i < end)
+            real = there & in_time(start + i, T, AHEAD)
             if DELAYED:
                 h = state + b[i]
                 state = a[i] * h
