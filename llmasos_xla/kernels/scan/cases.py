@@ -58,9 +58,9 @@ BENCH = (
 
 # Speed on a GPU: many and few channels in flight, rows that have to be cut into segments, both directions, 16 bits.
 GPU_BENCH = (
-    *(Case(f"mingru-{d}", 64, 512, 512, dtype=d) for d in ("float32", "bfloat16")),
-    *(Case(f"hgrn-{d}", 16, 2048, 1024, dtype=d) for d in ("float32", "bfloat16")),
-    *(Case(f"rglru-{d}", 8, 2048, 2560, dtype=d) for d in ("float32", "bfloat16")),
+    *(Case("mingru", 64, 512, 512, dtype=d) for d in ("float32", "bfloat16")),
+    *(Case("hgrn", 16, 2048, 1024, dtype=d) for d in ("float32", "bfloat16")),
+    *(Case("rglru", 8, 2048, 2560, dtype=d) for d in ("float32", "bfloat16")),
     Case("wide", 256, 256, 1024, dtype="bfloat16"),
     Case("few-rows", 4, 4096, 256, dtype="bfloat16"),
     Case("long", 1, 65536, 256),

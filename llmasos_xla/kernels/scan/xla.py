@@ -88,6 +88,4 @@ def _call(s: Spec, *arrays: jax.Array, named: bool) -> Arrays:
 
 # An operation without `build` is plain JAX on every platform: the engine is there for the rules of its derivative.
 ENGINE = Engine("xla", "cpu", lambda *_: "is plain JAX")
-SCAN = ENGINE.operation(
-    "linear scan", Spec, recurrence.results, None, _plain, **recurrence.rules(_call)
-)  # fmt: skip
+SCAN = ENGINE.operation("linear scan", Spec, recurrence.results, None, _plain, **recurrence.rules(_call))
