@@ -39,7 +39,8 @@ def linear_scan(
     """The linear recurrence h_t = a_t h_{t-1} + b_t, each channel by itself: h at all steps and the last state.
 
     It is what is recurrent in minGRU and minLSTM (Feng et al. 2024), HGRN (Qin et al. 2023), the RG-LRU of Griffin (De
-    et al. 2024) and real diagonal state spaces. Gates may have any sign and size: nothing is computed in logarithms.
+    et al. 2024) and real diagonal state spaces. Gates may have any sign and be 0: nothing is computed in logarithms.
+    Where steps are computed at once (on GPUs and TPUs), gates are multiplied with each other, and must not overflow so.
 
     Derivatives of any order keep a and h alone, and are such recurrences themselves: with g the cotangent of h,
 

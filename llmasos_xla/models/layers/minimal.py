@@ -24,9 +24,9 @@ class MinGRU(Layer):
 
         z = sigmoid(x W_z + b_z)        n = activation(x W_n + b_n)        h' = (1 - z) h + z n
 
-    [batch, time, cin] -> [batch, units], or [batch, time, units] as a sequence. It trains several times faster than a
-    GRU over long rows, and needs depth where that has its state. `go_backwards` and `dropout` are as in `GRU`. Gates
-    and state are float32 where the input is 16-bit.
+    [batch, time, cin] -> [batch, units], or [batch, time, units] as a sequence. Its steps are computed at once, where a
+    GRU's wait for one another; as its gates do not see the state, it wants depth where a GRU has that. `go_backwards`
+    and `dropout` are as in `GRU`. Gates and state are float32 where the input is 16-bit.
 
     Arrays, in the order z n: kernel [cin, 2 * units], bias [2 * units].
 
