@@ -1,0 +1,35 @@
+"""The two processes on the device. JAX's holds this package's programs and those written with lax; the reference is its
+too. PyTorch's own stands apart, so that neither framework's memory or libraries are in the other's way."""
+
+import sys
+from types import ModuleType
+
+from side_by_side.channel import Channel, told
+from side_by_side.contestant import Contestant
+
+LOST = "the device is lost"
+"""How the answer of a process begins for which the device does nothing more."""
+
+CONTESTANTS = {
+    "jax": Contestant(
+        label="JAX",
+        module="jax_side",
+        peer=False,
+        packages=("jax", "jaxlib", "jax-cuda12-plugin", "jax-cuda13-plugin", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13",
+                  "triton", "numpy"),
+        # The rest of the memory is PyTorch's.
+        environment={"XLA_PYTHON_CLIENT_MEM_FRACTION": ".6"},
+    ),
+    "torch": Contestant(label="PyTorch", module="torch_side", packages=("torch",)),
+}  # fmt: skip
+
+
+def serve(module: ModuleType, contestant: Contestant, channel: Channel, *arguments: str) -> None:
+    """Answers requests `{"do": name of a method of the module's `Side`, ...}`; a failure is an answer too."""
+    side = module.Side(*arguments)
+    while (request := channel.request()) is not None:
+        try:
+            channel.answer(**getattr(side, request.pop("do"))(**request))
+        except Exception as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            channel.answer(failed=told(error) if side.alive() else f"{LOST}: {told(error)}")
