@@ -42,7 +42,7 @@ def programs(problem: Problem, arrays: list[np.ndarray], cotangent: np.ndarray) 
     if problem.op in torch_recurrent.MODULES:
         yield from torch_recurrent.programs(problem, arrays, cotangent)
         return
-    for name, operation in operations(problem).items():
+    for name, operation in _OPS[problem.op](problem).items():
         for part in problem.parts:
             make = partial(_made, operation, part, getattr(torch, problem.dtype), arrays, cotangent)
             yield Program(part.name, name, make)
