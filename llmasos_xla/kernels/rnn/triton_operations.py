@@ -69,8 +69,8 @@ def constants(s: Spec, t: Tiles) -> dict[str, Any]:
     return {
         "KIND": s.kind, "BATCH": s.batch, "TIME": s.time, "BLOCKS": s.blocks, "HEADS": s.heads, "HEAD": s.head,
         "GATES": s.gates, "REVERSE": s.reverse, "BM": t.rows, "BN": t.units, "BK": t.inner, "SPLITS": t.splits,
-        "DEPTH": t.depth, "ROUNDS": t.rounds, "PADDED": t.rounds * t.resident * t.rows, "PRECISION": s.precision,
-        "PTX": True,
+        "DEPTH": t.depth, "ROUNDS": t.rounds, "PADDED": t.rounds * t.resident * t.rows,
+        "PRECISION": s.precision, "PTX": True,
     }  # fmt: skip
 
 
