@@ -2,7 +2,7 @@
 
 python benchmarks/gpu.py                         # all of it, within ten minutes
 python benchmarks/gpu.py --probe --check         # some of it
-python benchmarks/gpu.py --minutes 4 --bench --out measured
+python benchmarks/gpu.py --minutes 4 --bench --rows rnn/ --out measured
 python benchmarks/gpu.py --readme                # nothing but the tables in benchmarks/README.md, from the results
 python benchmarks/gpu.py --interpret --quick --out /tmp/out   # no GPU: does it work?
 
@@ -26,9 +26,10 @@ _RESULTS, _README = _BENCHMARKS / "results", _BENCHMARKS / "README.md"
 _TUNED = _REPOSITORY / "llmasos_xla" / "kernels" / "tuned"
 
 # How the minutes are divided.
-_PHASES = {"probe": 1.0, "check": 3.0, "bench": 5.0, "tune": 3.0}
+_PHASES = {"probe": 1.5, "check": 3.0, "bench": 5.0, "tune": 3.0}
 # What starting the processes, and ending a phase in the middle of a row, may take of the minutes.
 _RESERVE_SECONDS = 25.0
+_LINE = 600
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -74,7 +75,7 @@ def _run(options: argparse.Namespace) -> bool:
         records = Records(options.out / f"{slug(about['name'])}.json", about)
         run = phases.Run(
             processes, records, None if options.interpret else device, "" if own else str(folder), options.quick,
-            "bench" in options.phases, options.rounds, options.seconds, _say,
+            options.rows, "bench" in options.phases, options.rounds, options.seconds, _say,
         )  # fmt: skip
         todo = {
             "probe": lambda c: phases.probe(run, c), "check": lambda c: phases.check(run, c),
@@ -91,6 +92,8 @@ def _run(options: argparse.Namespace) -> bool:
                 _say("kernels cannot be launched here: nothing else is tried")
                 break
         print(tables.markdown(records.content))
+        if "bench" in options.phases:
+            print(tables.verdict(records.content))
     return fine
 
 
@@ -105,6 +108,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--readme", action="store_true", help="only write the tables of the results into the README")
     parser.add_argument("--minutes", type=float, default=9.0, help="how long it may take; default: 9")
     parser.add_argument("--out", type=Path, default=_RESULTS, help="folder of results; default: benchmarks/results")
+    parser.add_argument("--rows", default="", help="a regular expression: those rows only; '^rnn/lstm.*bfloat16'")
     parser.add_argument("--rounds", type=int, help="measured rounds of a row; default: 5, quick 2")
     parser.add_argument("--seconds", type=float, help="how long a way is called in a round; default: 0.03, quick 0")
     parser.add_argument("--peers-python", default=sys.executable, help="a Python that has torch; default: this one")
@@ -123,7 +127,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    """A line; the whole of a long one lies in the results."""
+    print(" / ".join(text.splitlines())[:_LINE], file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -13,4 +13,9 @@ phases, tuning  what the command does, one after the other, within its minutes
 records         what was found, written as it is found
 tables          the same for readers
 interpreted     kernels run by Triton's interpreter on the CPU: does all of this work?
+annotations     in the place of jaxtyping, where that is not installed
 """
+
+from side_by_side.gpu import annotations
+
+annotations.install()

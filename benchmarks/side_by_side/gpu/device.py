@@ -15,6 +15,8 @@ from side_by_side.gpu.contestants import CONTESTANTS, LOST
 from side_by_side.process import NoSpeedError, Process, started
 
 _TABLE = "side_by_side.gpu.contestants"
+# Characters that are kept of what a process said before it died: XLA's last message and the stack below it.
+_LAST_WORDS = 4000
 
 
 class LostError(NoSpeedError):
@@ -59,9 +61,10 @@ class Processes:
         except NoSpeedError as failure:
             if process.alive and not str(failure).startswith(LOST):
                 raise
+            text = f"{failure}\n{process.said()[-_LAST_WORDS:]}"
             process.end()
             del self._running[name]
-            raise LostError(str(failure)) from failure
+            raise LostError(text) from failure
 
     def forget(self) -> None:
         """Lets those that run drop their programs and arrays."""

@@ -17,7 +17,8 @@ from side_by_side.gpu.warm import warming
 from side_by_side.process import NoSpeedError
 from side_by_side.turns import turns
 
-_PROBES = ("launch", "launches", "barrier", "handing", "product", "scan", "ceilings")
+# What nobody knows first, then what the roofline needs.
+_PROBES = ("launch", "recurrence", "barrier", "scan", "ceilings", "product", "handing", "launches")
 # Rows that are compiled together, before any of them runs.
 _CHECKED, _MEASURED = 24, 6
 # What may take less is called several times in a row inside of one program, until that takes so long: Python hands a
@@ -38,6 +39,8 @@ class Run(NamedTuple):
     """For compiling ahead; None: nothing is compiled ahead."""
     tables: str
     tiny: bool
+    wanted: str
+    """A regular expression for the labels of rows."""
     measures: bool
     """Whether the benchmark is run too."""
     rounds: int
@@ -67,7 +70,7 @@ def probe(run: Run, clock: Clock) -> bool:
 
 def check(run: Run, clock: Clock) -> bool:
     """Every case against float64, barriers again and again, and the first of the benchmark's shapes against XLA."""
-    rows = [row for op in ops.OPS.values() for row in op.TINY] if run.tiny else ops.tests()
+    rows = ops.tests(run.tiny, run.wanted)
     green, red, skipped = 0, [], Counter[str]()
     worst: dict[str, float] = {}
     # Measuring looks at the benchmark's shapes anyway.
@@ -112,7 +115,7 @@ def check(run: Run, clock: Clock) -> bool:
 def _stress(run: Run) -> list[dict[str, Any]]:
     """Kernels whose programs wait for each other, run again and again."""
     found = []
-    for row in (row for op in ops.OPS.values() for row in (op.TINY[:1] if run.tiny else op.STRESS)):
+    for row in ops.stress(run.tiny, run.wanted):
         try:
             answer = run.processes.ask("jax", 300, do="stress", row=row, times=2 if run.tiny else 200)
         except NoSpeedError as failure:
@@ -125,7 +128,7 @@ def _stress(run: Run) -> list[dict[str, Any]]:
 
 def _large(run: Run) -> list[dict[str, Any]]:
     """The first of the benchmark's shapes against XLA in float32."""
-    found, rows = [], ops.bench(run.tiny)[: 2 if run.tiny else 6]
+    found, rows = [], ops.bench(run.tiny, run.wanted)[: 2 if run.tiny else 6]
     once = dict.fromkeys(PARTS, 1)
     for row in rows:
         _begin(run, "start_row", row=row, counts=once, ways=["ours"])
@@ -145,7 +148,7 @@ def _large(run: Run) -> list[dict[str, Any]]:
 
 def bench(run: Run, clock: Clock) -> bool:
     """Measures the rows in the order of worth until the time is over; False if something was red."""
-    rows, fine = ops.bench(run.tiny), True
+    rows, fine = ops.bench(run.tiny, run.wanted), True
     jobs = [(row, part, None) for row in rows for part in PARTS]
     done, compiling = 0, 0.0
     with warming(run.device, jobs, run.tables):

@@ -20,21 +20,20 @@ def counted(x_ptr, count_ptr):
 
 
 @triton.jit
-def meet(x_ptr, y_ptr, counter_ptr, STEPS: tl.constexpr, PTX: tl.constexpr):
+def meet(steps_ptr, y_ptr, counter_ptr, PTX: tl.constexpr):
     """The programs along the first axis wait for each other, again and again."""
-    group = tl.program_id(1)
-    for s in range(STEPS):
+    group, steps = tl.program_id(1), tl.load(steps_ptr)
+    for s in range(steps):
         arrive(counter_ptr + group)
         wait(counter_ptr + group, tl.num_programs(0) * (s + 1), PTX)
     at = group * tl.num_programs(0) + tl.program_id(0)
-    tl.store(y_ptr + at, tl.load(x_ptr) + STEPS)
+    tl.store(y_ptr + at, steps)
 
 
 @triton.jit
 def hand_over(
-    x_ptr, y_ptr, exchange_ptr, counter_ptr,
-    STEPS: tl.constexpr, ROWS: tl.constexpr, SHARE: tl.constexpr, GROUP: tl.constexpr, WIDE: tl.constexpr,
-    PTX: tl.constexpr,
+    steps_ptr, x_ptr, y_ptr, exchange_ptr, counter_ptr,
+    ROWS: tl.constexpr, SHARE: tl.constexpr, GROUP: tl.constexpr, WIDE: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
     """Each program of a group writes its columns of a state, waits for the others and reads all of it, as in a step of
     a recurrence without its product."""
@@ -42,7 +41,8 @@ def hand_over(
     mine = tl.program_id(0) * SHARE + tl.arange(0, SHARE)[None, :]
     all_of_it = tl.arange(0, WIDE)[None, :]
     state = tl.load(x_ptr + rows * (GROUP * SHARE) + mine).to(tl.float32)
-    for s in range(STEPS):
+    steps = tl.load(steps_ptr)
+    for s in range(steps):
         turn = exchange_ptr + (s % 2) * (ROWS * GROUP * SHARE)
         tl.store(turn + rows * (GROUP * SHARE) + mine, state.to(exchange_ptr.dtype.element_ty))
         arrive(counter_ptr)
@@ -55,11 +55,12 @@ def hand_over(
 
 
 @triton.jit
-def products(x_ptr, w_ptr, y_ptr, STEPS: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr):
+def products(steps_ptr, x_ptr, w_ptr, y_ptr, ROWS: tl.constexpr, UNITS: tl.constexpr):
     """x w w w ..., each product waiting for the one before."""
     rows, units = tl.arange(0, ROWS)[:, None], tl.arange(0, UNITS)
     x = tl.load(x_ptr + rows * UNITS + units[None, :])
     w = tl.load(w_ptr + units[:, None] * UNITS + units[None, :])
-    for _ in range(STEPS):
+    steps = tl.load(steps_ptr)
+    for _ in range(steps):
         x = tl.dot(x, w).to(x.dtype)
     tl.store(y_ptr + rows * UNITS + units[None, :], x)

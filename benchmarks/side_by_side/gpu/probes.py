@@ -1,6 +1,6 @@
 """What the device takes for a launch, a barrier, a step: what nobody knows before it is measured.
 
-Costs of one step are differences between a kernel of N steps and one of 2 N, so that nothing else is in them.
+Costs of one step are differences between 2 N steps and N, so that nothing else is in them.
 """
 
 import statistics
@@ -16,6 +16,7 @@ from jax import lax
 
 from llmasos_xla.kernels import _triton
 from llmasos_xla.kernels._triton.compiler import Options
+from side_by_side.gpu.problem import BOTH, PARTS, Row
 
 _ROWS, _SHARE, _UNITS = 16, 16, 64
 
@@ -104,20 +105,18 @@ def barrier(small: bool) -> dict[str, Any]:
     """Seconds of one barrier, by the number of programs that meet, and with as many groups as are resident."""
     from side_by_side.gpu.probe_kernels import meet
 
-    everybody, one = device().multiprocessors, jnp.ones(1, jnp.int32)
+    everybody = device().multiprocessors
     counts = (1, 2, 3) if small else (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, everybody)
 
     def step(group: int, groups: int) -> float:
-        def program(steps: int) -> Callable[[jax.Array], Any]:
-            made = {"y_ptr": _struct(group * groups, dtype=jnp.int32), "counter_ptr": _struct(groups, dtype=jnp.int32)}
-            return jax.jit(
-                lambda x: _triton.launch(
-                    meet, (group, groups), {"x_ptr": x}, made, {"STEPS": steps, "PTX": True}, device=device(),
-                    options=Options(), zeroed=("counter_ptr",),
-                )[0]
-            )  # fmt: skip
-
-        return _step(program, one, small)
+        made = {"y_ptr": _struct(group * groups, dtype=jnp.int32), "counter_ptr": _struct(groups, dtype=jnp.int32)}
+        program = jax.jit(
+            lambda steps: _triton.launch(
+                meet, (group, groups), {"steps_ptr": steps}, made, {"PTX": True}, device=device(), options=Options(),
+                zeroed=("counter_ptr",),
+            )[0]
+        )  # fmt: skip
+        return _step(program, small)
 
     alone = {str(count): step(count, 1) for count in counts}
     crowded = {} if small else {str(n): step(n, everybody // n) for n in (4, 12, 24, 48)}
@@ -132,20 +131,18 @@ def handing(small: bool) -> dict[str, Any]:
         width = group * _SHARE
         constants = {"ROWS": _ROWS, "SHARE": _SHARE, "GROUP": group, "WIDE": 1 << (width - 1).bit_length(), "PTX": True}
 
-        def program(steps: int) -> Callable[[jax.Array], Any]:
-            made = {
-                "y_ptr": _struct(_ROWS, width, dtype=jnp.bfloat16),
-                "exchange_ptr": _struct(2, _ROWS, width, dtype=jnp.bfloat16),
-                "counter_ptr": _struct(1, dtype=jnp.int32),
-            }
-            return jax.jit(
-                lambda x: _triton.launch(
-                    hand_over, (group,), {"x_ptr": x}, made, constants | {"STEPS": steps}, device=device(),
-                    options=Options(8), zeroed=("exchange_ptr", "counter_ptr"),
-                )[0]
-            )  # fmt: skip
-
-        return _step(program, jnp.ones((_ROWS, width), jnp.bfloat16), small)
+        made = {
+            "y_ptr": _struct(_ROWS, width, dtype=jnp.bfloat16),
+            "exchange_ptr": _struct(2, _ROWS, width, dtype=jnp.bfloat16),
+            "counter_ptr": _struct(1, dtype=jnp.int32),
+        }
+        program = jax.jit(
+            lambda steps, x: _triton.launch(
+                hand_over, (group,), {"steps_ptr": steps, "x_ptr": x}, made, constants, device=device(),
+                options=Options(8), zeroed=("exchange_ptr", "counter_ptr"),
+            )[0]
+        )  # fmt: skip
+        return _step(program, small, jnp.ones((_ROWS, width), jnp.bfloat16))
 
     counts = (2, 3) if small else (2, 4, 8, 12, 16, 24, 32, 48, 64)
     return {"handing": {"1": 0.0, **{str(count): step(count) for count in counts}}}
@@ -157,15 +154,14 @@ def product(small: bool) -> dict[str, Any]:
 
     x, w = jnp.ones((_ROWS, _UNITS), jnp.bfloat16), jnp.eye(_UNITS, dtype=jnp.bfloat16)
 
-    def program(steps: int) -> Callable[[jax.Array], Any]:
-        return jax.jit(
-            lambda x: _triton.launch(
-                products, (1,), {"x_ptr": x, "w_ptr": w}, {"y_ptr": _struct(_ROWS, _UNITS, dtype=jnp.bfloat16)},
-                {"STEPS": steps, "ROWS": _ROWS, "UNITS": _UNITS}, device=device(), options=Options(),
-            )[0]
-        )  # fmt: skip
-
-    return {"product": _step(program, x, small)}
+    made = {"y_ptr": _struct(_ROWS, _UNITS, dtype=jnp.bfloat16)}
+    program = jax.jit(
+        lambda steps, x: _triton.launch(
+            products, (1,), {"steps_ptr": steps, "x_ptr": x, "w_ptr": w}, made, {"ROWS": _ROWS, "UNITS": _UNITS},
+            device=device(), options=Options(),
+        )[0]
+    )  # fmt: skip
+    return {"product": _step(program, small, x)}
 
 
 def scan(small: bool) -> dict[str, Any]:
@@ -175,21 +171,39 @@ def scan(small: bool) -> dict[str, Any]:
     batch, hidden = 16, 8 if small else 256
     u = jnp.asarray(np.random.default_rng(0).normal(size=(hidden, 4 * hidden)) / 16, jnp.bfloat16)
     zero = jnp.zeros((batch, hidden), jnp.float32)
-    found = {}
-    for unroll in (1, 8):
+    few, x = 2 if small else 400, jnp.ones((batch, 4 * hidden))
 
-        def program(steps: int, unroll: int = unroll) -> Callable[[jax.Array], Any]:
-            def run(x: jax.Array) -> Any:
-                def step(state: Any, _: Any) -> Any:
-                    new = xla.lstm_cell(u)(state, x)
-                    return new, new[0]
+    def program(steps: int, unroll: int) -> Callable[[jax.Array], Any]:
+        def run(x: jax.Array) -> Any:
+            def step(state: Any, _: Any) -> Any:
+                new = xla.lstm_cell(u)(state, x)
+                return new, new[0]
 
-                return lax.scan(step, (zero, zero), None, length=steps, unroll=unroll)
+            return lax.scan(step, (zero, zero), None, length=steps, unroll=unroll)
 
-            return jax.jit(run)
+        return jax.jit(run)
 
-        found[str(unroll)] = _step(program, jnp.ones((batch, 4 * hidden)), small, few=400)
-    return {"scan_step": found}
+    return {
+        "scan_step": {str(n): (seconds(program(2 * few, n), x) - seconds(program(few, n), x)) / few for n in (1, 8)}
+    }
+
+
+def recurrence(small: bool) -> dict[str, Any]:
+    """Seconds of a whole LSTM, by kernels and by XLA, and how far the two are apart."""
+    from side_by_side.gpu import judge, ops, programs
+
+    row = ops.OPS["rnn"].TINY[1] if small else Row("rnn", "lstm-768", "bfloat16")
+    p = ops.problem(row)
+    given = tuple([jnp.asarray(a) for a in some] for some in (p.arrays(), p.cotangents()))
+    found: dict[str, Any] = {}
+    for part in PARTS:
+        arrays = given if part == BOTH else (given[0], [])
+        with programs.traced(row.dtype):
+            ways = {way: jax.jit(programs.program(p, way, part)) for way in ("triton", "xla")}
+            results = {way: program(*arrays) for way, program in ways.items()}
+            found[part] = {way: seconds(program, *arrays, samples=1 if small else 7) for way, program in ways.items()}
+        found[part]["deviation"] = max(judge.deviations(results["triton"], results["xla"]))
+    return {"recurrence": found, "recurrence_of": row.label}
 
 
 def ceilings(small: bool) -> dict[str, Any]:
@@ -207,11 +221,13 @@ def ceilings(small: bool) -> dict[str, Any]:
 
 
 PROBES: dict[str, Callable[[bool], dict[str, Any]]] = {
-    "launch": launch, "launches": launches, "barrier": barrier, "handing": handing, "product": product, "scan": scan,
-    "ceilings": ceilings,
+    "launch": launch, "recurrence": recurrence, "launches": launches, "barrier": barrier, "scan": scan,
+    "ceilings": ceilings, "product": product, "handing": handing,
 }  # fmt: skip
 
 
-def _step(program: Callable[[int], Callable[..., Any]], x: jax.Array, small: bool, few: int = 2000) -> float:
-    few = 2 if small else few
-    return (seconds(program(2 * few), x) - seconds(program(few), x)) / few
+def _step(program: Callable[..., Any], small: bool, *arrays: jax.Array) -> float:
+    """Seconds of one of the steps whose number is the program's first array."""
+    few = 2 if small else 2000
+    more, less = (seconds(program, jnp.full(1, steps, jnp.int32), *arrays) for steps in (2 * few, few))
+    return (more - less) / few

@@ -10,8 +10,10 @@ from side_by_side.report import cells, number, ratio
 BEGIN, END = "<!-- gpu: from here written by gpu.py -->", "<!-- gpu: to here -->"
 NOTHING = "Not yet run on a GPU.\n"
 
-# Everybody who may take part, in the order of the columns.
-_WAYS = ("xla", "lax", "associative", "scan", "scan-8", "jax.experimental.rnn", "torch", "torch float16")
+# XLA alone, as this package or a user of JAX writes it; then everybody who may take part, in the order of the columns.
+_XLA = ("xla", "lax", "associative", "scan", "scan-8")
+_WAYS = (*_XLA, "jax.experimental.rnn", "torch", "torch float16")
+_TOLERATED = 1.05
 
 
 def update(readme: Path, devices: Iterable[dict[str, Any]]) -> None:
@@ -40,6 +42,37 @@ def markdown(content: dict[str, Any]) -> str:
     return "\n".join(part for part in parts if part)
 
 
+def verdict(content: dict[str, Any]) -> str:
+    """How the public functions' choice does against each of the others, and the rule: never slower than XLA alone."""
+    figures = [
+        (f"{' '.join(r['row'][1:])}, {part}", r["row"][0], found["ways"])
+        for r in content.get("rows", []) for part, found in r.get("parts", {}).items()
+        if found["ways"].get("ours", {}).get("seconds")
+    ]  # fmt: skip
+    lines, slower, held = [cells("op", "against", "figures", "median", "least"), "|---|---|---:|---:|---|"], [], 0
+    for op in dict.fromkeys(figure[1] for figure in figures):
+        for way in _WAYS:
+            ratios = {name: r for name, o, ways in figures if o == op and (r := _times_faster(ways, way)) is not None}
+            if ratios:
+                least = min(ratios, key=ratios.__getitem__)
+                middle = f"{statistics.median(ratios.values()):.2f}"
+                lines.append(cells(op, way, str(len(ratios)), middle, f"{ratios[least]:.2f} ({least})"))
+    for name, op, ways in figures:
+        found = [r for way in _XLA if (r := _times_faster(ways, way)) is not None]
+        held += bool(found)
+        if found and min(found) < 1 / _TOLERATED:
+            slower.append(f"{op} {name}: {1 / min(found):.2f}")
+    said = f"BROKEN in {len(slower)} of {held} figures: {', '.join(slower)}" if slower else f"holds in {held} figures"
+    rule = f"Rule: the default choice takes at most {_TOLERATED} times as long as XLA alone: {said}."
+    return "\n".join(["Times faster:", "", *lines, "", rule, ""])
+
+
+def _times_faster(ways: dict[str, Any], way: str) -> float | None:
+    """The median over the rounds of another way's time by ours."""
+    seconds = ways.get(way, {}).get("seconds")
+    return ratio(seconds, ways["ours"]["seconds"]) if seconds else None
+
+
 def _head(content: dict[str, Any]) -> str:
     about = content["about"]
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
@@ -53,7 +86,7 @@ def _probe(content: dict[str, Any]) -> str:
         return ""
     found, lines = probe["found"], ["| what | takes |", "|---|---|"]
     for name, failure in probe["failed"].items():
-        lines.append(cells(name, f"failed: {failure}"))
+        lines.append(cells(name, f"failed: {_short(failure)}"))
     times = {
         "a launch inside of a program": found.get("launch_seconds"), "a call from Python": found.get("call_seconds"),
         "a product of 16 x 64 x 64 that waits for the one before": found.get("product"),
@@ -65,6 +98,9 @@ def _probe(content: dict[str, Any]) -> str:
     ):  # fmt: skip
         if found.get(name):
             lines.append(cells(what, ", ".join(f"{n}: {_microseconds(s)}" for n, s in found[name].items())))
+    for part, ways in found.get("recurrence", {}).items():
+        said = f"kernels {_microseconds(ways['triton'])}, XLA {_microseconds(ways['xla'])}"
+        lines.append(cells(f"{found['recurrence_of']}, {part}", f"{said}; {ways['deviation']:.1e} apart"))
     if found.get("scan_step"):
         said = ", ".join(f"unroll {n}: {_microseconds(s)}" for n, s in found["scan_step"].items())
         lines.append(cells("a step of `lax.scan`, LSTM of 256 units, 16 rows, bfloat16", said))
@@ -85,9 +121,14 @@ def _checks(content: dict[str, Any]) -> str:
     if checks["left"]:
         lines.append(f"{checks['left']} were left when the time was over.")
     for entry in checks["red"]:
-        lines.append(f"RED: {' '.join(entry['row'])}: {entry.get('failed') or entry['deviation']}.")
+        lines.append(f"RED: {' '.join(entry['row'])}: {_short(entry.get('failed')) or entry['deviation']}.")
     for entry in checks["stress"]:
-        said = entry.get("failed") or entry.get("skipped") or entry["differ"] or f"{entry['times']} times the same bits"
+        said = (
+            _short(entry.get("failed"))
+            or entry.get("skipped")
+            or entry["differ"]
+            or f"{entry['times']} times the same bits"
+        )
         lines.append(f"Again and again, {' '.join(entry['row'])}: {said}.")
     return "\n".join(lines) + "\n"
 
@@ -100,7 +141,7 @@ def _rows(op: str, rows: Sequence[dict[str, Any]]) -> str:
     for r in rows:
         name = f"{r['row'][1]} {r['row'][2]}"
         if "failed" in r:
-            lines.append(cells(name, f"failed: {r['failed']}", *[""] * (4 + len(ways))))
+            lines.append(cells(name, f"failed: {_short(r['failed'])}", *[""] * (4 + len(ways))))
         for part, found in r.get("parts", {}).items():
             lines.append(_line(name, part, r["chosen"]["implementation"], found, ways))
     return "\n".join(lines) + "\n"
@@ -110,7 +151,7 @@ def _line(name: str, part: str, chosen: str, found: dict[str, Any], ways: Sequen
     ours = found["ways"].get("ours", {})
     if not ours.get("seconds"):
         return cells(
-            name, part, "RED" if ours.get("red") else "-", "", chosen, ours.get("failed", ""), *[""] * len(ways)
+            name, part, "RED" if ours.get("red") else "-", "", chosen, _short(ours.get("failed")), *[""] * len(ways)
         )
     times = ours["seconds"]
     median = statistics.median(times)
@@ -126,6 +167,11 @@ def _line(name: str, part: str, chosen: str, found: dict[str, Any], ways: Sequen
             others.append("red" if entry.get("red") else "")
     spread = (max(times) - min(times)) / median
     return cells(name, part, number(median * 1e3), f"{spread:.0%}", chosen, share, *others)
+
+
+def _short(text: str | None) -> str:
+    """The first line; the results have all of it."""
+    return (text or "").split("\n")[0][:200]
 
 
 def _microseconds(seconds: float) -> str:

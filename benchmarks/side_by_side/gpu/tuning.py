@@ -68,7 +68,7 @@ def _planned(run: Run) -> dict[Row, _Plan]:
     """The rows that there are kernels for; of rows in one shape class the first."""
     plans: dict[Row, _Plan] = {}
     known = set()
-    for row in ops.bench(run.tiny):
+    for row in ops.bench(run.tiny, run.wanted):
         try:
             answer = run.processes.ask("jax", do="trials", row=row)
         except NoSpeedError as failure:

@@ -44,7 +44,7 @@ _TOLD: contextvars.ContextVar[Device | None] = contextvars.ContextVar("gpu compi
 
 @contextlib.contextmanager
 def compiling_for(gpu: str | Device) -> Iterator[Device]:
-    """Compiles the kernels traced inside for that GPU, by its name in `KNOWN` or described, not the one that is here."""
+    """Compiles the kernels traced inside for that GPU, described or by its name in `KNOWN`, not one that is here."""
     if isinstance(gpu, str):
         if gpu not in KNOWN:
             raise unknown("compiling_for", "GPU", gpu, KNOWN)

@@ -154,13 +154,11 @@ def shape_class(kind: str, batch: int, blocks: int, head: int, dtype: str, preci
 def origin(s: Spec) -> str:
     """Where the tiles of a problem come from, for `explain`."""
     shape = s.kind, s.batch, s.blocks, s.head, s.dtype, s.precision
-    for backward in (False, True):
-        if (
-            tuned.pick(allowed(*shape, s.device, backward), s.device.name, TABLES[backward], shape_class(*shape))
-            is None
-        ):
-            return tuned.UNMEASURED
-    return tuned.origin(s.device.name)
+    measured = (
+        tuned.pick(allowed(*shape, s.device, bool(back)), s.device.name, table, shape_class(*shape))
+        for back, table in enumerate(TABLES)
+    )
+    return tuned.UNMEASURED if None in measured else tuned.origin(s.device.name)
 
 
 class _Problem(NamedTuple):

@@ -2,13 +2,16 @@
 too. PyTorch's own stands apart, so that neither framework's memory or libraries are in the other's way."""
 
 import sys
+import traceback
 from types import ModuleType
 
-from side_by_side.channel import Channel, told
+from side_by_side.channel import Channel
 from side_by_side.contestant import Contestant
 
 LOST = "the device is lost"
 """How the answer of a process begins for which the device does nothing more."""
+# Characters of one error's text: a compiler's may be a whole program.
+_MOST = 2000
 
 CONTESTANTS = {
     "jax": Contestant(
@@ -31,5 +34,17 @@ def serve(module: ModuleType, contestant: Contestant, channel: Channel, *argumen
         try:
             channel.answer(**getattr(side, request.pop("do"))(**request))
         except Exception as error:
-            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-            channel.answer(failed=told(error) if side.alive() else f"{LOST}: {told(error)}")
+            text = whole(error)
+            print(text, file=sys.stderr, flush=True)
+            channel.answer(failed=text if side.alive() else f"{LOST}: {text}")
+
+
+def whole(error: BaseException | None) -> str:
+    """The error, where it was raised, and what caused it, a line or more each."""
+    lines = []
+    while error is not None:
+        frames = traceback.extract_tb(error.__traceback__)
+        where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+        lines.append(f"{type(error).__name__}: {str(error).strip()[:_MOST]}{where}")
+        error = error.__cause__
+    return "\ncaused by ".join(lines)

@@ -11,8 +11,8 @@ import numpy as np
 
 from llmasos_xla.kernels import _triton
 from llmasos_xla.kernels._triton import tuned
-from side_by_side.channel import told
 from side_by_side.gpu import interpreted, judge, ops, probes, programs
+from side_by_side.gpu.contestants import whole
 from side_by_side.gpu.problem import BOTH, PARTS, Problem, Row
 from side_by_side.gpu.sample import sample
 
@@ -158,8 +158,8 @@ class Side:
                 verdicts[way][part] = max(judge.deviations(found, wanted[: len(found)]))
             except Exception as error:
                 if not self.alive():
-                    raise RuntimeError(f"{way}, {part}: {told(error)}") from error
-                verdicts[way][part] = told(error)
+                    raise RuntimeError(f"{way}, {part}: {whole(error)}") from error
+                verdicts[way][part] = whole(error)
         if folder is not None:
             _leave(Path(folder), drawn, wanted)
         return {"verdicts": verdicts}

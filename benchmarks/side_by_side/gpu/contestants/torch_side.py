@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from side_by_side.channel import told
+from side_by_side.gpu.contestants import whole
 from side_by_side.gpu.sample import sample
 from side_by_side.kernels.contestants import torch_eager
 from side_by_side.kernels.problem import Problem
@@ -72,7 +72,7 @@ class Side:
                 timer, how[part] = self._timer(call, counts[part])
                 self._timers[name, part] = timer, counts[part]
             except Exception as error:
-                verdicts[part] = told(error)
+                verdicts[part] = whole(error)
         return {"verdicts": verdicts, "how": how}
 
     def timed(self, name: str, part: str, seconds: float) -> dict[str, Any]:

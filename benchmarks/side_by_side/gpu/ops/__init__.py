@@ -8,6 +8,7 @@ table that keeps whether the kernels are faster than XLA.
 import importlib
 import importlib.util
 import itertools
+import re
 from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
@@ -26,18 +27,24 @@ OPS: dict[str, ModuleType] = {
 }
 
 
-def tests() -> list[Row]:
-    """What is checked against float64, one of each op in turns."""
-    return _in_turns([*op.TESTS] for op in OPS.values())
+def tests(tiny: bool, wanted: str) -> list[Row]:
+    """What is checked against float64, one of each op in turns; `wanted` is a regular expression for their labels."""
+    return _in_turns(wanted, (op.TINY if tiny else op.TESTS for op in OPS.values()))
 
 
-def bench(tiny: bool = False) -> list[Row]:
+def stress(tiny: bool, wanted: str) -> list[Row]:
+    """What is run again and again, since programs wait for each other."""
+    return _in_turns(wanted, (op.TINY[:1] if tiny else op.STRESS for op in OPS.values()))
+
+
+def bench(tiny: bool, wanted: str) -> list[Row]:
     """What is measured, one of each op in turns, in the order of worth."""
-    return _in_turns([*op.TINY] if tiny else [*op.BENCH] for op in OPS.values())
+    return _in_turns(wanted, (op.TINY if tiny else op.BENCH for op in OPS.values()))
 
 
-def _in_turns(lists: Iterable[list[Row]]) -> list[Row]:
-    return [row for turn in itertools.zip_longest(*lists) for row in turn if row is not None]
+def _in_turns(wanted: str, lists: Iterable[Iterable[Row]]) -> list[Row]:
+    rows = [row for turn in itertools.zip_longest(*lists) for row in turn if row is not None]
+    return [row for row in rows if re.search(wanted, row.label)]
 
 
 def problem(row: Row) -> Problem:

@@ -83,7 +83,7 @@ def trials(row: Row, case: Case) -> Iterator[Trial]:
     shape = s.kind, s.batch, s.blocks, s.head, s.dtype, s.precision
     for backward, table in enumerate(TABLES):
         cuts = allowed(*shape, s.device, bool(backward))
-        entries = [{"rows": t.rows, "units": t.units, "warps": t.warps} for t in cuts]
+        entries = [{n: getattr(t, n) for n in ("rows", "units", "inner", "warps")} for t in cuts]
         yield Trial(table, shape_class(*shape), PARTS[backward], [entries])
 
 
