@@ -105,8 +105,8 @@ def asked(problem: Problem) -> list[tuple[str, str]]:
     """What the kernels look up in a tuned table for that problem, by table and shape class."""
     with traced(problem.row.dtype), tuned.trying() as found:
         problem.explain()
-        for part in PARTS:
-            with contextlib.suppress(NotImplementedError):  # there are no kernels for it
+        for part in PARTS if "triton" in problem.ways else ():
+            with contextlib.suppress(NotImplementedError):  # the kernels do not take it
                 jax.make_jaxpr(program(problem, "triton", part))(*structs(problem, part))
     return list(dict.fromkeys(found))
 

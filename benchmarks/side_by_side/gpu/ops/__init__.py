@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 
-from side_by_side.gpu.problem import Problem, Row, Trial
+from side_by_side.gpu.problem import PARTS, Problem, Row, Trial
 
 NAMES = ("rnn", "conv", "scan")
 
@@ -54,7 +54,7 @@ def problem(row: Row) -> Problem:
 
 def trials(row: Row) -> list[Trial]:
     """What tuning may try for it."""
-    return list(OPS[row.op].trials(row, _case(row)))
+    return sorted(OPS[row.op].trials(row, _case(row)), key=lambda t: PARTS.index(t.part))
 
 
 def _case(row: Row) -> Any:

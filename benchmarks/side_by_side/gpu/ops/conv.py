@@ -51,6 +51,8 @@ _TRIED = {
     "depthwise input gradient": [[{"rows": n} for n in (2, 4, 8)], [{"warps": n} for n in (2, 8)]],
     "depthwise kernel gradient": [[{"rows": n} for n in (1, 2, 4, 8)], [{"programs": n} for n in (132, 264, 528)]],
     "depthwise gradient": [[{"rows": n} for n in (8, 16)], [{"programs": n} for n in (132, 264, 528)]],
+    "first layer forward": [[{"block_m": n} for n in (32, 128)], [{"warps": n} for n in (2, 8)]],
+    "first layer kernel gradient": [[{"block_m": n} for n in (32, 64, 128)], [{"programs": n} for n in (264, 528)]],
 }
 
 
@@ -62,7 +64,9 @@ def problem(row: Row, case: Case | TransposeCase) -> Problem:
     def named(implementation: str | None) -> Callable[..., tuple[jax.Array, ...]]:
         return lambda x, w: (public(x, w, **arguments, implementation=implementation),)
 
-    ways = {"ours": named(None), "triton": named("triton"), "xla": named("xla"), "lax": lambda x, w: (plain(x, w),)}
+    ways = {"ours": named(None), "xla": named("xla"), "lax": lambda x, w: (plain(x, w),)}
+    if not isinstance(case, TransposeCase):
+        ways["triton"] = named("triton")
     structs = [jax.ShapeDtypeStruct(s, DTYPES[row.dtype][0]) for s in shapes.values()]
     return Problem(
         row, tuple(shapes), shapes, _draw, ways, lambda: kernels.explain(public, *structs, **arguments),
@@ -72,9 +76,11 @@ def problem(row: Row, case: Case | TransposeCase) -> Problem:
 
 def trials(row: Row, case: Any) -> Iterator[Trial]:
     """Other blocks, where a kernel of ours asks for some."""
-    for table, key in asked(problem(row, case)):
-        if table in _TRIED:
-            yield Trial(table, key, FORWARD if table.endswith("forward") else BOTH, _TRIED[table])
+    found = dict(asked(problem(row, case)))
+    if "depthwise gradient" in found:  # in the place of these
+        del found["depthwise input gradient"], found["depthwise kernel gradient"]
+    for table in found.keys() & _TRIED.keys():
+        yield Trial(table, found[table], FORWARD if table.endswith("forward") else BOTH, _TRIED[table])
 
 
 def _direct(case: Case) -> tuple[Callable[..., Any], dict[str, Any], Callable[..., Any]]:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from llmasos_xla.kernels.scan import triton
 from llmasos_xla.kernels.scan.cases import GPU_BENCH, Case
 from llmasos_xla.kernels.scan.cases import TESTS as CPU_TESTS
 
@@ -15,7 +16,7 @@ from llmasos_xla import kernels
 from side_by_side.gpu.problem import BOTH, DTYPES, FORWARD, Problem, Row, Trial, Work, normal
 from side_by_side.gpu.programs import asked
 
-CHOICE = "linear_scan choice"
+CHOICE = triton.CHOICE
 TESTS = {Row("scan", c.name, d): c for c in CPU_TESTS for d in ("float32", "bfloat16", "float16")}
 BENCH = {Row("scan", c.name, c.dtype): c for c in GPU_BENCH}
 TINY = [Row("scan", "odd", "float32"), Row("scan", "gate-of-step", "bfloat16")]
@@ -53,7 +54,7 @@ def problem(row: Row, case: Case) -> Problem:
 def trials(row: Row, case: Any) -> Iterator[Trial]:
     """Segments, then loads, then whether one kernel makes all gradients."""
     for table, key in dict.fromkeys(asked(problem(row, case))):
-        if table == "linear_scan":
+        if table == triton.TABLE:
             yield Trial(table, key, BOTH, _TRIED)
 
 
