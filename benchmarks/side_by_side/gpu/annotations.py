@@ -10,10 +10,14 @@ class _Annotation:
         return cls
 
 
+def _named(name: str) -> type[_Annotation]:
+    if name.startswith("__"):  # what modules are asked for by those that look at all of them
+        raise AttributeError(name)
+    return _Annotation
+
+
 def install() -> None:
     """From here on annotations can be imported, and say nothing."""
-    if "jaxtyping" in sys.modules or importlib.util.find_spec("jaxtyping") is not None:
-        return
-    module = types.ModuleType("jaxtyping")
-    module.__getattr__ = lambda name: _Annotation  # pyright: ignore[reportAttributeAccessIssue]
-    sys.modules["jaxtyping"] = module
+    if "jaxtyping" not in sys.modules and importlib.util.find_spec("jaxtyping") is None:
+        sys.modules["jaxtyping"] = module = types.ModuleType("jaxtyping")
+        module.__dict__["__getattr__"] = _named

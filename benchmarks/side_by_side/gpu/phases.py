@@ -1,6 +1,7 @@
 """What the command does, one phase after the other, each within its share of the minutes."""
 
 import math
+import shutil
 import statistics
 import tempfile
 from collections import Counter
@@ -26,8 +27,8 @@ _CHECKED, _MEASURED = 24, 6
 _LONG_SECONDS, _LOOP_SECONDS, _MOST_TIMES = 150e-6, 300e-6, 64
 # A way that is slower than that is not called in every round.
 _PATIENCE_SECONDS, _LEAST_ROUNDS = 0.3, 2
-# The folder of a row's arrays lies in memory where there is one.
-_MEMORY = Path("/dev/shm")
+# A row's arrays, at most so many bytes, lie in memory where there is as much.
+_MEMORY, _MOST_BYTES = Path("/dev/shm"), 6 << 30
 
 
 class Run(NamedTuple):
@@ -220,12 +221,14 @@ def _measure(run: Run, row: Row, plan: _Plan) -> bool:
     """Holds all ways against the reference, then times those that are green, in turns."""
     answer, limit = plan.answer, plan.answer["limit"]
     peers = _peers(row, answer)
-    with tempfile.TemporaryDirectory(dir=_MEMORY if _MEMORY.is_dir() else None) as folder:
+    with tempfile.TemporaryDirectory(dir=_place()) as folder:
         told = folder if peers else None
-        verdicts = run.processes.ask("jax", do="judged", row=row, ways=answer["ways"], folder=told)["verdicts"]
-        how = {}
+        judged = run.processes.ask("jax", do="judged", row=row, ways=answer["ways"], folder=told)
+        verdicts, how = judged["verdicts"], {}
         for name, dtype in peers.items():
-            verdicts[name], how[name] = _judged_peer(run, name, dtype, plan, folder, len(answer["names"]))
+            verdicts[name], how[name] = dict.fromkeys(PARTS, judged["missing"]), {}
+            if judged["missing"] is None:
+                verdicts[name], how[name] = _judged_peer(run, name, dtype, plan, folder, len(answer["names"]))
     if isinstance(answer["torch"], str):
         verdicts["torch"] = dict.fromkeys(PARTS, answer["torch"])
     parts: dict[str, Any] = {}
@@ -238,6 +241,11 @@ def _measure(run: Run, row: Row, plan: _Plan) -> bool:
     run.records.entry("rows", row, {"chosen": answer["chosen"], "limit": limit, "parts": parts})
     run.say(f"{row.label}: {_in_short(parts)}")
     return not any(e.get("red") for part in parts.values() for e in part["ways"].values())
+
+
+def _place() -> Path | None:
+    """Where files lie in memory, or None for the usual folder."""
+    return _MEMORY if _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > _MOST_BYTES else None
 
 
 def _entry(verdict: Any, limit: float) -> dict[str, Any]:

@@ -3,6 +3,7 @@ too. PyTorch's own stands apart, so that neither framework's memory or libraries
 
 import sys
 import traceback
+from pathlib import Path
 from types import ModuleType
 
 from side_by_side.channel import Channel
@@ -44,7 +45,7 @@ def whole(error: BaseException | None) -> str:
     lines = []
     while error is not None:
         frames = traceback.extract_tb(error.__traceback__)
-        where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+        where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
         lines.append(f"{type(error).__name__}: {str(error).strip()[:_MOST]}{where}")
         error = error.__cause__
     return "\ncaused by ".join(lines)

@@ -160,9 +160,13 @@ class Side:
                 if not self.alive():
                     raise RuntimeError(f"{way}, {part}: {whole(error)}") from error
                 verdicts[way][part] = whole(error)
+        missing = None
         if folder is not None:
-            _leave(Path(folder), drawn, wanted)
-        return {"verdicts": verdicts}
+            try:
+                _leave(Path(folder), drawn, wanted)
+            except OSError as error:  # the folder is full
+                missing = whole(error)
+        return {"verdicts": verdicts, "missing": missing}
 
     def timed(self, row: list[str], part: str, ways: list[str], seconds: float) -> Answer:
         """Seconds of one time of each way, in that order: the median of calls that take some `seconds` together."""
