@@ -15,6 +15,7 @@ does, which is then started again.
 import argparse
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,12 @@ def _run(options: argparse.Namespace) -> bool:
         for place, name in enumerate(asked):
             _say(f"{name}: {clock.left():.0f} s are left")
             share = _PHASES[name] / sum(_PHASES[other] for other in asked[place:])
-            went_well = todo[name](clock.part(share))
+            try:
+                went_well = todo[name](clock.part(share))
+            except Exception:  # the other phases are worth having
+                went_well = False
+                records.section(f"{name} failed", {"text": traceback.format_exc()})
+                _say(f"{name}: FAILED: {traceback.format_exc()[-_LINE // 2 :]}")
             fine &= went_well
             if name == "probe" and not went_well:
                 _say("kernels cannot be launched here: nothing else is tried")

@@ -30,7 +30,7 @@ def run(tmp_path, *arguments):
 def test_checks_and_measures(tmp_path):
     """One row of recurrence; PyTorch may be missing."""
     said, progress, content = run(tmp_path, "--check", "--bench", "--rows", "rnn/lstm-one")
-    assert "check: 1 green, 0 red" in progress
+    assert "check: green {'triton': 1}, 0 red, 0 left" in progress
     assert content["checks"]["worst"]["float32"] < 1e-5
     (row,) = content["rows"]
     for part in ("forward", "forward + backward"):

@@ -47,7 +47,7 @@ class Processes:
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
-    def ask(self, name: str, timeout: float = 300, /, **request: Any) -> dict[str, Any]:
+    def ask(self, name: str, timeout: float = 120, /, **request: Any) -> dict[str, Any]:
         """The answer of "jax" or "torch".
 
         Raises:

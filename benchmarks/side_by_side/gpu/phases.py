@@ -72,50 +72,44 @@ def probe(run: Run, clock: Clock) -> bool:
 def check(run: Run, clock: Clock) -> bool:
     """Every case against float64, barriers again and again, and the first of the benchmark's shapes against XLA."""
     rows = ops.tests(run.tiny, run.wanted)
-    green, red, skipped = 0, [], Counter[str]()
-    worst: dict[str, float] = {}
-    # Measuring looks at the benchmark's shapes anyway.
-    others = {"stress": _stress(run), "large": [] if run.measures else _large(run)}
-    jobs = [(row, BOTH, None) for row in rows]
-
-    def keep(left: int) -> None:
-        found = {"green": green, "red": red, "skipped": dict(skipped), "worst": worst, "left": left}
-        run.records.section("checks", found | others)
-
-    keep(len(rows))
-    with warming(run.device, jobs, run.tables):
-        for first in range(0, len(rows), _CHECKED):
-            some = rows[first : first + _CHECKED]
-            if clock.left() < 0:
-                run.say(f"check: out of time, {len(rows) - first} of {len(rows)} cases are left")
-                break
-            _begin(run, "start_checks", rows=some)
-            for row in some:
+    ways = run.processes.ask("jax", do="ways", rows=rows)["ways"]
+    # The kernels first.
+    cases = sorted(zip(rows, ways), key=lambda case: case[1] != "triton")
+    green, red, worst = Counter[str](), [], dict[str, float]()
+    found = {"green": green, "red": red, "worst": worst, "left": len(cases), "stress": [], "large": []}
+    _stress(run, found["stress"])
+    if not run.measures:  # it looks at the benchmark's shapes anyway
+        _large(run, found["large"])
+    with warming(run.device, [(row, BOTH, None) for row, way in cases if way == "triton"], run.tables):
+        while found["left"] and clock.left() > 0:
+            some = cases[-found["left"] :][:_CHECKED]
+            _start_checks(run, some)
+            for number, (row, way) in enumerate(some):
                 try:
-                    answer = run.processes.ask("jax", 120, do="check", row=row)
+                    answer = run.processes.ask("jax", do="check", row=row, way=way)
                 except NoSpeedError as failure:
-                    red.append({"row": row, "failed": str(failure)})
+                    answer = {"failed": str(failure)}
                     if isinstance(failure, LostError):
-                        _begin(run, "start_checks", rows=some[some.index(row) + 1 :])
+                        _start_checks(run, some[number + 1 :])
+                if "failed" in answer or answer["deviation"] > answer["limit"]:
+                    red.append({"row": row, "way": way, **answer})
+                    run.say(f"check {row.label}, {way}: RED: {answer}")
                 else:
-                    if "skipped" in answer:
-                        skipped[answer["skipped"]] += 1
-                    elif answer["deviation"] > answer["limit"]:
-                        red.append({"row": row, **answer})
-                    else:
-                        green += 1
-                        worst[row.dtype] = max(worst.get(row.dtype, 0.0), answer["deviation"])
-                if red and red[-1]["row"] == row:
-                    run.say(f"check {row.label}: RED: {red[-1]}")
+                    green[way] += 1
+                    worst[row.dtype] = max(worst.get(row.dtype, 0.0), answer["deviation"])
             run.processes.forget()
-            keep(len(rows) - first - len(some))
-    run.say(f"check: {green} green, {len(red)} red, skipped {dict(skipped)}; worst deviations {worst}")
-    return not red and not any(s.get("red") or "failed" in s for some in others.values() for s in some)
+            found["left"] -= len(some)
+            run.records.section("checks", found)
+    run.say(f"check: green {dict(green)}, {len(red)} red, {found['left']} left; worst deviations {worst}")
+    return not red and not any(s.get("red") or "failed" in s for s in (*found["stress"], *found["large"]))
 
 
-def _stress(run: Run) -> list[dict[str, Any]]:
+def _start_checks(run: Run, cases: Sequence[tuple[Row, str]]) -> None:
+    _begin(run, "start_checks", rows=[row for row, _ in cases], ways=[way for _, way in cases])
+
+
+def _stress(run: Run, found: list[dict[str, Any]]) -> None:
     """Kernels whose programs wait for each other, run again and again."""
-    found = []
     for row in ops.stress(run.tiny, run.wanted):
         try:
             answer = run.processes.ask("jax", 300, do="stress", row=row, times=2 if run.tiny else 200)
@@ -124,12 +118,11 @@ def _stress(run: Run) -> list[dict[str, Any]]:
         found.append({"row": row, **answer})
         run.say(f"stress {row.label}: {answer}")
     run.processes.forget()
-    return found
 
 
-def _large(run: Run) -> list[dict[str, Any]]:
+def _large(run: Run, found: list[dict[str, Any]]) -> None:
     """The first of the benchmark's shapes against XLA in float32."""
-    found, rows = [], ops.bench(run.tiny, run.wanted)[: 2 if run.tiny else 6]
+    rows = ops.bench(run.tiny, run.wanted)[: 2 if run.tiny else 6]
     once = dict.fromkeys(PARTS, 1)
     for row in rows:
         _begin(run, "start_row", row=row, counts=once, ways=["ours"])
@@ -144,7 +137,6 @@ def _large(run: Run) -> list[dict[str, Any]]:
         found.append({"row": row, **answer})
         run.say(f"large {row.label}: {answer}")
     run.processes.forget()
-    return found
 
 
 def bench(run: Run, clock: Clock) -> bool:

@@ -14,6 +14,8 @@ NOTHING = "Not yet run on a GPU.\n"
 _XLA = ("xla", "lax", "associative", "scan", "scan-8")
 _WAYS = (*_XLA, "jax.experimental.rnn", "torch", "torch float16")
 _TOLERATED = 1.05
+# Who was checked.
+_BY = {"triton": "kernels", "ours": "what runs where there is none"}
 
 
 def update(readme: Path, devices: Iterable[dict[str, Any]]) -> None:
@@ -115,9 +117,10 @@ def _checks(content: dict[str, Any]) -> str:
     if checks is None:
         return ""
     worst = ", ".join(f"{dtype} {value:.1e}" for dtype, value in checks["worst"].items())
-    skipped = sum(checks["skipped"].values())
-    lines = [f"Checks: {checks['green']} green, {len(checks['red'])} red, {skipped} that the kernels do not take; "
-             f"largest deviations from float64: {worst or 'none'}."]  # fmt: skip
+    green = " and ".join(f"{count} of {_BY[way]}" for way, count in checks["green"].items()) or "none"
+    lines = [
+        f"Checks: green are {green}, red {len(checks['red'])}; largest deviations from float64: {worst or 'none'}."
+    ]
     if checks["left"]:
         lines.append(f"{checks['left']} were left when the time was over.")
     for entry in checks["red"]:

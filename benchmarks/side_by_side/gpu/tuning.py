@@ -52,6 +52,7 @@ def tune(run: Run, clock: Clock, folder: Path, device: str) -> bool:
             date = datetime.datetime.now(datetime.UTC).date().isoformat()
             versions = run.processes.versions
             write(path, {"format": FORMAT, "device": device, "date": date, "versions": versions, "ops": table})
+    run.say(f"tune: {path}; what --bench has is from before")
     return fine
 
 
