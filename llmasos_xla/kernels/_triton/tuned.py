@@ -152,7 +152,7 @@ def read(path: pathlib.Path) -> Table:
         found = content.get("format") if isinstance(content, dict) else None
         raise _bad(path, f"has format {found}, this version reads {FORMAT}")
     date, ops = content.get("date"), content.get("ops")
-    if not isinstance(date, str) or not _two_levels(ops):
+    if not isinstance(date, str) or not isinstance(ops, dict) or not _two_levels(ops):
         raise _bad(path, "lacks its date, or its entries by op and class of shapes")
     return Table(date, ops, path)
 
