@@ -174,8 +174,8 @@ def _read(path: pathlib.Path) -> Table | None:
     return read(path) if path.exists() else None
 
 
-def _two_levels(ops: Any) -> bool:
-    return isinstance(ops, dict) and all(
+def _two_levels(ops: dict[str, Any]) -> bool:
+    return all(
         isinstance(keys, dict) and all(isinstance(entry, dict) for entry in keys.values()) for keys in ops.values()
     )
 
