@@ -51,6 +51,15 @@ def test_all_of_it(tmp_path):
     assert "Again and again" in said
 
 
+def test_rows_have_names_of_their_own():
+    from side_by_side.gpu import ops
+
+    for op in ops.OPS.values():
+        assert not op.TESTS.keys() & op.BENCH.keys()
+        assert {*op.TINY} <= op.TESTS.keys()
+        assert {*op.STRESS} <= op.TESTS.keys() | op.BENCH.keys()
+
+
 def test_kernels_of_the_probes_compile(monkeypatch):
     """For an H100, with the types and constants that the probes launch them with; the interpreter runs them too."""
     from side_by_side.gpu import interpreted, probes

@@ -8,18 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+from llmasos_xla import kernels
 from llmasos_xla.kernels.scan import triton
 from llmasos_xla.kernels.scan.cases import GPU_BENCH, Case
 from llmasos_xla.kernels.scan.cases import TESTS as CPU_TESTS
-
-from llmasos_xla import kernels
 from side_by_side.gpu.problem import BOTH, DTYPES, FORWARD, Problem, Row, Trial, Work, normal
 from side_by_side.gpu.programs import asked
 
 CHOICE = triton.CHOICE
-TESTS = {Row("scan", c.name, d): c for c in CPU_TESTS for d in ("float32", "bfloat16", "float16")}
+# Some of the benchmark's cases have the same names.
+TESTS = {Row("scan", f"tests:{c.name}", d): c for c in CPU_TESTS for d in ("float32", "bfloat16", "float16")}
 BENCH = {Row("scan", c.name, c.dtype): c for c in GPU_BENCH}
-TINY = [Row("scan", "odd", "float32"), Row("scan", "gate-of-step", "bfloat16")]
+TINY = [Row("scan", "tests:odd", "bfloat16"), Row("scan", "tests:gate-of-step", "float32")]
 STRESS: list[Row] = []
 # More launches than these take seconds.
 _MOST_STEPS = 8192
