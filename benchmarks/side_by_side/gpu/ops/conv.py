@@ -76,11 +76,9 @@ def problem(row: Row, case: Case | TransposeCase) -> Problem:
 
 def trials(row: Row, case: Any) -> Iterator[Trial]:
     """Other blocks, where a kernel of ours asks for some."""
-    found = dict(asked(problem(row, case)))
-    if "depthwise gradient" in found:  # in the place of these
-        del found["depthwise input gradient"], found["depthwise kernel gradient"]
-    for table in found.keys() & _TRIED.keys():
-        yield Trial(table, found[table], FORWARD if table.endswith("forward") else BOTH, _TRIED[table])
+    for table, key in asked(problem(row, case)):
+        if table in _TRIED:
+            yield Trial(table, key, FORWARD if table.endswith("forward") else BOTH, _TRIED[table])
 
 
 def _direct(case: Case) -> tuple[Callable[..., Any], dict[str, Any], Callable[..., Any]]:
