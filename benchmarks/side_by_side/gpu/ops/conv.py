@@ -47,11 +47,11 @@ STRESS: list[Row] = []
 
 # Fields of the kernels' blocks, by the table that keeps them; the blocks themselves are made for a shape.
 _TRIED = {
-    "depthwise forward": [[{"rows": n} for n in (1, 2, 4, 8)], [{"warps": n} for n in (2, 8)]],
-    "depthwise input gradient": [[{"rows": n} for n in (2, 4, 8)], [{"warps": n} for n in (2, 8)]],
+    "depthwise forward": [[{"rows": n} for n in (1, 2, 4, 8)], [{"warps": 8}]],
+    "depthwise input gradient": [[{"rows": n} for n in (2, 4, 8)], [{"warps": 8}]],
     "depthwise kernel gradient": [[{"rows": n} for n in (1, 2, 4, 8)], [{"programs": n} for n in (132, 264, 528)]],
     "depthwise gradient": [[{"rows": n} for n in (8, 16)], [{"programs": n} for n in (132, 264, 528)]],
-    "first layer forward": [[{"block_m": n} for n in (32, 128)], [{"warps": n} for n in (2, 8)]],
+    "first layer forward": [[{"block_m": n} for n in (32, 128)], [{"warps": 8}]],
     "first layer kernel gradient": [[{"block_m": n} for n in (32, 64, 128)], [{"programs": n} for n in (264, 528)]],
 }
 
