@@ -56,7 +56,9 @@ def probe(run: Run, clock: Clock) -> bool:
     failed: dict[str, str] = {}
     for name in _PROBES:
         try:
-            new = run.processes.ask("jax", 120, do="probe", name=name)["found"]
+            if clock.left() < 0:
+                raise NoSpeedError("out of time")
+            new = run.processes.ask("jax", 60, do="probe", name=name)["found"]
         except NoSpeedError as failure:
             failed[name] = str(failure)
             run.say(f"probe {name}: FAILED: {failure}")
@@ -64,7 +66,7 @@ def probe(run: Run, clock: Clock) -> bool:
             found |= new
             run.say(f"probe {name}: {new}")
         run.records.section("probe", {"found": found, "failed": failed})
-        if "launch" in failed or clock.left() < 0:
+        if "launch" in failed:
             break
     return "launch" not in failed
 

@@ -144,7 +144,7 @@ def handing(small: bool) -> dict[str, Any]:
         )  # fmt: skip
         return _step(program, small, jnp.ones((_ROWS, width), jnp.bfloat16))
 
-    counts = (2, 3) if small else (2, 4, 8, 12, 16, 24, 32, 48, 64)
+    counts = (2, 3) if small else (2, 4, 8, 16, 32, 48, 64)
     return {"handing": {"1": 0.0, **{str(count): step(count) for count in counts}}}
 
 

@@ -45,9 +45,9 @@ class Trial(NamedTuple):
     groups: list[list[dict[str, Any]]]
     """Entries of which one is best; those of a later group join the best of the earlier ones."""
 
-    def first(self, tiny: bool) -> list[dict[str, Any]]:
-        """The most promising entries of the first group."""
-        return self.groups[0][: 2 if tiny else _MOST_TRIED] if self.groups else []
+    def tried(self, tiny: bool) -> list[list[dict[str, Any]]]:
+        """The most promising entries of each group."""
+        return [group[: 2 if tiny else _MOST_TRIED] for group in self.groups]
 
 
 class Row(NamedTuple):

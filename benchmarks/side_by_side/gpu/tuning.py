@@ -33,7 +33,7 @@ def tune(run: Run, clock: Clock, folder: Path, device: str) -> bool:
     table: dict[str, Any] = json.loads(path.read_text())["ops"] if path.exists() else {}
     fine, plans = True, _planned(run)
     jobs = [
-        (row, t.part, {t.table: {t.key: e}}) for row, p in plans.items() for t in p.trials for e in t.first(run.tiny)
+        (row, t.part, {t.table: {t.key: e}}) for row, p in plans.items() for t in p.trials for e in t.tried(run.tiny)[0]
     ]
     with warming(run.device, jobs, run.tables):
         for number, (row, plan) in enumerate(plans.items()):
@@ -94,7 +94,7 @@ def _tuned(run: Run, row: Row, plan: _Plan) -> Entries:
             race.start(part, "xla", {})
             race.start(part, "triton", {})
         for trial in plan.trials:
-            for entry in trial.first(run.tiny):
+            for entry in trial.tried(run.tiny)[0]:
                 race.start(trial.part, "triton", {trial.table: {trial.key: entry}})
         race.wait()
         for trial in plan.trials:
@@ -120,8 +120,8 @@ def _best(race: "_Race", trial: Trial) -> dict[str, Any]:
     """The fastest entry; empty for what the heuristic has."""
     kept: dict[str, Any] = {}
     least = race.seconds(trial.part, "triton", {})
-    for number, group in enumerate(trial.groups):
-        entries = [{**kept, **entry} for entry in (group if number else trial.first(race.run.tiny))]
+    for number, group in enumerate(trial.tried(race.run.tiny)):
+        entries = [{**kept, **entry} for entry in group]
         if number:  # the first group is compiled by now
             for entry in entries:
                 race.start(trial.part, "triton", {trial.table: {trial.key: entry}})

@@ -27,7 +27,7 @@ _MOST_STEPS = 8192
 
 _TRIED = [
     [{"segments": 1 << n} for n in range(8)],
-    [{"vector": v, "ahead": a} for v in (1, 2, 4, 8) for a in (4, 8, 16, 32)],
+    [{"vector": v, "ahead": a} for v in (1, 2, 4, 8) for a in (4, 8, 16, 32) if v * a <= 64],
     [{"fused": fused} for fused in (False, True)],
 ]
 
