@@ -43,7 +43,7 @@ def test_checks_and_measures(tmp_path):
 
 @pytest.mark.slow
 def test_all_of_it(tmp_path):
-    said, _, content = run(tmp_path)
+    said, _, content = run(tmp_path, "--rows", "rnn/")
     assert content["probe"]["failed"] == {}
     assert {"launch", "recurrence", "barrier", "handing", "bandwidth"} <= content["probe"]["found"].keys()
     (table,) = (tmp_path / "tuned").glob("*.json")
