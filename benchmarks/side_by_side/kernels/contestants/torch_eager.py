@@ -50,6 +50,11 @@ def programs(problem: Problem, arrays: list[np.ndarray], cotangent: np.ndarray) 
             yield Program(part.name, name, make)
 
 
+def operations(problem: Problem) -> dict[str, Operation]:
+    """The ways to compute an operation that is no recurrence."""
+    return _OPS[problem.op](problem)
+
+
 def _made(
     operation: Operation, part: Part, dtype: torch.dtype, arrays: list[np.ndarray], cotangent: np.ndarray
 ) -> tuple[Callable[[], Any], Callable[[Any], list[np.ndarray]]]:
@@ -62,9 +67,9 @@ def _made(
 
     def gradient(i: int, tensor: torch.Tensor) -> np.ndarray:
         array = left(tensor, operation.orders[i])
-        return _flip(array) if i == 1 and operation.flipped else array
+        return flip(array) if i == 1 and operation.flipped else array
 
-    given = [_flip(a) if i == 1 and operation.flipped else a for i, a in enumerate(arrays)]
+    given = [flip(a) if i == 1 and operation.flipped else a for i, a in enumerate(arrays)]
     tensors = [entered(a, order) for a, order in zip(given, operation.orders)]
     if not part.of:
 
@@ -82,7 +87,8 @@ def _made(
     return gradients, lambda found: [gradient(i, g) for i, g in zip(part.of, found)]
 
 
-def _flip(kernel: np.ndarray) -> np.ndarray:
+def flip(kernel: np.ndarray) -> np.ndarray:
+    """The kernel with its spatial axes turned around."""
     return np.ascontiguousarray(np.flip(kernel, tuple(range(kernel.ndim - 2))))
 
 
