@@ -101,7 +101,7 @@ def _run(s: Spec, t: Tiles, kernel: Any, arrays: dict[str, Any], results: dict[s
 
 
 def _forward(s: Spec, saving: bool, arrays: Arrays) -> list[jax.Array]:
-    from llmasos_xla.kernels.rnn.triton_kernels import forward
+    from llmasos_xla.kernels.rnn.triton_forward_kernels import forward
 
     a = dict(zip((*s.arguments, *s.integers), arrays))
     rows = a["x"].reshape(s.batch * s.time, s.cin)
@@ -132,7 +132,7 @@ def _in_pairs(s: Spec, a: jax.Array) -> jax.Array:
 
 
 def _backward(s: Spec, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-    from llmasos_xla.kernels.rnn.triton_kernels import backward
+    from llmasos_xla.kernels.rnn.triton_backward_kernels import backward
 
     names = (*s.arguments, *s.integers, *s.outputs, *s.saved, *(f"d{name}" for name in s.outputs))
     a = dict(zip(names, arrays))

@@ -13,7 +13,7 @@ from llmasos_xla import kernels
 from llmasos_xla.kernels import _dispatch
 from llmasos_xla.kernels._triton.compiler import Options
 from llmasos_xla.kernels._triton.devices import KNOWN, Device, compiling_for
-from llmasos_xla.kernels.rnn import triton_kernels, triton_operations, triton_spec
+from llmasos_xla.kernels.rnn import triton_backward_kernels, triton_forward_kernels, triton_operations, triton_spec
 from llmasos_xla.kernels.rnn.triton_spec import Spec
 
 CALL = "triton_kernel_call_ffi"
@@ -43,7 +43,7 @@ def spec(target, kind, batch, heads, head, dtype, options=(), directions=1):
 
 def report(s, target, backward):
     """The compiled kernel of a training pass."""
-    kernel = triton_kernels.backward if backward else triton_kernels.forward
+    kernel = triton_backward_kernels.backward if backward else triton_forward_kernels.forward
     tiles = s.backward if backward else s.forward
     low, high = BFLOAT16 if s.dtype == "bfloat16" else np.dtype(s.dtype), np.dtype("float32")
     states = {f"{n}{end}" for n in triton_spec.STATES[s.kind] for end in ("", "0")}
