@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from llmasos_xla.kernels._triton.language import arrive, tanh, wait
-from llmasos_xla.kernels.rnn.triton_kernels import depth, handed
+from llmasos_xla.kernels.rnn.triton_kernels import columns, depth, handed, two_sums
 
 
 @triton.jit
@@ -34,26 +34,29 @@ def _saved(pointer, step, kind, kinds, block, unit, owned, UNITS: tl.constexpr, 
 @triton.jit
 @no_type_check
 def backward(
-    dy_ptr, dh_ptr, dc_ptr, dn_ptr, r_ptr, lengths_ptr, resets_ptr, mask_ptr, gates_ptr, previous_ptr, cells_ptr,
-    counts_ptr, dp_ptr, dh0_ptr, dc0_ptr, dn0_ptr, exchange_ptr, counter_ptr,
+    dy_ptr, dh_ptr, dc_ptr, dn_ptr, r_ptr, recurrent_scale_ptr, cell_scale_ptr, cell_offset_ptr, lengths_ptr,
+    resets_ptr, mask_ptr, gates_ptr, previous_ptr, cells_ptr, counts_ptr, rates_ptr,
+    dp_ptr, dq_ptr, dnorm_ptr, dh0_ptr, dc0_ptr, dn0_ptr, exchange_ptr, counter_ptr,
     KIND: tl.constexpr, BATCH: tl.constexpr, TIME: tl.constexpr, BLOCKS: tl.constexpr, HEADS: tl.constexpr,
     HEAD: tl.constexpr, GATES: tl.constexpr, REVERSE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     BK: tl.constexpr, SPLITS: tl.constexpr, DEPTH: tl.constexpr, ROUNDS: tl.constexpr, PADDED: tl.constexpr,
-    PRECISION: tl.constexpr, PTX: tl.constexpr,
+    COUNTED: tl.constexpr, EPSILON: tl.constexpr, PRECISION: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
     """The gates' deltas of all steps, and the gradients of the initial states, for the tiles of `forward`.
 
     `previous` is read by a GRU alone. With A the deltas that stand before the recurrent product: dh = A R^T, over all
-    columns of R, so it is A that the programs of a block exchange.
+    columns of R, so it is A that the programs of a block exchange. Behind a normalization that is A = rate * dq, and
+    the rate of a row, which is large where h R is small, waits until after the product: 16 bits hold dq.
     """
     part, block = tl.program_id(0), tl.program_id(1)
     direction, head = block // HEADS, block % HEADS
     WIDTH: tl.constexpr = HEADS * HEAD
     UNITS: tl.constexpr = BLOCKS * HEAD
     PROJECTED: tl.constexpr = BLOCKS // HEADS * GATES * WIDTH
-    TWO: tl.constexpr = KIND == "lstm" or KIND == "slstm"
+    NORM: tl.constexpr = KIND == "lnlstm"
+    TWO: tl.constexpr = KIND == "lstm" or NORM or KIND == "slstm"
     ONE: tl.constexpr = KIND == "gru"
-    SAVED: tl.constexpr = 5 if KIND == "slstm" else GATES + ONE
+    SAVED: tl.constexpr = 5 if KIND == "slstm" else 9 if NORM else GATES + ONE
     COLUMNS: tl.constexpr = GATES * HEAD
     TILES: tl.constexpr = GATES if SPLITS == 1 else (COLUMNS + DEPTH * BK - 1) // (DEPTH * BK)
     WIDE: tl.constexpr = TILES * DEPTH * BK
@@ -69,6 +72,16 @@ def backward(
         else:
             inner = depth(k, DEPTH, TILES * BK, BK)
             w = w + (_transposed_weights(r_ptr, block, inner, COLUMNS, first, BN, HEAD, GATES),)
+    if NORM:
+        start = tl.zeros((1,), tl.int64)
+        here = start == 0
+        column = direction * GATES * WIDTH
+        scale_i = columns(recurrent_scale_ptr, start, here, column, column + HEAD, BN)
+        scale_f = columns(recurrent_scale_ptr, start, here, column + HEAD, column + 2 * HEAD, BN)
+        scale_g = columns(recurrent_scale_ptr, start, here, column + 2 * HEAD, column + 3 * HEAD, BN)
+        scale_o = columns(recurrent_scale_ptr, start, here, column + 3 * HEAD, column + 4 * HEAD, BN)
+        cell_scale = columns(cell_scale_ptr, start, here, block * HEAD, (block + 1) * HEAD, BN)
+        cell_offset = columns(cell_offset_ptr, start, here, block * HEAD, (block + 1) * HEAD, BN)
     for turn_of_tiles in range(ROUNDS):
         tile = tl.program_id(2) + turn_of_tiles * tl.num_programs(2)
         rows = tile * BM + tl.arange(0, BM)
@@ -109,6 +122,15 @@ def backward(
         if KIND == "slstm":
             n_before = _saved(counts_ptr, step, 0, 1, block, unit, owned, UNITS, HEAD)
             slope = _saved(gates_ptr, step, 4, SAVED, block, unit, owned, UNITS, HEAD)
+        if NORM:
+            q_i = _saved(gates_ptr, step, 4, SAVED, block, unit, owned, UNITS, HEAD)
+            q_f = _saved(gates_ptr, step, 5, SAVED, block, unit, owned, UNITS, HEAD)
+            q_g = _saved(gates_ptr, step, 6, SAVED, block, unit, owned, UNITS, HEAD)
+            q_o = _saved(gates_ptr, step, 7, SAVED, block, unit, owned, UNITS, HEAD)
+            normal = _saved(gates_ptr, step, 8, SAVED, block, unit, owned, UNITS, HEAD)
+            rates = rates_ptr + (step[:, None] * BLOCKS + block) * 2
+            rate = tl.load(rates, mask=live[:, None], other=0.0)
+            cell_rate = tl.load(rates + 1, mask=live[:, None], other=0.0)
 
         for s in range(TIME):
             back = TIME - 1 - s
@@ -118,9 +140,17 @@ def backward(
             # Padding gives nothing: whatever dy is there, the output was zero.
             d = dh + tl.where(keep, dy, 0.0)
             direct = tl.zeros_like(dh)
-            if KIND == "lstm":
-                tanh_c = tanh(f * c_before + i * g)
-                dc_new = dc + d * o * (1 - tanh_c * tanh_c)
+            if KIND == "lstm" or NORM:
+                if NORM:
+                    tanh_c = tanh(cell_scale * normal + cell_offset)
+                    dnorm = tl.where(keep, d * o * (1 - tanh_c * tanh_c), 0.0)
+                    scaled = dnorm * cell_scale
+                    mean, along = two_sums(scaled, scaled * normal)
+                    mean, along = mean[:, None] / COUNTED, along[:, None] / COUNTED
+                    dc_new = dc + cell_rate * (scaled - mean - along * normal)
+                else:
+                    tanh_c = tanh(f * c_before + i * g)
+                    dc_new = dc + d * o * (1 - tanh_c * tanh_c)
                 a0 = dc_new * g * i * (1 - i)
                 a1 = dc_new * c_before * f * (1 - f)
                 a2 = dc_new * i * (1 - g * g)
@@ -150,6 +180,18 @@ def backward(
             else:
                 a0 = d * (1 - i * i)
             direct = tl.where(keep, direct, dh)
+            if NORM:
+                e0 = tl.where(keep, a0 * scale_i, 0.0)
+                e1 = tl.where(keep, a1 * scale_f, 0.0)
+                e2 = tl.where(keep, a2 * scale_g, 0.0)
+                e3 = tl.where(keep, a3 * scale_o, 0.0)
+                mean, along = two_sums(e0 + e1 + e2 + e3, e0 * q_i + e1 * q_f + e2 * q_g + e3 * q_o)
+                mean, along = mean[:, None] / (4 * COUNTED), along[:, None] / (4 * COUNTED)
+                e0 = (e0 - mean - along * q_i).to(DTYPE)
+                e1 = (e1 - mean - along * q_f).to(DTYPE)
+                e2 = (e2 - mean - along * q_g).to(DTYPE)
+                e3 = (e3 - mean - along * q_o).to(DTYPE)
+                rate_here = rate
 
             a0 = tl.where(keep, a0, 0.0).to(DTYPE)
             if TWO or ONE:
@@ -176,6 +218,13 @@ def backward(
                 tl.store(dp_ptr + at + 2 * WIDTH, a2, mask=owned)
             if TWO:
                 tl.store(dp_ptr + at + 3 * WIDTH, a3, mask=owned)
+            if NORM:
+                tl.store(dq_ptr + at, e0, mask=owned)
+                tl.store(dq_ptr + at + WIDTH, e1, mask=owned)
+                tl.store(dq_ptr + at + 2 * WIDTH, e2, mask=owned)
+                tl.store(dq_ptr + at + 3 * WIDTH, e3, mask=owned)
+                out = (long_rows * TIME + t)[:, None] * UNITS + block * HEAD + unit[None, :]
+                tl.store(dnorm_ptr + out, dnorm.to(DTYPE), mask=owned)
             fresh = ok
             if resets_ptr is not None:
                 fresh = (tl.load(resets_ptr + long_rows * TIME + t, mask=live, other=0) != 0) & ok
@@ -194,8 +243,23 @@ def backward(
             if KIND == "slstm":
                 n_before = _saved(counts_ptr, step, 0, 1, block, unit, owned, UNITS, HEAD)
                 slope = _saved(gates_ptr, step, 4, SAVED, block, unit, owned, UNITS, HEAD)
+            if NORM:
+                q_i = _saved(gates_ptr, step, 4, SAVED, block, unit, owned, UNITS, HEAD)
+                q_f = _saved(gates_ptr, step, 5, SAVED, block, unit, owned, UNITS, HEAD)
+                q_g = _saved(gates_ptr, step, 6, SAVED, block, unit, owned, UNITS, HEAD)
+                q_o = _saved(gates_ptr, step, 7, SAVED, block, unit, owned, UNITS, HEAD)
+                normal = _saved(gates_ptr, step, 8, SAVED, block, unit, owned, UNITS, HEAD)
+                rates = rates_ptr + (step[:, None] * BLOCKS + block) * 2
+                rate = tl.load(rates, mask=live[:, None], other=0.0)
+                cell_rate = tl.load(rates + 1, mask=live[:, None], other=0.0)
 
-            if SPLITS == 1:
+            if NORM:
+                product = tl.dot(e0, w[0], input_precision=PRECISION)
+                odd = tl.dot(e1, w[1], input_precision=PRECISION)
+                product = tl.dot(e2, w[2], product, input_precision=PRECISION)
+                odd = tl.dot(e3, w[3], odd, input_precision=PRECISION)
+                product = (product + odd) * rate_here
+            elif SPLITS == 1:
                 product = tl.dot(a0, w[0], input_precision=PRECISION)
                 if TWO or ONE:
                     odd = tl.dot(a1, w[1], input_precision=PRECISION)

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from llmasos_xla.kernels._triton.language import arrive, tanh, wait
-from llmasos_xla.kernels.rnn.triton_kernels import columns, depth, handed
+from llmasos_xla.kernels.rnn.triton_kernels import columns, depth, handed, two_sums
 
 # Stands for minus infinity where it is a state: the exponential stabilizer of sLSTM before its first step.
 LOWEST = tl.constexpr(-1e30)
@@ -35,13 +35,14 @@ def _apart(pair, M: tl.constexpr, N: tl.constexpr):
 @triton.jit
 @no_type_check
 def forward(
-    p_ptr, ra_ptr, rb_ptr, bias_ptr, recurrent_bias_ptr, lengths_ptr, resets_ptr, mask_ptr, h0_ptr, c0_ptr, n0_ptr,
-    m0_ptr, y_ptr, h_ptr, c_ptr, n_ptr, m_ptr, gates_ptr, previous_ptr, cells_ptr, counts_ptr, exchange_ptr,
+    p_ptr, ra_ptr, rb_ptr, bias_ptr, recurrent_bias_ptr, recurrent_scale_ptr, cell_scale_ptr, cell_offset_ptr,
+    lengths_ptr, resets_ptr, mask_ptr, h0_ptr, c0_ptr, n0_ptr, m0_ptr,
+    y_ptr, h_ptr, c_ptr, n_ptr, m_ptr, gates_ptr, previous_ptr, cells_ptr, counts_ptr, rates_ptr, exchange_ptr,
     counter_ptr,
     KIND: tl.constexpr, BATCH: tl.constexpr, TIME: tl.constexpr, BLOCKS: tl.constexpr, HEADS: tl.constexpr,
     HEAD: tl.constexpr, GATES: tl.constexpr, REVERSE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     BK: tl.constexpr, SPLITS: tl.constexpr, DEPTH: tl.constexpr, ROUNDS: tl.constexpr, PADDED: tl.constexpr,
-    PRECISION: tl.constexpr, PTX: tl.constexpr,
+    COUNTED: tl.constexpr, EPSILON: tl.constexpr, PRECISION: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
     """All steps of one tile. Pointers that a kind or a request does without are None; so are all saved for inference.
 
@@ -52,12 +53,13 @@ def forward(
     WIDTH: tl.constexpr = HEADS * HEAD
     UNITS: tl.constexpr = BLOCKS * HEAD
     PROJECTED: tl.constexpr = BLOCKS // HEADS * GATES * WIDTH
-    TWO: tl.constexpr = KIND == "lstm" or KIND == "slstm"
+    NORM: tl.constexpr = KIND == "lnlstm"
+    TWO: tl.constexpr = KIND == "lstm" or NORM or KIND == "slstm"
     ONE: tl.constexpr = KIND == "gru"
     # Columns of a unit in the first product and in the second.
     A: tl.constexpr = 2 if TWO or ONE else 1
     B: tl.constexpr = 2 if TWO else 1
-    SAVED: tl.constexpr = 5 if KIND == "slstm" else GATES + ONE
+    SAVED: tl.constexpr = 5 if KIND == "slstm" else 9 if NORM else GATES + ONE
     TILES: tl.constexpr = (HEAD + DEPTH * BK - 1) // (DEPTH * BK)
     WIDE: tl.constexpr = TILES * DEPTH * BK
     DTYPE: tl.constexpr = ra_ptr.dtype.element_ty
@@ -90,6 +92,12 @@ def forward(
     if recurrent_bias_ptr is not None:
         ba = ba + columns(recurrent_bias_ptr, start, here, column_a, end_a, A * BN)
         qb = columns(recurrent_bias_ptr, start, here, column_b, end_b, B * BN)
+    if NORM:
+        scale_a = columns(recurrent_scale_ptr, start, here, column_a, end_a, A * BN)
+        scale_b = columns(recurrent_scale_ptr, start, here, column_b, end_b, B * BN)
+        cell_scale = columns(cell_scale_ptr, start, here, block * HEAD, (block + 1) * HEAD, BN)
+        cell_offset = columns(cell_offset_ptr, start, here, block * HEAD, (block + 1) * HEAD, BN)
+        counted = unit[None, :] < COUNTED
     for turn_of_tiles in range(ROUNDS):
         tile = tl.program_id(2) + turn_of_tiles * tl.num_programs(2)
         rows = tile * BM + tl.arange(0, BM)
@@ -110,6 +118,8 @@ def forward(
         if KIND == "slstm":
             n = tl.load(n0_ptr + state, mask=owned, other=0.0)
             m = tl.load(m0_ptr + state, mask=owned, other=LOWEST)
+        if NORM:
+            center = tl.sum(c, 1) / COUNTED
 
         counter = counter_ptr
         if SPLITS > 1:
@@ -140,6 +150,8 @@ def forward(
                 if KIND == "slstm":
                     n = tl.where(fresh[:, None], 0.0, n)
                     m = tl.where(fresh[:, None], LOWEST, m)
+                if NORM:
+                    center = tl.where(fresh, 0.0, center)
 
             # Two sums in turn: a matrix instruction waits for the one before on the same sum.
             a = xa
@@ -147,7 +159,22 @@ def forward(
                 b = xb
             if ONE:
                 b = tl.zeros((BM, BN), tl.float32) + qb
-            if SPLITS == 1:
+            if NORM:
+                operand = (h * scale).to(DTYPE)
+                a = tl.dot(operand, wa[0], input_precision=PRECISION)
+                b = tl.dot(operand, wb[0], input_precision=PRECISION)
+                mean, square = two_sums(a + b, a * a + b * b)
+                # A mean of h R is small: no gradient of R has one over its columns.
+                mean = (mean / (4 * COUNTED))[:, None]
+                variance = square[:, None] / (4 * COUNTED) - mean * mean
+                rate = tl.rsqrt(tl.maximum(variance, 0.0) + EPSILON)
+                a = (a - mean) * rate
+                b = (b - mean) * rate
+                q_i, q_f = _apart(a, BM, BN)
+                q_g, q_o = _apart(b, BM, BN)
+                a = xa + scale_a * a
+                b = xb + scale_b * b
+            elif SPLITS == 1:
                 operand = (h * scale).to(DTYPE)
                 a = tl.dot(operand, wa[0], a, input_precision=PRECISION)
                 if TWO or ONE:
@@ -182,13 +209,23 @@ def forward(
             step = long_rows * TIME + t
             keep = ok[:, None]
             h_before = h
-            if KIND == "lstm":
+            if KIND == "lstm" or NORM:
                 i, f = _apart(a, BM, BN)
                 g, o = _apart(b, BM, BN)
                 i, f, g, o = tl.sigmoid(i), tl.sigmoid(f), tanh(g), tl.sigmoid(o)
                 c_before = c
                 c = tl.where(keep, f * c + i * g, c)
-                h = tl.where(keep, o * tanh(c), h)
+                seen = c
+                if NORM:
+                    # Sums around the mean of the step before: squares around zero would drown a small variance.
+                    off = tl.where(counted, c - center[:, None], 0.0)
+                    mean, square = two_sums(off, off * off)
+                    mean = mean / COUNTED
+                    center += mean
+                    cell_rate = tl.rsqrt(tl.maximum(square / COUNTED - mean * mean, 0.0) + EPSILON)[:, None]
+                    normal = (c - center[:, None]) * cell_rate
+                    seen = cell_scale * normal + cell_offset
+                h = tl.where(keep, o * tanh(seen), h)
             elif KIND == "slstm":
                 i, f = _apart(a, BM, BN)
                 g, o = _apart(b, BM, BN)
@@ -239,6 +276,15 @@ def forward(
                 if KIND == "slstm":
                     tl.store(gates_ptr + at + 4 * UNITS, slope.to(DTYPE), mask=owned)
                     tl.store(counts_ptr + out, n_before.to(DTYPE), mask=owned)
+                if NORM:
+                    tl.store(gates_ptr + at + 4 * UNITS, q_i.to(DTYPE), mask=owned)
+                    tl.store(gates_ptr + at + 5 * UNITS, q_f.to(DTYPE), mask=owned)
+                    tl.store(gates_ptr + at + 6 * UNITS, q_g.to(DTYPE), mask=owned)
+                    tl.store(gates_ptr + at + 7 * UNITS, q_o.to(DTYPE), mask=owned)
+                    tl.store(gates_ptr + at + 8 * UNITS, normal.to(DTYPE), mask=owned)
+                    rates = rates_ptr + (step[:, None] * BLOCKS + block) * 2
+                    tl.store(rates, rate, mask=live[:, None])
+                    tl.store(rates + 1, cell_rate, mask=live[:, None])
                 if TWO:
                     tl.store(cells_ptr + out, c_before.to(DTYPE), mask=owned)
                 tl.store(previous_ptr + out, h_before.to(DTYPE), mask=owned)

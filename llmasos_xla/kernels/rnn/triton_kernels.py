@@ -22,6 +22,13 @@ Arrays (blocks = directions * heads, units = blocks * head):
     saved    [batch, time, kinds, units]                      what backward needs of each step
     dp       [batch, time, directions, gates, heads * head]   the gates' deltas: all gradients of weights are matrix
                                                               products of them, outside
+and of an LSTM with layer normalization, where one program owns all units of a direction, so that statistics of a row
+are sums in its registers:
+    rates    [batch, time, directions, 2]                     1 / sqrt(variance + epsilon) of h R, and of c
+    dq       as dp                                            deltas of h R, divided by its rate
+    dnorm    [batch, time, units]                             deltas of what stands in h's tanh
+Units that fill up a head have weights, scales and offsets of zero, so nothing of theirs enters a sum; only the number
+of those that count is told.
 """
 
 from typing import no_type_check
@@ -69,3 +76,10 @@ def columns(base_ptr, row, live, first_column, limit, N: tl.constexpr):
     column = first_column + tl.arange(0, N)
     mask = live[:, None] & (column[None, :] < limit)
     return tl.load(base_ptr + row[:, None] + column[None, :], mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+@no_type_check
+def two_sums(a, b):
+    """The sums of each row of two tiles [rows, N], in one pass through shared memory where two sums would take two."""
+    return tl.split(tl.sum(tl.join(a, b), 1))

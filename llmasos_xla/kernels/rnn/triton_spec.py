@@ -7,11 +7,16 @@ import jax.numpy as jnp
 
 from llmasos_xla.kernels._triton.devices import Device
 
-GATES = {"lstm": 4, "slstm": 4, "gru": 3, "rnn": 1, "relu": 1}
-STATES = {"lstm": ("h", "c"), "slstm": ("h", "c", "n", "m"), "gru": ("h",), "rnn": ("h",), "relu": ("h",)}
-# Of a step: activated gates; sLSTM adds the slope of its forget gate, a GRU the recurrent product of n.
-SAVED_GATES = {"lstm": 4, "slstm": 5, "gru": 4, "rnn": 1, "relu": 1}
-SAVED_STATES = {"lstm": ("cells",), "slstm": ("cells", "counts")}
+GATES = {"lstm": 4, "lnlstm": 4, "slstm": 4, "gru": 3, "rnn": 1, "relu": 1}
+STATES = {
+    "lstm": ("h", "c"), "lnlstm": ("h", "c"), "slstm": ("h", "c", "n", "m"), "gru": ("h",), "rnn": ("h",),
+    "relu": ("h",),
+}  # fmt: skip
+# Of a step: activated gates; sLSTM adds the slope of its forget gate, a GRU the recurrent product of n, layer
+# normalization what it made of h R, gate by gate, and of c.
+SAVED_GATES = {"lstm": 4, "lnlstm": 9, "slstm": 5, "gru": 4, "rnn": 1, "relu": 1}
+NORMS = ("input_scale", "recurrent_scale", "cell_scale", "cell_offset")
+SAVED_STATES = {"lstm": ("cells",), "lnlstm": ("cells", "rates"), "slstm": ("cells", "counts")}
 
 
 class Tiles(NamedTuple):
@@ -42,7 +47,7 @@ class Spec(NamedTuple):
     """
 
     kind: str
-    """"lstm", "gru", "slstm", "rnn" (tanh) or "relu"."""
+    """"lstm", "lnlstm" (with layer normalization), "gru", "slstm", "rnn" (tanh) or "relu"."""
     batch: int
     time: int
     cin: int
@@ -61,6 +66,10 @@ class Spec(NamedTuple):
     device: Device
     forward: Tiles
     backward: Tiles
+    counted: int = 0
+    """Units of a head that are no filling, where a layer normalization counts them."""
+    epsilon: float = 0.0
+    """Of that normalization."""
 
     @property
     def units(self) -> int:
@@ -75,9 +84,14 @@ class Spec(NamedTuple):
     @property
     def arguments(self) -> tuple[str, ...]:
         """The arrays that forward takes and that have gradients."""
-        biases = ("bias", "recurrent_bias") if self.kind == "gru" else ("bias",)
         states = tuple(f"{name}0" for name in STATES[self.kind])
-        return "x", "w_input", "w_recurrent", *biases, *states, *(("mask",) if self.mask else ())
+        return "x", *self.shared, *states, *(("mask",) if self.mask else ())
+
+    @property
+    def shared(self) -> tuple[str, ...]:
+        """The arguments that all rows of the batch share."""
+        more = {"gru": ("recurrent_bias",), "lnlstm": NORMS}
+        return "w_input", "w_recurrent", "bias", *more.get(self.kind, ())
 
     @property
     def integers(self) -> tuple[str, ...]:
@@ -103,10 +117,12 @@ class Spec(NamedTuple):
             "w_input": (self.cin, columns),
             "w_recurrent": (self.blocks, self.head, self.gates * self.head),
             "bias": (columns,),
-            "recurrent_bias": (columns,),
+            **dict.fromkeys(("recurrent_bias", "input_scale", "recurrent_scale"), (columns,)),
+            **dict.fromkeys(("cell_scale", "cell_offset"), (self.units,)),
             "lengths": (self.batch,),
             "resets": (self.batch, self.time),
             "gates": (self.batch, self.time, SAVED_GATES[self.kind], self.units),
+            "rates": (self.batch, self.time, self.blocks, 2),
             **dict.fromkeys(("y", "previous", "cells", "counts"), over_time),
         }
         low = ("x", "w_input", "w_recurrent", "y", "gates", "previous", "cells", "counts")
@@ -121,7 +137,7 @@ def tiles(
     itemsize = jnp.dtype(dtype).itemsize
     # Three products of TF32 for one of float32 keep the weights in two parts.
     parts = 2 if itemsize == 4 and precision == "tf32x3" else 1
-    problem = _Problem(GATES[kind], batch, blocks, head, itemsize, parts, device, backward)
+    problem = _Problem(GATES[kind], batch, blocks, head, itemsize, parts, device, backward, kind == "lnlstm")
     cost = {t: problem.nanoseconds(t) for t in problem.cuts() if problem.fits(t)}
     return min(cost, key=cost.__getitem__, default=None)
 
@@ -138,6 +154,8 @@ class _Problem(NamedTuple):
     """Of each weight, in shared memory."""
     device: Device
     backward: bool
+    normalized: bool
+    """Whether statistics of all units of a row want them in one program."""
 
     def cuts(self) -> list[Tiles]:
         """Every cut whose sums and states fit the registers."""
@@ -165,7 +183,7 @@ class _Problem(NamedTuple):
         # The operand of a product passes through shared memory, and so do sums that change their layout.
         columns = t.units if self.backward else 2 * t.units
         passing = max(t.rows * t.inner * t.depth * self.itemsize, t.rows * columns * t.depth * 4)
-        if weights + passing > self.device.shared_memory:
+        if weights + passing > self.device.shared_memory or (self.normalized and t.splits > 1):
             return False
         return t.splits == 1 or t.splits * self.blocks <= self.device.multiprocessors
 

@@ -37,7 +37,8 @@ def spec(target, kind, batch, heads, head, dtype, options=(), directions=1):
         if None not in cut:
             asked = ("lengths" in options, "resets" in options, "mask" in options)
             reverse = 2 if directions == 2 else 0
-            return Spec(kind, batch, 40, 8, blocks, heads, head, reverse, dtype, *asked, precision, device, *cut)
+            norm = (head - 3, 1e-5) if kind == "lnlstm" else ()
+            return Spec(kind, batch, 40, 8, blocks, heads, head, reverse, dtype, *asked, precision, device, *cut, *norm)
     return None
 
 
@@ -56,6 +57,9 @@ def report(s, target, backward):
         given = dict.fromkeys(("ra", "y", *s.saved), low) | dict.fromkeys(("p", "bias", *states), high)
         given |= {"rb": low} if s.gates > 1 else {}
         given |= {"recurrent_bias": high} if s.kind == "gru" else {}
+    if s.kind == "lnlstm":
+        given |= dict.fromkeys(("recurrent_scale", "cell_scale", "cell_offset", "rates"), high)
+        given |= dict.fromkeys(("dq", "dnorm"), low) if backward else {}
     given |= {"lengths": np.dtype("int32")} if s.lengths else {}
     given |= {"resets": np.dtype("uint8")} if s.resets else {}
     given |= {"mask": high} if s.mask else {}
