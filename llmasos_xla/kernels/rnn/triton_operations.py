@@ -106,7 +106,7 @@ def _run(s: Spec, t: Tiles, kernel: Any, arrays: dict[str, Any], results: dict[s
         made,
         static,
         device=s.device,
-        options=Options(t.warps),
+        options=Options(t.warps, registers=255),
         zeroed=("exchange_ptr", "counter_ptr"),
     )
     return list(out[: len(out) - 2 * (t.splits > 1)])

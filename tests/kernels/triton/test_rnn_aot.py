@@ -12,7 +12,7 @@ from tolerances import assert_close
 from llmasos_xla import kernels
 from llmasos_xla.kernels import _dispatch
 from llmasos_xla.kernels._triton.compiler import Options
-from llmasos_xla.kernels._triton.devices import KNOWN, Device, compiling_for
+from llmasos_xla.kernels._triton.devices import KNOWN, Device
 from llmasos_xla.kernels.rnn import triton_backward_kernels, triton_forward_kernels, triton_operations, triton_spec
 from llmasos_xla.kernels.rnn.triton_spec import Spec
 
@@ -68,7 +68,7 @@ def report(s, target, backward):
     constants = triton_operations.constants(s, tiles) | {n: None for n in names if n[:-4] not in given}
     constants["PTX"] = target != "gfx942"
     pointers = {n: given[n[:-4]] for n in names if n[:-4] in given}
-    return aot.compiled(kernel, pointers, constants, target, Options(tiles.warps))
+    return aot.compiled(kernel, pointers, constants, target, Options(tiles.warps, registers=255))
 
 
 def assert_fast(s, target):
@@ -205,10 +205,14 @@ def test_a_gpu_can_be_named(arrays):
     def forward(a):
         return kernels.lstm(**a)[0]
 
-    with _dispatch.tracing_for("gpu"):
-        with compiling_for("NVIDIA B200"):
-            other = lowered(forward, arrays, "cuda")
+    with kernels.tracing_for("gpu", "NVIDIA B200"):
+        other = lowered(forward, arrays, "cuda")
+    with kernels.tracing_for("gpu"):
         assert lowered(lambda a: forward(a), arrays, "cuda") != other
+    with pytest.raises(ValueError, match="unknown GPU 'GeForce'"), kernels.tracing_for("gpu", "GeForce"):
+        pass
+    with pytest.raises(ValueError, match="names a GPU, the platform is 'cpu'"), kernels.tracing_for("cpu", "H200"):
+        pass
 
 
 def test_float32_is_tf32_only_where_jax_is_told_so(arrays):
