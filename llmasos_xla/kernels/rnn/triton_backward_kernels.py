@@ -93,7 +93,7 @@ def backward(
         if lengths_ptr is not None:
             length = tl.load(lengths_ptr + rows, mask=live, other=0)
         scale = 1.0
-        if mask_ptr is not None:
+        if mask_ptr is not None and not NORM:
             scale = tl.load(mask_ptr + state, mask=owned, other=0.0)
         dh = tl.load(dh_ptr + state, mask=owned, other=0.0)
         if TWO:
@@ -259,6 +259,8 @@ def backward(
                 product = tl.dot(e2, w[2], product, input_precision=PRECISION)
                 odd = tl.dot(e3, w[3], odd, input_precision=PRECISION)
                 product = (product + odd) * rate_here
+                if mask_ptr is not None:  # again at each step, for its registers
+                    product *= tl.load(mask_ptr + state, mask=owned, other=0.0)
             elif SPLITS == 1:
                 product = tl.dot(a0, w[0], input_precision=PRECISION)
                 if TWO or ONE:

@@ -109,7 +109,7 @@ def forward(
         if lengths_ptr is not None:
             length = tl.load(lengths_ptr + rows, mask=live, other=0)
         scale = 1.0
-        if mask_ptr is not None:
+        if mask_ptr is not None and not NORM:
             scale = tl.load(mask_ptr + state, mask=owned, other=0.0)
 
         h = tl.load(h0_ptr + state, mask=owned, other=0.0)
@@ -160,7 +160,10 @@ def forward(
             if ONE:
                 b = tl.zeros((BM, BN), tl.float32) + qb
             if NORM:
-                operand = (h * scale).to(DTYPE)
+                operand = h
+                if mask_ptr is not None:  # again at each step, for its registers
+                    operand = h * tl.load(mask_ptr + state, mask=owned, other=0.0)
+                operand = operand.to(DTYPE)
                 a = tl.dot(operand, wa[0], input_precision=PRECISION)
                 b = tl.dot(operand, wb[0], input_precision=PRECISION)
                 mean, square = two_sums(a + b, a * a + b * b)
@@ -170,8 +173,18 @@ def forward(
                 rate = tl.rsqrt(tl.maximum(variance, 0.0) + EPSILON)
                 a = (a - mean) * rate
                 b = (b - mean) * rate
-                q_i, q_f = _apart(a, BM, BN)
-                q_g, q_o = _apart(b, BM, BN)
+                if gates_ptr is not None:
+                    # At once: held to the other stores, they would fill the registers.
+                    at = (long_rows * TIME + t)[:, None] * (SAVED * UNITS) + block * HEAD + unit[None, :]
+                    q_i, q_f = _apart(a, BM, BN)
+                    q_g, q_o = _apart(b, BM, BN)
+                    tl.store(gates_ptr + at + 4 * UNITS, q_i.to(DTYPE), mask=owned)
+                    tl.store(gates_ptr + at + 5 * UNITS, q_f.to(DTYPE), mask=owned)
+                    tl.store(gates_ptr + at + 6 * UNITS, q_g.to(DTYPE), mask=owned)
+                    tl.store(gates_ptr + at + 7 * UNITS, q_o.to(DTYPE), mask=owned)
+                    out = (long_rows * TIME + t)[:, None] * UNITS + block * HEAD + unit[None, :]
+                    tl.store(cells_ptr + out, c.to(DTYPE), mask=owned)
+                    tl.store(previous_ptr + out, h.to(DTYPE), mask=owned)
                 a = xa + scale_a * a
                 b = xb + scale_b * b
             elif SPLITS == 1:
@@ -277,17 +290,14 @@ def forward(
                     tl.store(gates_ptr + at + 4 * UNITS, slope.to(DTYPE), mask=owned)
                     tl.store(counts_ptr + out, n_before.to(DTYPE), mask=owned)
                 if NORM:
-                    tl.store(gates_ptr + at + 4 * UNITS, q_i.to(DTYPE), mask=owned)
-                    tl.store(gates_ptr + at + 5 * UNITS, q_f.to(DTYPE), mask=owned)
-                    tl.store(gates_ptr + at + 6 * UNITS, q_g.to(DTYPE), mask=owned)
-                    tl.store(gates_ptr + at + 7 * UNITS, q_o.to(DTYPE), mask=owned)
                     tl.store(gates_ptr + at + 8 * UNITS, normal.to(DTYPE), mask=owned)
                     rates = rates_ptr + (step[:, None] * BLOCKS + block) * 2
                     tl.store(rates, rate, mask=live[:, None])
                     tl.store(rates + 1, cell_rate, mask=live[:, None])
-                if TWO:
-                    tl.store(cells_ptr + out, c_before.to(DTYPE), mask=owned)
-                tl.store(previous_ptr + out, h_before.to(DTYPE), mask=owned)
+                else:
+                    if TWO:
+                        tl.store(cells_ptr + out, c_before.to(DTYPE), mask=owned)
+                    tl.store(previous_ptr + out, h_before.to(DTYPE), mask=owned)
             s_next = tl.minimum(s + 1, TIME - 1)
             t = s_next + backwards * (TIME - 1 - 2 * s_next)
             row = (long_rows * TIME + t) * PROJECTED

@@ -124,7 +124,9 @@ def _forward(s: Spec, saving: bool, arrays: Arrays) -> list[jax.Array]:
     given |= {name: a.get(name) for name in ("cell_scale", "cell_offset", "lengths", "resets", "mask")}
     given |= {name: a.get(name) for name in ("h0", "c0", "n0", "m0")}
     if s.kind == "lnlstm":
-        given["p"] = _normalized(s, 2, given["p"], _in_pairs(s, a["input_scale"]))
+        # What p passes through anyway adds the bias too: its columns would take registers in the kernel.
+        given["p"] = _normalized(s, 2, given["p"], _in_pairs(s, a["input_scale"])) + given["bias"][None]
+        given["bias"] = None
     made = {name: s.struct(name) if name in s.outputs else None for name in ("y", "h", "c", "n", "m")}
     saved = ("gates", "previous", "cells", "counts", "rates")
     made |= {name: s.struct(name) if saving and name in s.saved else None for name in saved}

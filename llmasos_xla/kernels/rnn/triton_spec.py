@@ -199,7 +199,12 @@ class _Problem(NamedTuple):
     def _registers(self, t: Tiles) -> bool:
         """Whether a program of these tiles was seen to compile without spilling."""
         if t.splits == 1:
-            return t.rows * t.units <= 256 * t.warps
+            area, most = t.rows * t.units, 256 * t.warps
+            if self.kind == "lnlstm" and self.itemsize == 4:
+                return area <= most // 2 and not (self.backward and t.rows == 32)
+            if self.kind == "lnlstm" and t.units == 32:
+                return area <= (512 if self.backward else 1024)
+            return area <= most
         weights, many = self._weights(t), self.kind == "slstm"
         if self.itemsize == 4:
             inner = (32, 64) if t.units == 8 else (64,) if self.backward else (16, 32)

@@ -60,6 +60,7 @@ def report(s, target, backward):
     if s.kind == "lnlstm":
         given |= dict.fromkeys(("recurrent_scale", "cell_scale", "cell_offset", "rates"), high)
         given |= dict.fromkeys(("dq", "dnorm"), low) if backward else {}
+        given.pop("bias", None)
     given |= {"lengths": np.dtype("int32")} if s.lengths else {}
     given |= {"resets": np.dtype("uint8")} if s.resets else {}
     given |= {"mask": high} if s.mask else {}

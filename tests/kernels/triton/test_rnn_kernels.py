@@ -37,13 +37,13 @@ def drawn(op, batch, time, cin, heads, head, seed=0):
 
 
 def as_dtype(arrays, dtype):
-    return {name: jnp.asarray(a, dtype) for name, a in arrays.items()}
+    return jax.tree.map(lambda a: jnp.asarray(a, dtype), arrays)
 
 
 def value_and_gradients(op, arrays, options):
     """Outputs, and the gradients of a weighted sum of all of them but the stabilizer."""
     function, options = getattr(kernels, op), dict(options)
-    weights = np.random.default_rng(1).standard_normal((4, 1 + max(a.size for a in arrays.values())))
+    weights = np.random.default_rng(1).standard_normal((4, 1 + max(a.size for a in jax.tree.leaves(arrays))))
 
     def weighted(leaf, row):
         w = jnp.asarray(weights[row, : leaf.size].reshape(leaf.shape) if leaf.size < weights.shape[1] else 1.0)
@@ -63,7 +63,7 @@ def assert_kernel_is_right(op, arrays, options, interpreted, dtype="float32", sc
     with interpreted() as launches:
         ours = jax.block_until_ready(value_and_gradients(op, low, options | {"implementation": "triton"}))
         assert launches == ["forward", "backward"]
-    exact = {name: np.asarray(a, np.float64) for name, a in low.items()}
+    exact = jax.tree.map(lambda a: np.asarray(a, np.float64), low)
     with jax.enable_x64(True):
         wide = {n: jnp.asarray(v, "float64") if n == "recurrent_mask" else v for n, v in options.items()}
         expected = value_and_gradients(op, as_dtype(exact, "float64"), wide | {"implementation": "xla"})
