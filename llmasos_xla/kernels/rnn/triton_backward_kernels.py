@@ -33,14 +33,23 @@ def _saved(pointer, step, kind, kinds, block, unit, owned, UNITS: tl.constexpr, 
 
 @triton.jit
 @no_type_check
+def _before(s, TIME: tl.constexpr, backwards):
+    """The time of the s-th step backward, and after the last step its time again."""
+    back = tl.maximum(TIME - 1 - s, 0)
+    return back + backwards * (TIME - 1 - 2 * back)
+
+
+@triton.jit
+@no_type_check
 def backward(
     dy_ptr, dh_ptr, dc_ptr, dn_ptr, r_ptr, recurrent_scale_ptr, cell_scale_ptr, cell_offset_ptr, lengths_ptr,
     resets_ptr, mask_ptr, gates_ptr, previous_ptr, cells_ptr, counts_ptr, rates_ptr,
     dp_ptr, dq_ptr, dnorm_ptr, dh0_ptr, dc0_ptr, dn0_ptr, exchange_ptr, counter_ptr,
     KIND: tl.constexpr, BATCH: tl.constexpr, TIME: tl.constexpr, BLOCKS: tl.constexpr, HEADS: tl.constexpr,
     HEAD: tl.constexpr, GATES: tl.constexpr, REVERSE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    BK: tl.constexpr, SPLITS: tl.constexpr, DEPTH: tl.constexpr, ROUNDS: tl.constexpr, PADDED: tl.constexpr,
-    COUNTED: tl.constexpr, EPSILON: tl.constexpr, PRECISION: tl.constexpr, PTX: tl.constexpr,
+    BK: tl.constexpr, SPLITS: tl.constexpr, DEPTH: tl.constexpr, HELD: tl.constexpr, ROUNDS: tl.constexpr,
+    PADDED: tl.constexpr, A: tl.constexpr, COUNTED: tl.constexpr, EPSILON: tl.constexpr, PRECISION: tl.constexpr,
+    PTX: tl.constexpr,
 ):  # fmt: skip
     """The gates' deltas of all steps, and the gradients of the initial states, for the tiles of `forward`.
 
@@ -58,6 +67,9 @@ def backward(
     ONE: tl.constexpr = KIND == "gru"
     SAVED: tl.constexpr = 5 if KIND == "slstm" else 9 if NORM else GATES + ONE
     COLUMNS: tl.constexpr = GATES * HEAD
+    # Small weights: the deltas pass through shared memory together, and their products are summed there, where a sum of
+    # products in turn takes the operand of each through it.
+    TOGETHER: tl.constexpr = SPLITS == 1 and BN <= 64 and (TWO or ONE) and not NORM
     TILES: tl.constexpr = GATES if SPLITS == 1 else (COLUMNS + DEPTH * BK - 1) // (DEPTH * BK)
     WIDE: tl.constexpr = TILES * DEPTH * BK
     DTYPE: tl.constexpr = r_ptr.dtype.element_ty
@@ -65,13 +77,19 @@ def backward(
     first = part * BN
     unit = first + tl.arange(0, BN)
     w = ()
-    for k in tl.static_range(TILES):
-        if SPLITS == 1:  # a gate each
-            inner = k * HEAD + tl.arange(0, BN)
-            w = w + (_transposed_weights(r_ptr, block, inner, (k + 1) * HEAD, first, BN, HEAD, GATES),)
-        else:
-            inner = depth(k, DEPTH, TILES * BK, BK)
-            w = w + (_transposed_weights(r_ptr, block, inner, COLUMNS, first, BN, HEAD, GATES),)
+    if TOGETHER:
+        # A product of each gate, of a warp or two; for a GRU's fourth one of zeros.
+        gate, column = tl.arange(0, 4)[:, None], tl.arange(0, BN)[None, :]
+        inner = tl.where((gate < GATES) & (column < HEAD), gate * HEAD + column, COLUMNS)
+        w = (_transposed_weights(r_ptr, block, inner, COLUMNS, first, BN, HEAD, GATES),)
+    else:
+        for k in tl.static_range(TILES):
+            if SPLITS == 1:
+                inner = k * HEAD + tl.arange(0, BN)
+                w = w + (_transposed_weights(r_ptr, block, inner, (k + 1) * HEAD, first, BN, HEAD, GATES),)
+            else:
+                inner = depth(k, DEPTH, TILES * BK, BK)
+                w = w + (_transposed_weights(r_ptr, block, inner, COLUMNS, first, BN, HEAD, GATES),)
     if NORM:
         start = tl.zeros((1,), tl.int64)
         here = start == 0
@@ -109,7 +127,8 @@ def backward(
 
         t = (TIME - 1) * (1 - backwards)
         step = long_rows * TIME + t
-        dy = _saved(dy_ptr, step, 0, 1, block, unit, owned, UNITS, HEAD)
+        dy_now = _saved(dy_ptr, step, 0, 1, block, unit, owned, UNITS, HEAD)
+        dy_next = _saved(dy_ptr, long_rows * TIME + _before(1, TIME, backwards), 0, 1, block, unit, owned, UNITS, HEAD)
         i = _saved(gates_ptr, step, 0, SAVED, block, unit, owned, UNITS, HEAD)
         if TWO or ONE:
             f = _saved(gates_ptr, step, 1, SAVED, block, unit, owned, UNITS, HEAD)
@@ -133,12 +152,12 @@ def backward(
             cell_rate = tl.load(rates + 1, mask=live[:, None], other=0.0)
 
         for s in range(TIME):
-            back = TIME - 1 - s
-            t = back + backwards * (TIME - 1 - 2 * back)
+            t = _before(s, TIME, backwards)
             ok = t < length
             keep = ok[:, None] & owned
             # Padding gives nothing: whatever dy is there, the output was zero.
-            d = dh + tl.where(keep, dy, 0.0)
+            d = dh + tl.where(keep, dy_now, 0.0)
+            dy_now = dy_next
             direct = tl.zeros_like(dh)
             if KIND == "lstm" or NORM:
                 if NORM:
@@ -228,9 +247,7 @@ def backward(
             fresh = ok
             if resets_ptr is not None:
                 fresh = (tl.load(resets_ptr + long_rows * TIME + t, mask=live, other=0) != 0) & ok
-            back = tl.maximum(back - 1, 0)
-            step = long_rows * TIME + back + backwards * (TIME - 1 - 2 * back)
-            dy = _saved(dy_ptr, step, 0, 1, block, unit, owned, UNITS, HEAD)
+            step = long_rows * TIME + _before(s + 1, TIME, backwards)
             i = _saved(gates_ptr, step, 0, SAVED, block, unit, owned, UNITS, HEAD)
             if TWO or ONE:
                 f = _saved(gates_ptr, step, 1, SAVED, block, unit, owned, UNITS, HEAD)
@@ -261,6 +278,11 @@ def backward(
                 product = (product + odd) * rate_here
                 if mask_ptr is not None:  # again at each step, for its registers
                     product *= tl.load(mask_ptr + state, mask=owned, other=0.0)
+            elif TOGETHER:
+                if ONE:
+                    a3 = tl.zeros_like(a0)
+                gates = tl.reshape(tl.join(tl.join(a0, b2), tl.join(a1, a3)), (BM, BN, 4))
+                product = tl.sum(tl.dot(tl.permute(gates, (2, 0, 1)), w[0], input_precision=PRECISION), 0)
             elif SPLITS == 1:
                 product = tl.dot(a0, w[0], input_precision=PRECISION)
                 if TWO or ONE:
@@ -271,20 +293,24 @@ def backward(
                     product += odd
             else:
                 wait(counter, SPLITS * (s + 1), PTX)
-                if DEPTH == 1:
-                    product = tl.zeros((BM, BN), tl.float32)
-                else:
-                    product = tl.zeros((DEPTH, BM, BN), tl.float32)
-                    odd = product
+                product = tl.zeros((DEPTH, BM, BN), tl.float32)
+                odd = product
                 turn += block * (PADDED * WIDE)
                 for k in tl.static_range(TILES):
-                    operand = handed(turn, depth(k, DEPTH, TILES * BK, BK), rows, None, WIDE)
-                    if DEPTH == 1 or k % 2 == 0:
-                        product = tl.dot(operand, w[k], product, input_precision=PRECISION)
+                    if k % HELD == 0:  # one wait for several
+                        operands = ()
+                        for n in tl.static_range(k, min(k + HELD, TILES)):
+                            operands = operands + (handed(turn, depth(n, DEPTH, TILES * BK, BK), rows, None, WIDE),)
+                    if k % 2 == 0:
+                        product = tl.dot(operands[k % HELD], w[k], product, input_precision=PRECISION)
                     else:
-                        odd = tl.dot(operand, w[k], odd, input_precision=PRECISION)
-                if DEPTH > 1:
-                    product = tl.sum(product + odd, 0)
+                        odd = tl.dot(operands[k % HELD], w[k], odd, input_precision=PRECISION)
+                product = tl.sum(product + odd, 0)
+            # A load in the layout of the states: before the product, Triton would give them that of its sum, which every
+            # warp holds whole.
+            dy_next = _saved(
+                dy_ptr, long_rows * TIME + _before(s + 2, TIME, backwards), 0, 1, block, unit, owned, UNITS, HEAD
+            )
             dh = direct + product * scale
             if resets_ptr is not None:
                 dh = tl.where(fresh[:, None], 0.0, dh)

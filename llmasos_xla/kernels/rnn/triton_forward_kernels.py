@@ -34,6 +34,16 @@ def _apart(pair, M: tl.constexpr, N: tl.constexpr):
 
 @triton.jit
 @no_type_check
+def _four(gates, M: tl.constexpr, N: tl.constexpr):
+    """Four gates out of columns that stand unit by unit."""
+    even, odd = tl.split(tl.reshape(gates, (M, N, 2, 2)))
+    i, g = tl.split(even)
+    f, o = tl.split(odd)
+    return i, f, g, o
+
+
+@triton.jit
+@no_type_check
 def forward(
     p_ptr, ra_ptr, rb_ptr, bias_ptr, recurrent_bias_ptr, recurrent_scale_ptr, cell_scale_ptr, cell_offset_ptr,
     lengths_ptr, resets_ptr, mask_ptr, h0_ptr, c0_ptr, n0_ptr, m0_ptr,
@@ -41,8 +51,9 @@ def forward(
     counter_ptr,
     KIND: tl.constexpr, BATCH: tl.constexpr, TIME: tl.constexpr, BLOCKS: tl.constexpr, HEADS: tl.constexpr,
     HEAD: tl.constexpr, GATES: tl.constexpr, REVERSE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    BK: tl.constexpr, SPLITS: tl.constexpr, DEPTH: tl.constexpr, ROUNDS: tl.constexpr, PADDED: tl.constexpr,
-    COUNTED: tl.constexpr, EPSILON: tl.constexpr, PRECISION: tl.constexpr, PTX: tl.constexpr,
+    BK: tl.constexpr, SPLITS: tl.constexpr, DEPTH: tl.constexpr, HELD: tl.constexpr, ROUNDS: tl.constexpr,
+    PADDED: tl.constexpr, A: tl.constexpr, COUNTED: tl.constexpr, EPSILON: tl.constexpr, PRECISION: tl.constexpr,
+    PTX: tl.constexpr,
 ):  # fmt: skip
     """All steps of one tile. Pointers that a kind or a request does without are None; so are all saved for inference.
 
@@ -56,9 +67,8 @@ def forward(
     NORM: tl.constexpr = KIND == "lnlstm"
     TWO: tl.constexpr = KIND == "lstm" or NORM or KIND == "slstm"
     ONE: tl.constexpr = KIND == "gru"
-    # Columns of a unit in the first product and in the second.
-    A: tl.constexpr = 2 if TWO or ONE else 1
-    B: tl.constexpr = 2 if TWO else 1
+    # Columns of a unit in the first product, which A tells, and in the second.
+    B: tl.constexpr = GATES - A
     SAVED: tl.constexpr = 5 if KIND == "slstm" else 9 if NORM else GATES + ONE
     TILES: tl.constexpr = (HEAD + DEPTH * BK - 1) // (DEPTH * BK)
     WIDE: tl.constexpr = TILES * DEPTH * BK
@@ -73,7 +83,7 @@ def forward(
     for k in tl.static_range(TILES):
         inner = depth(k, DEPTH, TILES * BK, BK)
         wa = wa + (_weights(ra_ptr, block, inner, A * first, A * BN, A * HEAD, HEAD),)
-        if TWO or ONE:
+        if B > 0:
             wb = wb + (_weights(rb_ptr, block, inner, B * first, B * BN, B * HEAD, HEAD),)
     # Where this program's columns start in a row of p, and where those of its head end.
     column_a = direction * GATES * WIDTH + A * (head * HEAD + first)
@@ -87,7 +97,7 @@ def forward(
     qb = 0.0
     if bias_ptr is not None:
         ba = columns(bias_ptr, start, here, column_a, end_a, A * BN)
-        if TWO or ONE:
+        if B > 0:
             bb = columns(bias_ptr, start, here, column_b, end_b, B * BN)
     if recurrent_bias_ptr is not None:
         ba = ba + columns(recurrent_bias_ptr, start, here, column_a, end_a, A * BN)
@@ -132,7 +142,7 @@ def forward(
         t = backwards * (TIME - 1)
         row = (long_rows * TIME + t) * PROJECTED
         xa = columns(p_ptr, row, live, column_a, end_a, A * BN) + ba
-        if TWO or ONE:
+        if B > 0:
             xb = columns(p_ptr, row, live, column_b, end_b, B * BN) + bb
         if SPLITS > 1:
             wait(counter, SPLITS, PTX)
@@ -155,7 +165,7 @@ def forward(
 
             # Two sums in turn: a matrix instruction waits for the one before on the same sum.
             a = xa
-            if TWO:
+            if TWO and B > 0:
                 b = xb
             if ONE:
                 b = tl.zeros((BM, BN), tl.float32) + qb
@@ -190,41 +200,42 @@ def forward(
             elif SPLITS == 1:
                 operand = (h * scale).to(DTYPE)
                 a = tl.dot(operand, wa[0], a, input_precision=PRECISION)
-                if TWO or ONE:
+                if B > 0:
                     b = tl.dot(operand, wb[0], b, input_precision=PRECISION)
             else:
                 turn = exchange_ptr + ((s % 2) * BLOCKS + block) * (PADDED * WIDE)
-                if DEPTH > 1:
-                    a_even = tl.zeros((DEPTH, BM, A * BN), tl.float32)
-                    a_odd = a_even
-                    if TWO or ONE:
-                        b_even = tl.zeros((DEPTH, BM, B * BN), tl.float32)
-                        b_odd = b_even
+                a_even = tl.zeros((DEPTH, BM, A * BN), tl.float32)
+                a_odd = a_even
+                if B > 0:
+                    b_even = tl.zeros((DEPTH, BM, B * BN), tl.float32)
+                    b_odd = b_even
                 for k in tl.static_range(TILES):
-                    operand = handed(turn, depth(k, DEPTH, TILES * BK, BK), rows, kept, WIDE)
-                    if DEPTH == 1:  # instructions of four warps overlap
-                        a = tl.dot(operand, wa[k], a, input_precision=PRECISION)
-                        if TWO or ONE:
-                            b = tl.dot(operand, wb[k], b, input_precision=PRECISION)
-                    elif k % 2 == 0:
-                        a_even = tl.dot(operand, wa[k], a_even, input_precision=PRECISION)
-                        if TWO or ONE:
-                            b_even = tl.dot(operand, wb[k], b_even, input_precision=PRECISION)
+                    if k % HELD == 0:  # one wait for several
+                        operands = ()
+                        for later in tl.static_range(k, min(k + HELD, TILES)):
+                            inner = depth(later, DEPTH, TILES * BK, BK)
+                            operands = operands + (handed(turn, inner, rows, kept, WIDE),)
+                    if k % 2 == 0:
+                        a_even = tl.dot(operands[k % HELD], wa[k], a_even, input_precision=PRECISION)
+                        if B > 0:
+                            b_even = tl.dot(operands[k % HELD], wb[k], b_even, input_precision=PRECISION)
                     else:
-                        a_odd = tl.dot(operand, wa[k], a_odd, input_precision=PRECISION)
-                        if TWO or ONE:
-                            b_odd = tl.dot(operand, wb[k], b_odd, input_precision=PRECISION)
-                if DEPTH > 1:
-                    a += tl.sum(a_even + a_odd, 0)
-                    if TWO or ONE:
-                        b += tl.sum(b_even + b_odd, 0)
+                        a_odd = tl.dot(operands[k % HELD], wa[k], a_odd, input_precision=PRECISION)
+                        if B > 0:
+                            b_odd = tl.dot(operands[k % HELD], wb[k], b_odd, input_precision=PRECISION)
+                a += tl.sum(a_even + a_odd, 0)
+                if B > 0:
+                    b += tl.sum(b_even + b_odd, 0)
 
             step = long_rows * TIME + t
             keep = ok[:, None]
             h_before = h
             if KIND == "lstm" or NORM:
-                i, f = _apart(a, BM, BN)
-                g, o = _apart(b, BM, BN)
+                if B == 0:
+                    i, f, g, o = _four(a, BM, BN)
+                else:
+                    i, f = _apart(a, BM, BN)
+                    g, o = _apart(b, BM, BN)
                 i, f, g, o = tl.sigmoid(i), tl.sigmoid(f), tanh(g), tl.sigmoid(o)
                 c_before = c
                 c = tl.where(keep, f * c + i * g, c)
@@ -240,8 +251,11 @@ def forward(
                     seen = cell_scale * normal + cell_offset
                 h = tl.where(keep, o * tanh(seen), h)
             elif KIND == "slstm":
-                i, f = _apart(a, BM, BN)
-                g, o = _apart(b, BM, BN)
+                if B == 0:
+                    i, f, g, o = _four(a, BM, BN)
+                else:
+                    i, f = _apart(a, BM, BN)
+                    g, o = _apart(b, BM, BN)
                 # log sigmoid(f), without overflow
                 log_f = tl.minimum(f, 0.0) - tl.log(1.0 + tl.exp(-tl.abs(f)))
                 m_new = tl.maximum(log_f + m, i)
@@ -302,7 +316,7 @@ def forward(
             t = s_next + backwards * (TIME - 1 - 2 * s_next)
             row = (long_rows * TIME + t) * PROJECTED
             xa = columns(p_ptr, row, live, column_a, end_a, A * BN) + ba
-            if TWO or ONE:
+            if B > 0:
                 xb = columns(p_ptr, row, live, column_b, end_b, B * BN) + bb
             if SPLITS > 1:
                 if s + 1 < TIME:

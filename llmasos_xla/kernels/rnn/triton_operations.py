@@ -23,7 +23,7 @@ from llmasos_xla.kernels import _triton
 from llmasos_xla.kernels._triton.compiler import Options
 from llmasos_xla.kernels.rnn import xla
 from llmasos_xla.kernels.rnn.layer_norm import LayerNorm, normalize
-from llmasos_xla.kernels.rnn.triton_spec import NORMS, STATES, Spec, Tiles, tiles
+from llmasos_xla.kernels.rnn.triton_spec import NORMS, STATES, Spec, Tiles, tiles, together
 
 Arrays = Sequence[Any]
 
@@ -81,7 +81,7 @@ def constants(s: Spec, t: Tiles) -> dict[str, Any]:
     return {
         "KIND": s.kind, "BATCH": s.batch, "TIME": s.time, "BLOCKS": s.blocks, "HEADS": s.heads, "HEAD": s.head,
         "GATES": s.gates, "REVERSE": s.reverse, "BM": t.rows, "BN": t.units, "BK": t.inner, "SPLITS": t.splits,
-        "DEPTH": t.depth, "ROUNDS": t.rounds, "PADDED": t.rounds * t.resident * t.rows, "COUNTED": s.counted,
+        "DEPTH": t.depth, "HELD": t.held, "A": together(s.kind, s.forward), "ROUNDS": t.rounds, "PADDED": t.rounds * t.resident * t.rows, "COUNTED": s.counted,
         "EPSILON": s.epsilon, "PRECISION": s.precision, "PTX": True,
     }  # fmt: skip
 
@@ -136,7 +136,8 @@ def _forward(s: Spec, saving: bool, arrays: Arrays) -> list[jax.Array]:
 def _pairs(s: Spec, a: jax.Array) -> tuple[jax.Array, jax.Array | None]:
     """`[..., gates, units]` as the kernel's first product has it, two gates interleaved, and its second."""
     parts = []
-    for gates in (a[..., :2, :], a[..., 2:, :]):
+    n = together(s.kind, s.forward)
+    for gates in (a[..., :n, :], a[..., n:, :]):
         wide = jnp.swapaxes(gates, -1, -2)
         parts.append(wide.reshape(*wide.shape[:-2], -1) if gates.shape[-2] else None)
     return parts[0], parts[1]

@@ -19,6 +19,10 @@ NORMS = ("input_scale", "recurrent_scale", "cell_scale", "cell_offset")
 SAVED_STATES = {"lstm": ("cells",), "lnlstm": ("cells", "rates"), "slstm": ("cells", "counts")}
 
 
+# Bytes of operands, for each warp, that a program reads at once: on their way they take 96 registers of a thread.
+_READ_AHEAD = 12288
+
+
 class Tiles(NamedTuple):
     """How a launch is cut into programs."""
 
@@ -37,6 +41,8 @@ class Tiles(NamedTuple):
     """Tiles of rows that run at a time."""
     rounds: int = 1
     """How often each program takes another tile."""
+    held: int = 1
+    """Operands of products that are read at once."""
 
 
 class Spec(NamedTuple):
@@ -130,6 +136,17 @@ class Spec(NamedTuple):
         return jax.ShapeDtypeStruct(shape.get(name, (self.batch, self.units)), jnp.dtype(dtype))
 
 
+def together(kind: str, t: Tiles) -> int:
+    """Gates whose columns stand together, unit by unit, in the forward kernel's first product; a second has the others.
+
+    All four in one halve the passes through shared memory; only then does Triton read operands ahead, too. In smaller
+    programs the layouts that it chooses cost more passes than that saves.
+    """
+    gates = GATES[kind]
+    all_four = gates == 4 and t.splits > 1 and t.warps == 8 and t.rows == 16 and t.units == 16
+    return gates if all_four else min(gates, 2)
+
+
 def tiles(
     kind: str, batch: int, blocks: int, head: int, dtype: str, precision: str, device: Device, backward: bool
 ) -> Tiles | None:
@@ -171,12 +188,11 @@ class _Problem(NamedTuple):
                 splits = -(-self.head // units)
                 units = max(16, units) if splits == 1 else units
                 for warps in (4, 8):
-                    # Below 64 rows there are no matrix instructions of four warps together.
-                    depth = warps if splits > 1 and rows < 64 else 1
+                    depth = warps if splits > 1 else 1
                     for inner in (units,) if splits == 1 else (16, 32, 64, 128)[: 6 - self.itemsize // 2]:
                         t = Tiles(rows, units, inner, depth, splits, warps)
                         if self._registers(t):
-                            found.append(self._in_rounds(t))
+                            found.append(self._in_rounds(t)._replace(held=self._held(t)))
                 units *= 2
         return found
 
@@ -185,10 +201,21 @@ class _Problem(NamedTuple):
         weights = self._weights(t) * self.parts
         # The operand of a product passes through shared memory, and so do sums that change their layout.
         columns = t.units if self.backward else 2 * t.units
-        passing = max(t.rows * t.inner * t.depth * self.itemsize, t.rows * columns * t.depth * 4)
+        passing = max(t.held * self._operand(t), t.rows * columns * t.depth * 4)
         if weights + passing > self.device.shared_memory or (self.kind == "lnlstm" and t.splits > 1):
             return False
         return t.splits == 1 or t.splits * self.blocks <= self.device.multiprocessors
+
+    def _operand(self, t: Tiles) -> int:
+        """Bytes of a product's operand, which passes through shared memory."""
+        return t.rows * t.inner * t.depth * self.itemsize
+
+    def _held(self, t: Tiles) -> int:
+        """Each operand that waits in registers for its place in shared memory takes some of them from all threads."""
+        if t.splits == 1:
+            return 1
+        room = self.device.shared_memory - self._weights(t) * self.parts
+        return max(1, min(self._products(t), _READ_AHEAD * t.warps // self._operand(t), room // self._operand(t)))
 
     def _in_rounds(self, t: Tiles) -> Tiles:
         at_once = count = -(-self.batch // t.rows)
@@ -209,9 +236,6 @@ class _Problem(NamedTuple):
         if self.itemsize == 4:
             inner = (32, 64) if t.units == 8 else (64,) if self.backward else (16, 32)
             return t.rows == 16 and t.units <= 16 and t.warps == 8 and t.inner in inner
-        if t.depth == 1:
-            small = not self.backward and not many and t.units == 16
-            return small and t.rows == 16 * t.warps and weights <= 1 << 17
         if t.rows * t.units > 64 * t.warps or (self.backward and t.units > 16):
             return False
         if t.rows > 16:
