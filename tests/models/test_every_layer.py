@@ -76,6 +76,8 @@ SAMPLES: tuple[tuple[L.Layer, tuple[int, ...]], ...] = (
     (L.GRU(4, go_backwards=True, return_sequences=True), TIME),
     (L.GRU(4, reset_after=False, dropout=0.2), TIME),
     (L.LSTM(4), TIME),
+    (L.LSTM(4, layer_norm=True, return_sequences=True), TIME),
+    (L.Bidirectional(L.LSTM(4, layer_norm=True)), TIME),
     (L.Bidirectional(L.LSTM(4, return_sequences=True)), TIME),
     (L.Bidirectional(L.GRU(4), merge_mode="ave"), TIME),
     (L.TimeDistributed(L.Dense(4, activation="softmax")), IMAGE),
