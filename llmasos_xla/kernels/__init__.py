@@ -27,3 +27,4 @@ from llmasos_xla.kernels.rnn.api import lstm as lstm
 from llmasos_xla.kernels.rnn.api import rnn as rnn
 from llmasos_xla.kernels.rnn.api import slstm as slstm
 from llmasos_xla.kernels.rnn.layer_norm import LayerNorm as LayerNorm
+from llmasos_xla.kernels.scan.api import linear_scan as linear_scan

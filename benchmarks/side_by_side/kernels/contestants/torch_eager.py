@@ -42,6 +42,8 @@ def programs(problem: Problem, arrays: list[np.ndarray], cotangent: np.ndarray) 
     if problem.op in torch_recurrent.MODULES:
         yield from torch_recurrent.programs(problem, arrays, cotangent)
         return
+    if problem.op not in _OPS:
+        raise NotImplementedError(f"PyTorch: has no {problem.op}; its users compile their own")
     for name, operation in _OPS[problem.op](problem).items():
         for part in problem.parts:
             make = partial(_made, operation, part, getattr(torch, problem.dtype), arrays, cotangent)
