@@ -5,6 +5,7 @@ max_pool, avg_pool      pooling
 dense                   matrix products with bias and activation
 batch_norm              batch normalization with the statistics of the batch
 rnn, gru, lstm, slstm   recurrence over time
+LayerNorm               normalization inside of an lstm
 bidirectional           the same in both directions
 explain                 which implementation runs, and why
 tracing_for             chooses for another platform or GPU than the one that is here
@@ -25,4 +26,5 @@ from llmasos_xla.kernels.rnn.api import gru as gru
 from llmasos_xla.kernels.rnn.api import lstm as lstm
 from llmasos_xla.kernels.rnn.api import rnn as rnn
 from llmasos_xla.kernels.rnn.api import slstm as slstm
+from llmasos_xla.kernels.rnn.layer_norm import LayerNorm as LayerNorm
 from llmasos_xla.kernels.scan.api import linear_scan as linear_scan

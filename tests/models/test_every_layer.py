@@ -76,6 +76,8 @@ SAMPLES: tuple[tuple[L.Layer, tuple[int, ...]], ...] = (
     (L.GRU(4, go_backwards=True, return_sequences=True), TIME),
     (L.GRU(4, reset_after=False, dropout=0.2), TIME),
     (L.LSTM(4), TIME),
+    (L.LSTM(4, layer_norm=True, return_sequences=True), TIME),
+    (L.Bidirectional(L.LSTM(4, layer_norm=True)), TIME),
     (L.MinGRU(4, "tanh", dropout=0.2, return_sequences=True), TIME),
     (L.MinGRU(4, use_bias=False, go_backwards=True), TIME),
     (L.Bidirectional(L.MinGRU(4)), TIME),

@@ -77,6 +77,42 @@ def test_recurrent_kernels_start_orthogonal(x, apply_layer):
     assert_close(u @ u.T, np.eye(4), dtype="float32")
 
 
+def normal(a):
+    return (a - a.mean(-1, keepdims=True)) / np.sqrt(a.var(-1, keepdims=True) + 1e-3)
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_layer_normalization_inside_of_an_lstm(x, apply_layer, use_bias):
+    layer = L.LSTM(4, layer_norm=True, return_sequences=True, use_bias=use_bias)
+    y, variables = apply_layer(layer, x)
+    started = {name: np.unique(a).tolist() for name, a in variables.params.items() if not name.endswith("kernel")}
+    assert started == {
+        **{name: [1.0] for name in ("input_scale", "recurrent_scale", "cell_scale")},
+        "cell_offset": [0.0],
+        **({"bias": [0.0, 1.0]} if use_bias else {}),
+    }
+    rng = np.random.default_rng(2)
+    moved = {n: a + jnp.asarray(0.3 * rng.standard_normal(a.shape), a.dtype) for n, a in variables.params.items()}
+    y, variables = apply_layer(layer, x, variables=variables._replace(params=moved))
+    p, h, c = wide(variables), np.zeros((2, 4)), np.zeros((2, 4))
+    for t in range(5):
+        a = p["input_scale"] * normal(np.asarray(x[:, t], np.float64) @ p["kernel"]) + p.get("bias", 0.0)
+        i, f, g, o = np.split(a + p["recurrent_scale"] * normal(h @ p["recurrent_kernel"]), 4, axis=-1)
+        c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+        h = sigmoid(o) * np.tanh(p["cell_scale"] * normal(c) + p["cell_offset"])
+        assert_close(y[:, t], h)
+
+
+def test_both_directions_have_a_normalization_of_their_own(x, apply_layer):
+    inner = L.LSTM(4, layer_norm=True, return_sequences=True)
+    _, variables = apply_layer(L.Bidirectional(inner), x)
+    scaled = {n: 2 * a if n == "backward/cell_scale" else a for n, a in variables.params.items()}
+    first, _ = apply_layer(L.Bidirectional(inner), x, variables=variables)
+    second, _ = apply_layer(L.Bidirectional(inner), x, variables=variables._replace(params=scaled))
+    assert_close(first[..., :4], second[..., :4])
+    assert not np.allclose(first[..., 4:], second[..., 4:])
+
+
 @pytest.mark.parametrize("kind", [L.SimpleRNN, L.GRU, L.LSTM, L.MinGRU])
 def test_backwards_is_forwards_on_the_turned_input(x, apply_layer, kind):
     y, variables = apply_layer(kind(4, return_sequences=True), x)

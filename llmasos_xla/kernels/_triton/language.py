@@ -40,12 +40,16 @@ def wait(counter, target, PTX: tl.constexpr):
     spins = 0
     while arrived < target:
         if PTX:
-            # A load of each thread; with an atomic all programs would queue. A trap, not `device_assert`: the call of a
-            # function costs registers.
+            # A load of the first warp, the others wait at the barrier; with an atomic all programs would queue. A trap,
+            # not `device_assert`: the call of a function costs registers.
             arrived = tl.inline_asm_elementwise(
                 """{
-                .reg .pred over;
-                ld.acquire.gpu.global.u32 $0, [$1];
+                .reg .pred over, first;
+                .reg .u32 thread;
+                mov.u32 thread, %tid.x;
+                setp.lt.u32 first, thread, 32;
+                mov.u32 $0, 0x7fffffff;
+                @first ld.acquire.gpu.global.u32 $0, [$1];
                 setp.gt.s32 over, $2, $3;
                 @over trap;
                 }""",

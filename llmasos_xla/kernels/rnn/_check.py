@@ -1,11 +1,15 @@
 """What the recurrent ops refuse at the door, in words."""
 
 import math
+import numbers
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from llmasos_xla.kernels.rnn.layer_norm import LayerNorm
 
 GATE_ORDER = {"lstm": ("i", "f", "g", "o"), "gru": ("r", "z", "n"), "rnn": ("h",), "slstm": ("i", "f", "z", "o")}
 STATES = {"lstm": ("h0", "c0"), "gru": ("h0",), "rnn": ("h0",), "slstm": ("h0", "c0", "n0", "m0")}
@@ -24,6 +28,7 @@ class Problem(NamedTuple):
     reverse: bool
     resets: Any = None
     recurrent_mask: Any = None
+    layer_norm: LayerNorm | None = None
 
     @property
     def hidden(self) -> int:
@@ -37,6 +42,7 @@ class Problem(NamedTuple):
             "w_recurrent has heads": self.w_recurrent.ndim == 3,
             "resets are given": self.resets is not None,
             "recurrent_mask is given": self.recurrent_mask is not None,
+            "layer_norm is given": self.layer_norm is not None,
         }
         return next((what for what, is_so in asked.items() if is_so), None)
 
@@ -52,13 +58,15 @@ def check(
     reverse: bool,
     resets: Any = None,
     recurrent_mask: Any = None,
+    layer_norm: Any = None,
     **states: Any,
 ) -> Problem:
     """Refuses what does not fit and converts NumPy arrays; `states` are the initial states by name, or None.
 
     Raises:
-        ValueError: ranks, sizes or lengths that do not fit.
-        TypeError: dtypes that are not floating, not the same, not integer for `lengths` or not boolean for `resets`.
+        ValueError: ranks, sizes, lengths or an epsilon that do not fit.
+        TypeError: dtypes that are not floating, not the same, not integer for `lengths` or not boolean for `resets`; a
+            `layer_norm` of another type.
     """
     gates = len(GATE_ORDER[op])
     columns = "hidden" if gates == 1 else f"{gates} * hidden"
@@ -116,7 +124,24 @@ def check(
         reverse,
         _resets(op, resets, batch, time),
         fit("recurrent_mask", recurrent_mask, (batch, hidden), "batch, hidden"),
+        _layer_norm(op, layer_norm, hidden, fit),
     )
+
+
+def _layer_norm(op: str, given: Any, hidden: int, fit: Callable[..., Any]) -> LayerNorm | None:
+    if given is None:
+        return None
+    if op != "lstm":
+        raise ValueError(f"{op}: takes no layer_norm; kernels.lstm does")
+    if not isinstance(given, LayerNorm):
+        raise TypeError(f"{op}: layer_norm is a {type(given).__name__}, expects kernels.LayerNorm(input_scale, ...)")
+    epsilon = given.epsilon
+    if not isinstance(epsilon, numbers.Real) or not 0 < epsilon < math.inf:
+        raise ValueError(f"{op}: layer_norm.epsilon={epsilon!r} must be a positive number, no array")
+    wide, narrow = ((4 * hidden,), "4 * hidden"), ((hidden,), "hidden")
+    shapes = {"input_scale": wide, "recurrent_scale": wide, "cell_scale": narrow, "cell_offset": narrow}
+    arrays = {name: fit(f"layer_norm.{name}", getattr(given, name), *shape) for name, shape in shapes.items()}
+    return LayerNorm(**arrays, epsilon=float(epsilon))
 
 
 def _resets(op: str, resets: Any, batch: int, time: int) -> Any:

@@ -11,6 +11,7 @@ from llmasos_xla.errors import unknown
 from llmasos_xla.kernels import _dispatch
 from llmasos_xla.kernels.rnn._check import STATES
 from llmasos_xla.kernels.rnn.choice import both_directions, candidates
+from llmasos_xla.kernels.rnn.layer_norm import LayerNorm
 
 AnyArray = Array | np.ndarray
 
@@ -29,6 +30,7 @@ def lstm(
     lengths: Integer[AnyArray, " batch"] | None = None,
     resets: Bool[AnyArray, "batch time"] | None = None,
     recurrent_mask: Float[AnyArray, "batch hidden"] | None = None,
+    layer_norm: LayerNorm | None = None,
     reverse: bool = False,
     implementation: str | None = None,
 ) -> tuple[Float[Array, "batch time hidden"], tuple[Float[Array, "batch hidden"], Float[Array, "batch hidden"]]]:
@@ -58,14 +60,17 @@ def lstm(
         resets: where True, the step starts from zero states: several sequences in one row, or episodes.
         recurrent_mask: what multiplies h_{t-1} on its way into the product with U, the same at all steps: a dropout
             mask over its share (Gal and Ghahramani 2016).
+        layer_norm: normalizes x W, h U and, on its way into h, c (Ba et al. 2016), over all units of a row:
+            a_t = input_scale N(x_t W) + recurrent_scale N(h_{t-1} U) + b and
+            h_t = sigmoid(a_o) tanh(cell_scale N(c_t) + cell_offset); None for neither.
         reverse: from each row's last step that counts to its first. `y` stays aligned with `x`; the final states are
             those after the first step.
         implementation: None chooses; "triton", "onednn" or "xla" must run.
 
     Raises:
-        ValueError: if shapes disagree, batch or time is empty, a length known at trace time is not in 0..time, or a
-            name is unknown.
-        TypeError: if dtypes differ, x is not floating, or lengths are not integers.
+        ValueError: if shapes disagree, batch or time is empty, a length known at trace time is not in 0..time, a name
+            is unknown, or an epsilon is not positive.
+        TypeError: if dtypes differ, x is not floating, lengths are not integers, or layer_norm is no LayerNorm.
 
     >>> import jax.numpy as jnp
     >>> x, w_input, w_recurrent = jnp.ones((2, 5, 3)), jnp.ones((3, 16)), jnp.ones((4, 16))
@@ -76,7 +81,7 @@ def lstm(
     ways = candidates(
         "lstm", x, w_input, w_recurrent, bias, h0, c0,
         activation=activation, recurrent_activation=recurrent_activation, lengths=lengths, resets=resets,
-        recurrent_mask=recurrent_mask, reverse=reverse, implementation=implementation,
+        recurrent_mask=recurrent_mask, layer_norm=layer_norm, reverse=reverse, implementation=implementation,
     )  # fmt: skip
     return _dispatch.run(lstm, ways, implementation)
 
@@ -267,7 +272,7 @@ def bidirectional(
         op: `kernels.lstm`, `gru`, `rnn` or `slstm`.
         x: the input of both.
         forward: the arrays of the direction forward in time, by the names of `op`'s arguments: w_input, w_recurrent
-            and, where they are given, bias, recurrent_bias, recurrent_mask and the initial states.
+            and, where they are given, bias, recurrent_bias, recurrent_mask, layer_norm and the initial states.
         backward: those of the other direction.
         lengths: steps of each row that count, as in `lstm`.
         implementation: None chooses; a name must run.
@@ -287,6 +292,7 @@ def bidirectional(
     if OPS.get(name) is not op:
         raise unknown("bidirectional", "op", name, OPS)
     known = ("w_input", "w_recurrent", "bias", "recurrent_bias", "recurrent_mask", *STATES[name])
+    known += ("layer_norm",) if name == "lstm" else ()
     for which, arrays in (("forward", forward), ("backward", backward)):
         missing = [n for n in known[:2] if n not in arrays]
         strange = [n for n in arrays if n not in known]

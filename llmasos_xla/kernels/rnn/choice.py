@@ -29,6 +29,7 @@ class Options(NamedTuple):
     lengths: Any = None
     resets: Any = None
     recurrent_mask: Any = None
+    layer_norm: Any = None
     reverse: bool = False
     implementation: str | None = None
 
@@ -61,6 +62,8 @@ def both_directions(function: Callable, x: Any, forward: Mapping, backward: Mapp
         unfit = f"w_recurrent is {one.w_recurrent.shape} forward, {other.w_recurrent.shape} backward"
     elif (one.recurrent_mask is None) != (other.recurrent_mask is None):
         unfit = "recurrent_mask is given in one direction only"
+    elif (one.layer_norm and one.layer_norm.epsilon) != (other.layer_norm and other.layer_norm.epsilon):
+        unfit = "layer_norm is given in one direction only, or with two epsilons"
 
     def together() -> list[Any]:
         return triton.recurrence(kind, problems, implementation is not None)
@@ -80,8 +83,9 @@ def _problem(op: str, x: Any, w_input: Any, w_recurrent: Any, bias: Any, states:
     given |= {name: options[name] for name in STATES[op] if name in options}
     o = Options(**{name: value for name, value in options.items() if name not in STATES[op]})
     p = check(
-        op, x, w_input, w_recurrent, bias, o.recurrent_bias, o.lengths, o.reverse, o.resets, o.recurrent_mask, **given
-    )
+        op, x, w_input, w_recurrent, bias, o.recurrent_bias, o.lengths, o.reverse, o.resets, o.recurrent_mask,
+        o.layer_norm, **given,
+    )  # fmt: skip
     return p, o
 
 
@@ -101,8 +105,12 @@ class Versions(NamedTuple):
 def _versions(op: str, p: Problem, o: Options) -> tuple[str, Versions]:
     """The kind of kernel that an op is with these activations, and its versions."""
     f, g = activation(o.activation, op), activation(o.recurrent_activation, op)
-    relu = op == "rnn" and f is ACTIVATIONS["relu"]
-    return "relu" if relu else op, _VERSIONS[op](p, f, g, o.reset_after)
+    kind = op
+    if op == "rnn" and f is ACTIVATIONS["relu"]:
+        kind = "relu"
+    elif p.layer_norm is not None:
+        kind = "lnlstm"
+    return kind, _VERSIONS[op](p, f, g, o.reset_after)
 
 
 def _lstm(p: Problem, f: Activation, g: Activation, reset_after: bool) -> Versions:
@@ -110,7 +118,11 @@ def _lstm(p: Problem, f: Activation, g: Activation, reset_after: bool) -> Versio
         return xla_tangent.lstm(x, p.w_input, bias, p.w_recurrent, *states, valid, p.reverse)
 
     unfit = _tanh_and_sigmoid(f, g)
-    return Versions(lambda: xla.lstm_cell(p.w_recurrent, f, g, p.recurrent_mask), tangent, unfit, unfit, unfit)
+
+    def cell() -> xla.Cell:
+        return xla.lstm_cell(p.w_recurrent, f, g, p.recurrent_mask, p.layer_norm)
+
+    return Versions(cell, tangent, unfit, unfit, unfit)
 
 
 def _gru(p: Problem, f: Activation, g: Activation, reset_after: bool) -> Versions:
@@ -168,7 +180,8 @@ def _scans(
 ) -> list[Candidate]:
     def plain(x: jax.Array, bias: jax.Array, states: Any, valid: Any) -> Any:
         fresh = None if p.resets is None else jnp.swapaxes(p.resets, 0, 1)[..., None]
-        return xla.scan(cell(), xla.project(x, p.w_input) + bias[None], states, valid, p.reverse, fresh)
+        projected = xla.normalized_input(xla.project(x, p.w_input), p.layer_norm)
+        return xla.scan(cell(), projected + bias[None], states, valid, p.reverse, fresh)
 
     autodiff = Candidate("xla", PLAIN, lambda: _over_time(p, plain), None, "takes any activation; autodiff's gradient")
     if tangent is None:

@@ -12,7 +12,7 @@ from llmasos_xla.kernels._triton import tuned
 from llmasos_xla.kernels.rnn import xla
 from llmasos_xla.kernels.rnn._check import Problem
 from llmasos_xla.kernels.rnn.triton_operations import INFERENCE
-from llmasos_xla.kernels.rnn.triton_spec import CHOICE, Spec, origin, shape_class, tiles
+from llmasos_xla.kernels.rnn.triton_spec import CHOICE, NORMS, Spec, origin, shape_class, tiles
 
 DTYPES = ("float32", "bfloat16", "float16")
 # Units of a head are filled up to a multiple: rows of whole 16-byte words, which one instruction loads.
@@ -61,6 +61,9 @@ def spec_of(kind: str, *problems: Problem) -> Spec | str:
     p = problems[0]
     batch, time, cin = p.x.shape
     heads, head = _blocks(p)
+    epsilon, counted = (p.layer_norm.epsilon, head) if p.layer_norm else (0.0, 0)
+    if counted and heads > 1:
+        return f"layer_norm takes its statistics over {heads} heads, which are programs of their own"
     blocks, head = len(problems) * heads, -(-head // _ALIGNED) * _ALIGNED
     reverse = 2 if len(problems) == 2 else int(p.reverse)
     dtype = str(p.x.dtype)
@@ -69,7 +72,13 @@ def spec_of(kind: str, *problems: Problem) -> Spec | str:
         forward, backward = (tiles(kind, batch, blocks, head, dtype, precision, device, back) for back in (False, True))
         if forward is not None and backward is not None:
             sizes = batch, time, cin, blocks, heads, head
-            return Spec(kind, *sizes, reverse, dtype, *optional, precision, device, forward, backward)
+            cut = forward, backward
+            return Spec(kind, *sizes, reverse, dtype, *optional, precision, device, *cut, counted, epsilon)
+    if counted:
+        return (
+            f"layer_norm takes its statistics inside of one program, and the recurrent weights of {counted} units of "
+            f"{dtype} do not fit the {device.shared_memory} bytes of shared memory that it can have"
+        )
     return (
         f"{blocks} block(s) of {head} units do not fit: recurrent weights of {dtype} must lie in the shared memory of "
         f"{device.multiprocessors} multiprocessors, {device.shared_memory} bytes each"
@@ -123,8 +132,8 @@ def _weights(s: Spec, p: Problem) -> dict[str, jax.Array]:
         wide = jnp.pad(apart, [(0, 0)] * (apart.ndim - 1) + [(0, s.head - head)])
         return wide.reshape(*a.shape[:-1], -1)
 
-    def vector(a: jax.Array | None) -> jax.Array:
-        return padded(jnp.zeros(s.gates * heads * head, high) if a is None else a.astype(high), s.gates)
+    def vector(a: jax.Array | None, gates: int = s.gates, otherwise: float = 0.0) -> jax.Array:
+        return padded(jnp.full(gates * heads * head, otherwise, high) if a is None else a.astype(high), gates)
 
     w = padded(p.w_recurrent.reshape(heads, head, s.gates * head), s.gates)
     given: dict[str, Any] = {
@@ -136,6 +145,10 @@ def _weights(s: Spec, p: Problem) -> dict[str, jax.Array]:
     nothing = xla.initial(tuple(jnp.zeros((s.batch, heads * s.head), high) for _ in p.states))
     for name, state, zero in zip(("h0", "c0", "n0", "m0"), p.states, nothing):
         given[name] = zero if state is None else padded(state.astype(high), 1)
+    if p.layer_norm is not None:
+        for name in NORMS:
+            gates, otherwise = 1 if name.startswith("cell") else s.gates, 0.0 if name.endswith("offset") else 1.0
+            given[name] = vector(getattr(p.layer_norm, name), gates, otherwise)
     if s.mask:
         given["mask"] = padded(p.recurrent_mask.astype(high), 1)
     return given

@@ -16,12 +16,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from llmasos_xla.kernels import _triton
 from llmasos_xla.kernels._triton.compiler import Options
 from llmasos_xla.kernels.rnn import xla
-from llmasos_xla.kernels.rnn.triton_spec import STATES, Spec, Tiles, tiles
+from llmasos_xla.kernels.rnn.layer_norm import LayerNorm, normalize
+from llmasos_xla.kernels.rnn.triton_spec import NORMS, STATES, Spec, Tiles, tiles, together
 
 Arrays = Sequence[Any]
 
@@ -37,13 +39,22 @@ def plain(s: Spec, *arrays: jax.Array) -> tuple[jax.Array, ...]:
 
 def _plain_direction(s: Spec, d: int, directions: int, a: dict[str, jax.Array]) -> list[jax.Array]:
     def part(name: str) -> jax.Array:
-        return jnp.split(a[name], directions, axis=-1)[d]
+        return real(jnp.split(a[name], directions, axis=-1)[d])
+
+    def real(a: jax.Array) -> jax.Array:
+        """The last axis without units that a normalization may not count."""
+        by_head = a.reshape(*a.shape[:-1], -1, s.head)
+        return by_head[..., : s.counted].reshape(*a.shape[:-1], -1) if s.counted else a
 
     x = jnp.swapaxes(a["x"], 0, 1)
     w = a["w_recurrent"][d * s.heads : (d + 1) * s.heads]
     mask = part("mask") if s.mask else None
-    if s.kind == "lstm":
-        cell = xla.lstm_cell(w, mask=mask)
+    norm = None
+    if s.kind in ("lstm", "lnlstm"):
+        if s.kind == "lnlstm":
+            norm = LayerNorm(*(part(name) for name in NORMS), epsilon=s.epsilon)
+            w = real(w[:, : s.counted])
+        cell = xla.lstm_cell(w, mask=mask, norm=norm)
     elif s.kind == "slstm":
         cell = xla.slstm_cell(w, mask)
     elif s.kind == "gru":
@@ -56,9 +67,10 @@ def _plain_direction(s: Spec, d: int, directions: int, a: dict[str, jax.Array]) 
     if s.resets:
         fresh = (jnp.swapaxes(a["resets"], 0, 1) != 0)[..., None]
     states = tuple(part(f"{name}0") for name in STATES[s.kind])
-    p = xla.project(x, part("w_input")) + part("bias")[None, None]
+    p = xla.normalized_input(xla.project(x, part("w_input")), norm) + part("bias")[None, None]
     ys, final = xla.scan(cell, p, states, valid, s.reverse == 1 or d == 1, fresh)
-    return [jnp.swapaxes(ys, 0, 1), *final]
+    filling = s.head - s.counted if s.counted else 0
+    return [jnp.pad(out, [(0, 0)] * (out.ndim - 1) + [(0, filling)]) for out in (jnp.swapaxes(ys, 0, 1), *final)]
 
 
 # The launches.
@@ -69,8 +81,8 @@ def constants(s: Spec, t: Tiles) -> dict[str, Any]:
     return {
         "KIND": s.kind, "BATCH": s.batch, "TIME": s.time, "BLOCKS": s.blocks, "HEADS": s.heads, "HEAD": s.head,
         "GATES": s.gates, "REVERSE": s.reverse, "BM": t.rows, "BN": t.units, "BK": t.inner, "SPLITS": t.splits,
-        "DEPTH": t.depth, "ROUNDS": t.rounds, "PADDED": t.rounds * t.resident * t.rows,
-        "PRECISION": s.precision, "PTX": True,
+        "DEPTH": t.depth, "HELD": t.held, "A": together(s.kind, s.forward), "ROUNDS": t.rounds, "PADDED": t.rounds * t.resident * t.rows, "COUNTED": s.counted,
+        "EPSILON": s.epsilon, "PRECISION": s.precision, "PTX": True,
     }  # fmt: skip
 
 
@@ -101,16 +113,22 @@ def _run(s: Spec, t: Tiles, kernel: Any, arrays: dict[str, Any], results: dict[s
 
 
 def _forward(s: Spec, saving: bool, arrays: Arrays) -> list[jax.Array]:
-    from llmasos_xla.kernels.rnn.triton_kernels import forward
+    from llmasos_xla.kernels.rnn.triton_forward_kernels import forward
 
     a = dict(zip((*s.arguments, *s.integers), arrays))
     rows = a["x"].reshape(s.batch * s.time, s.cin)
     given = {"p": xla.matmul(rows, _in_pairs(s, a["w_input"]))}
     given |= dict(zip(("ra", "rb"), _pairs(s, a["w_recurrent"].reshape(s.blocks, s.head, s.gates, s.head))))
-    given |= {name: _in_pairs(s, a[name]) if name in a else None for name in ("bias", "recurrent_bias")}
-    given |= {name: a.get(name) for name in ("lengths", "resets", "mask", "h0", "c0", "n0", "m0")}
+    vectors = ("bias", "recurrent_bias", "recurrent_scale")
+    given |= {name: _in_pairs(s, a[name]) if name in a else None for name in vectors}
+    given |= {name: a.get(name) for name in ("cell_scale", "cell_offset", "lengths", "resets", "mask")}
+    given |= {name: a.get(name) for name in ("h0", "c0", "n0", "m0")}
+    if s.kind == "lnlstm":
+        # What p passes through anyway adds the bias too: its columns would take registers in the kernel.
+        given["p"] = _normalized(s, 2, given["p"], _in_pairs(s, a["input_scale"])) + given["bias"][None]
+        given["bias"] = None
     made = {name: s.struct(name) if name in s.outputs else None for name in ("y", "h", "c", "n", "m")}
-    saved = ("gates", "previous", "cells", "counts")
+    saved = ("gates", "previous", "cells", "counts", "rates")
     made |= {name: s.struct(name) if saving and name in s.saved else None for name in saved}
     return _run(s, s.forward, forward, given, made, s.head)
 
@@ -118,7 +136,8 @@ def _forward(s: Spec, saving: bool, arrays: Arrays) -> list[jax.Array]:
 def _pairs(s: Spec, a: jax.Array) -> tuple[jax.Array, jax.Array | None]:
     """`[..., gates, units]` as the kernel's first product has it, two gates interleaved, and its second."""
     parts = []
-    for gates in (a[..., :2, :], a[..., 2:, :]):
+    n = together(s.kind, s.forward)
+    for gates in (a[..., :n, :], a[..., n:, :]):
         wide = jnp.swapaxes(gates, -1, -2)
         parts.append(wide.reshape(*wide.shape[:-2], -1) if gates.shape[-2] else None)
     return parts[0], parts[1]
@@ -131,46 +150,78 @@ def _in_pairs(s: Spec, a: jax.Array) -> jax.Array:
     return jnp.concatenate(parts, axis=-1).reshape(a.shape)
 
 
+def _normalized(s: Spec, together: int, a: jax.Array, scale: jax.Array) -> jax.Array:
+    """The projected input `[rows, columns]` of a layer normalization; the columns of so many gates are interleaved."""
+    directions = s.blocks // s.heads
+    real = np.tile(np.repeat(np.arange(s.head) < s.counted, together), s.gates // together)
+    by_direction = a.reshape(len(a), directions, -1)
+    return normalize(by_direction, s.epsilon, scale.reshape(directions, -1), real=real).reshape(a.shape)
+
+
 def _backward(s: Spec, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-    from llmasos_xla.kernels.rnn.triton_kernels import backward
+    from llmasos_xla.kernels.rnn.triton_backward_kernels import backward
 
     names = (*s.arguments, *s.integers, *s.outputs, *s.saved, *(f"d{name}" for name in s.outputs))
     a = dict(zip(names, arrays))
-    given = {name: a.get(name) for name in ("dy", "dh", "dc", "dn")}
-    given |= {"r": a["w_recurrent"]} | {name: a.get(name) for name in ("lengths", "resets", "mask", "gates")}
+    norm = s.kind == "lnlstm"
+    given = {name: a.get(name) for name in ("dy", "dh", "dc", "dn")} | {"r": a["w_recurrent"]}
+    given |= {name: a.get(name) for name in ("recurrent_scale", "cell_scale", "cell_offset")}
+    given |= {name: a.get(name) for name in ("lengths", "resets", "mask", "gates")}
     given |= {"previous": a["previous"] if s.kind == "gru" else None}
-    given |= {name: a.get(name) for name in ("cells", "counts")}
-    made: dict[str, Any] = {"dp": jax.ShapeDtypeStruct((s.batch * s.time, s.gates * s.units), jnp.dtype(s.dtype))}
+    given |= {name: a.get(name) for name in ("cells", "counts", "rates")}
+    deltas = jax.ShapeDtypeStruct((s.batch * s.time, s.gates * s.units), jnp.dtype(s.dtype))
+    made = {"dp": deltas, "dq": deltas if norm else None, "dnorm": s.struct("y") if norm else None}
     made |= {f"d{n}0": s.struct(n) if n in s.outputs else None for n in ("h", "c", "n")}
     dp, *states = _run(s, s.backward, backward, given, made, s.gates * s.head)
 
     high = jnp.dtype(jnp.float32)
     x, w_input = a["x"].reshape(s.batch * s.time, s.cin), a["w_input"]
-    out = {
-        "x": lax.dot_general(dp, w_input, (((1,), (1,)), ((), ()))).reshape(a["x"].shape),
-        "w_input": lax.dot_general(x, dp, (((0,), (0,)), ((), ())), preferred_element_type=high),
-        "bias": jnp.sum(dp, axis=0, dtype=high),
-    }
-    dq = dp.reshape(-1, s.blocks // s.heads, s.gates, s.heads, s.head)
+    out = {"bias": jnp.sum(dp, axis=0, dtype=high)}
+    dq = da = dp
+    if norm:
+        dq, dnorm, *states = states
+        of_norms, da = _norm_gradients(s, xla.matmul(x, w_input), a, dp, dnorm)
+        out |= of_norms
+    out["x"] = lax.dot_general(da, w_input, (((1,), (1,)), ((), ()))).reshape(a["x"].shape)
+    out["w_input"] = lax.dot_general(x, da, (((0,), (0,)), ((), ())), preferred_element_type=high)
+    dq = dq.reshape(-1, s.blocks // s.heads, s.gates, s.heads, s.head)
     if s.kind == "gru":  # the reset gate stands between n and the recurrent product
         r = a["gates"][:, :, 0].reshape(-1, s.blocks // s.heads, 1, s.heads, s.head)
         dq = jnp.concatenate([dq[:, :, :2], dq[:, :, 2:] * r], axis=2)
         out["recurrent_bias"] = jnp.sum(dq, axis=0, dtype=high).reshape(-1)
     # [steps, blocks, gates, head]: what a block's product gave, gate by gate.
     dq = jnp.swapaxes(dq, 2, 3).reshape(-1, s.blocks, s.gates * s.head)
-    previous = a["previous"].reshape(-1, s.blocks, s.head)
-    entered = previous
+    entered = a["previous"].reshape(s.batch, s.time, s.blocks, s.head).astype(high)
+    if norm:
+        entered = entered * a["rates"][..., :1]
     if s.mask:
-        scale = a["mask"].reshape(s.batch, 1, s.blocks, s.head)
-        entered = (previous.reshape(s.batch, s.time, s.blocks, s.head) * scale).astype(dp.dtype).reshape(previous.shape)
         back = lax.dot_general(dq, a["w_recurrent"], (((2,), (2,)), ((1,), (0,))), preferred_element_type=high)
-        back = jnp.moveaxis(back, 0, 1) * previous.astype(high)
-        out["mask"] = jnp.sum(back.reshape(s.batch, s.time, s.units), axis=1)
+        back = jnp.moveaxis(back, 0, 1).reshape(entered.shape) * entered
+        out["mask"] = jnp.sum(back, axis=1).reshape(s.batch, s.units)
+        entered = entered * a["mask"].reshape(s.batch, 1, s.blocks, s.head)
+    entered = entered.astype(dp.dtype).reshape(-1, s.blocks, s.head)
     by_block = (((0,), (0,)), ((1,), (1,)))
     out["w_recurrent"] = lax.dot_general(entered, dq, by_block, preferred_element_type=high)
     out |= dict(zip(("h0", "c0", "n0"), states))
     out["m0"] = jnp.zeros((s.batch, s.units), high)
     return tuple(out[name].astype(s.struct(name).dtype) for name in s.arguments)
+
+
+def _norm_gradients(
+    s: Spec, projected: jax.Array, a: dict[str, jax.Array], dp: jax.Array, dnorm: jax.Array
+) -> tuple[dict[str, jax.Array], jax.Array]:
+    """The gradients of a layer normalization's scales and offset, and of the projected input."""
+    high = jnp.dtype(jnp.float32)
+    dprojected, input_scale = jax.vjp(partial(_normalized, s, 1), projected, a["input_scale"])[1](dp.astype(high))
+    normal = a["gates"].astype(high)
+    of_gates = normal[:, :, 4:8].reshape(s.batch, s.time, s.gates, s.blocks, s.head).swapaxes(2, 3)
+    found = {
+        "input_scale": input_scale,
+        "recurrent_scale": jnp.sum(of_gates * dp.astype(high).reshape(of_gates.shape), axis=(0, 1)).reshape(-1),
+        "cell_scale": jnp.sum(normal[:, :, 8] * dnorm.astype(high), axis=(0, 1)),
+        "cell_offset": jnp.sum(dnorm, axis=(0, 1), dtype=high),
+    }
+    return found, dprojected.astype(dp.dtype)
 
 
 # The operations.
@@ -235,7 +286,7 @@ def _tangent_transpose(s: Spec, arrays: Arrays, cotangents: Arrays, named: bool)
 
 def _inference_batch(s: Spec, size: int, arrays: Arrays, axes: Sequence[Any], named: bool) -> tuple[Arrays, Arrays]:
     """The mapped axis joins the batch, unless each element of it has weights of its own."""
-    shared = [name in ("w_input", "w_recurrent", "bias", "recurrent_bias") for name in (*s.arguments, *s.integers)]
+    shared = [name in s.shared for name in (*s.arguments, *s.integers)]
     wide = with_batch(s, s.batch * size)
     if wide is None or any(is_weight and axis is not None for is_weight, axis in zip(shared, axes)):
         results = jax.vmap(partial(plain, s), axes)(*arrays)

@@ -9,11 +9,20 @@ import jax.numpy as jnp
 from llmasos_xla.kernels._triton import tuned
 from llmasos_xla.kernels._triton.devices import Device
 
-GATES = {"lstm": 4, "slstm": 4, "gru": 3, "rnn": 1, "relu": 1}
-STATES = {"lstm": ("h", "c"), "slstm": ("h", "c", "n", "m"), "gru": ("h",), "rnn": ("h",), "relu": ("h",)}
-# Of a step: activated gates; sLSTM adds the slope of its forget gate, a GRU the recurrent product of n.
-SAVED_GATES = {"lstm": 4, "slstm": 5, "gru": 4, "rnn": 1, "relu": 1}
-SAVED_STATES = {"lstm": ("cells",), "slstm": ("cells", "counts")}
+GATES = {"lstm": 4, "lnlstm": 4, "slstm": 4, "gru": 3, "rnn": 1, "relu": 1}
+STATES = {
+    "lstm": ("h", "c"), "lnlstm": ("h", "c"), "slstm": ("h", "c", "n", "m"), "gru": ("h",), "rnn": ("h",),
+    "relu": ("h",),
+}  # fmt: skip
+# Of a step: activated gates; sLSTM adds the slope of its forget gate, a GRU the recurrent product of n, layer
+# normalization what it made of h R, gate by gate, and of c.
+SAVED_GATES = {"lstm": 4, "lnlstm": 9, "slstm": 5, "gru": 4, "rnn": 1, "relu": 1}
+NORMS = ("input_scale", "recurrent_scale", "cell_scale", "cell_offset")
+SAVED_STATES = {"lstm": ("cells",), "lnlstm": ("cells", "rates"), "slstm": ("cells", "counts")}
+
+
+# Bytes of operands, for each warp, that a program reads at once: on their way they take 96 registers of a thread.
+_READ_AHEAD = 12288
 
 # Of the tuned tables: which tiles are fastest forward and backward, and whether these kernels are faster than XLA.
 TABLES, CHOICE = ("rnn forward", "rnn backward"), "rnn"
@@ -37,6 +46,8 @@ class Tiles(NamedTuple):
     """Tiles of rows that run at a time."""
     rounds: int = 1
     """How often each program takes another tile."""
+    held: int = 1
+    """Operands of products that are read at once."""
 
 
 class Spec(NamedTuple):
@@ -47,7 +58,7 @@ class Spec(NamedTuple):
     """
 
     kind: str
-    """"lstm", "gru", "slstm", "rnn" (tanh) or "relu"."""
+    """"lstm", "lnlstm" (with layer normalization), "gru", "slstm", "rnn" (tanh) or "relu"."""
     batch: int
     time: int
     cin: int
@@ -66,6 +77,10 @@ class Spec(NamedTuple):
     device: Device
     forward: Tiles
     backward: Tiles
+    counted: int = 0
+    """Units of a head that are no filling, where a layer normalization counts them."""
+    epsilon: float = 0.0
+    """Of that normalization."""
 
     @property
     def units(self) -> int:
@@ -80,9 +95,14 @@ class Spec(NamedTuple):
     @property
     def arguments(self) -> tuple[str, ...]:
         """The arrays that forward takes and that have gradients."""
-        biases = ("bias", "recurrent_bias") if self.kind == "gru" else ("bias",)
         states = tuple(f"{name}0" for name in STATES[self.kind])
-        return "x", "w_input", "w_recurrent", *biases, *states, *(("mask",) if self.mask else ())
+        return "x", *self.shared, *states, *(("mask",) if self.mask else ())
+
+    @property
+    def shared(self) -> tuple[str, ...]:
+        """The arguments that all rows of the batch share."""
+        more = {"gru": ("recurrent_bias",), "lnlstm": NORMS}
+        return "w_input", "w_recurrent", "bias", *more.get(self.kind, ())
 
     @property
     def integers(self) -> tuple[str, ...]:
@@ -108,15 +128,28 @@ class Spec(NamedTuple):
             "w_input": (self.cin, columns),
             "w_recurrent": (self.blocks, self.head, self.gates * self.head),
             "bias": (columns,),
-            "recurrent_bias": (columns,),
+            **dict.fromkeys(("recurrent_bias", "input_scale", "recurrent_scale"), (columns,)),
+            **dict.fromkeys(("cell_scale", "cell_offset"), (self.units,)),
             "lengths": (self.batch,),
             "resets": (self.batch, self.time),
             "gates": (self.batch, self.time, SAVED_GATES[self.kind], self.units),
+            "rates": (self.batch, self.time, self.blocks, 2),
             **dict.fromkeys(("y", "previous", "cells", "counts"), over_time),
         }
         low = ("x", "w_input", "w_recurrent", "y", "gates", "previous", "cells", "counts")
         dtype = {"lengths": "int32", "resets": "uint8"}.get(name, self.dtype if name in low else "float32")
         return jax.ShapeDtypeStruct(shape.get(name, (self.batch, self.units)), jnp.dtype(dtype))
+
+
+def together(kind: str, t: Tiles) -> int:
+    """Gates whose columns stand together, unit by unit, in the forward kernel's first product; a second has the others.
+
+    All four in one halve the passes through shared memory; only then does Triton read operands ahead, too. In smaller
+    programs the layouts that it chooses cost more passes than that saves.
+    """
+    gates = GATES[kind]
+    all_four = gates == 4 and t.splits > 1 and t.warps == 8 and t.rows == 16 and t.units == 16
+    return gates if all_four else min(gates, 2)
 
 
 def tiles(
@@ -190,12 +223,11 @@ class _Problem(NamedTuple):
                 splits = -(-self.head // units)
                 units = max(16, units) if splits == 1 else units
                 for warps in (4, 8):
-                    # Below 64 rows there are no matrix instructions of four warps together.
-                    depth = warps if splits > 1 and rows < 64 else 1
+                    depth = warps if splits > 1 else 1
                     for inner in (units,) if splits == 1 else (16, 32, 64, 128)[: 6 - self.itemsize // 2]:
                         t = Tiles(rows, units, inner, depth, splits, warps)
                         if self._registers(t):
-                            found.append(self._in_rounds(t))
+                            found.append(self._in_rounds(t)._replace(held=self._held(t)))
                 units *= 2
         return found
 
@@ -204,10 +236,21 @@ class _Problem(NamedTuple):
         weights = self._weights(t) * self.parts
         # The operand of a product passes through shared memory, and so do sums that change their layout.
         columns = t.units if self.backward else 2 * t.units
-        passing = max(t.rows * t.inner * t.depth * self.itemsize, t.rows * columns * t.depth * 4)
-        if weights + passing > self.device.shared_memory:
+        passing = max(t.held * self._operand(t), t.rows * columns * t.depth * 4)
+        if weights + passing > self.device.shared_memory or (self.kind == "lnlstm" and t.splits > 1):
             return False
         return t.splits == 1 or t.splits * self.blocks <= self.device.multiprocessors
+
+    def _operand(self, t: Tiles) -> int:
+        """Bytes of a product's operand, which passes through shared memory."""
+        return t.rows * t.inner * t.depth * self.itemsize
+
+    def _held(self, t: Tiles) -> int:
+        """Each operand that waits in registers for its place in shared memory takes some of them from all threads."""
+        if t.splits == 1:
+            return 1
+        room = self.device.shared_memory - self._weights(t) * self.parts
+        return max(1, min(self._products(t), _READ_AHEAD * t.warps // self._operand(t), room // self._operand(t)))
 
     def _in_rounds(self, t: Tiles) -> Tiles:
         at_once = count = -(-self.batch // t.rows)
@@ -218,14 +261,16 @@ class _Problem(NamedTuple):
     def _registers(self, t: Tiles) -> bool:
         """Whether a program of these tiles was seen to compile without spilling."""
         if t.splits == 1:
-            return t.rows * t.units <= 256 * t.warps
+            area, most = t.rows * t.units, 256 * t.warps
+            if self.kind == "lnlstm" and self.itemsize == 4:
+                return area <= most // 2 and not (self.backward and t.rows == 32)
+            if self.kind == "lnlstm" and t.units == 32:
+                return area <= (512 if self.backward else 1024)
+            return area <= most
         weights, many = self._weights(t), self.kind == "slstm"
         if self.itemsize == 4:
             inner = (32, 64) if t.units == 8 else (64,) if self.backward else (16, 32)
             return t.rows == 16 and t.units <= 16 and t.warps == 8 and t.inner in inner
-        if t.depth == 1:
-            small = not self.backward and not many and t.units == 16
-            return small and t.rows == 16 * t.warps and weights <= 1 << 17
         if t.rows * t.units > 64 * t.warps or (self.backward and t.units > 16):
             return False
         if t.rows > 16:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from llmasos_xla.kernels.activation import Activation
+from llmasos_xla.kernels.rnn.layer_norm import LayerNorm, normalize
 
 Cell = Callable[[Any, jax.Array], Any]
 
@@ -52,19 +53,32 @@ def project(x: jax.Array, w_input: jax.Array) -> jax.Array:
     return matmul(x.reshape(time * batch, cin), w_input).reshape(time, batch, w_input.shape[1])
 
 
+def normalized_input(p: jax.Array, norm: LayerNorm | None) -> jax.Array:
+    """The projected input as an LSTM with that normalization takes it."""
+    return p if norm is None else normalize(p, norm.epsilon, norm.input_scale)
+
+
 def lstm_cell(
     w_recurrent: jax.Array,
     activation: Activation = jnp.tanh,
     recurrent_activation: Activation = jax.nn.sigmoid,
     mask: jax.Array | None = None,
+    norm: LayerNorm | None = None,
 ) -> Cell:
-    """One step `((h, c), p) -> (h, c)`, with c' = f c + i g and h' = o tanh(c'); gate order i f g o."""
+    """One step `((h, c), p) -> (h, c)`, with c' = f c + i g and h' = o tanh(c'); gate order i f g o.
+
+    With `norm`, h U and the c' in h' are normalized; so should p be, by `normalized_input`.
+    """
 
     def step(state: tuple[jax.Array, jax.Array], p: jax.Array) -> tuple[jax.Array, jax.Array]:
         h, c = state
-        i, f, g, o = jnp.split(p + recurrent(h, w_recurrent, mask), 4, axis=-1)
+        q = recurrent(h, w_recurrent, mask)
+        if norm is not None:
+            q = normalize(q, norm.epsilon, norm.recurrent_scale)
+        i, f, g, o = jnp.split(p + q, 4, axis=-1)
         c = recurrent_activation(f) * c + recurrent_activation(i) * activation(g)
-        return recurrent_activation(o) * activation(c), c
+        seen = c if norm is None else normalize(c, norm.epsilon, norm.cell_scale, norm.cell_offset)
+        return recurrent_activation(o) * activation(seen), c
 
     return step
 

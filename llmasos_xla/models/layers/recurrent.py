@@ -105,10 +105,13 @@ class GRU(_Recurrent):
 class LSTM(_Recurrent):
     """Long short-term memory (Hochreiter and Schmidhuber 1997): c' = f c + i g, h' = o activation(c').
 
-    `unit_forget_bias` starts the forget gate's bias at 1 (Jozefowicz et al. 2015).
+    `unit_forget_bias` starts the forget gate's bias at 1 (Jozefowicz et al. 2015). `layer_norm` normalizes x W, h U
+    and the c' in h' over all units (Ba et al. 2016), with `epsilon` under the root; its scales start at 1, the offset
+    at 0.
 
     Arrays, gates in the order i f g o (the same as Keras' i f c o): kernel [cin, 4 * units],
-    recurrent_kernel [units, 4 * units], bias [4 * units].
+    recurrent_kernel [units, 4 * units], bias [4 * units] and, with `layer_norm`, input_scale and recurrent_scale
+    [4 * units], cell_scale and cell_offset [units].
 
     >>> LSTM(8).output_shape((None, 3))
     (8,)
@@ -119,6 +122,14 @@ class LSTM(_Recurrent):
 
     recurrent_activation: str | None = "sigmoid"
     unit_forget_bias: bool = True
+    layer_norm: bool = False
+    epsilon: float = 1e-3
+
+    def check(self) -> None:
+        """Refuses epsilon 0 too."""
+        super().check()
+        if number(self.who, "epsilon", self.epsilon, least=0.0) == 0:
+            raise ValueError(f"{self.who}: epsilon wants a positive number, got 0")
 
 
 class RecurrentModule(MaskModule):
@@ -134,13 +145,21 @@ class RecurrentModule(MaskModule):
             self.bias[...] = self.bias[...].at[spec.units : 2 * spec.units].set(1.0)
         second = spec.use_bias and isinstance(spec, GRU) and spec.reset_after
         self.recurrent_bias = parameter(rngs, spec.bias_initializer, (width,)) if second else None
+        if isinstance(spec, LSTM) and spec.layer_norm:
+            self.input_scale = parameter(rngs, "ones", (width,))
+            self.recurrent_scale = parameter(rngs, "ones", (width,))
+            self.cell_scale = parameter(rngs, "ones", (spec.units,))
+            self.cell_offset = parameter(rngs, "zeros", (spec.units,))
 
-    def arrays(self, x: jax.Array, *, train: bool, rngs: nnx.Rngs | None) -> dict[str, jax.Array | None]:
+    def arrays(self, x: jax.Array, *, train: bool, rngs: nnx.Rngs | None) -> dict[str, Any]:
         """What the kernel takes of this direction, by the names of its arguments."""
         found = {"w_input": self.kernel, "w_recurrent": self.recurrent_kernel, "bias": self.bias}
         if self.recurrent_bias is not None:
             found["recurrent_bias"] = self.recurrent_bias
-        arrays = {name: None if a is None else a[...] for name, a in found.items()}
+        arrays: dict[str, Any] = {name: None if a is None else a[...] for name, a in found.items()}
+        if isinstance(self.spec, LSTM) and self.spec.layer_norm:
+            norms = self.input_scale, self.recurrent_scale, self.cell_scale, self.cell_offset
+            arrays["layer_norm"] = kernels.LayerNorm(*(a[...] for a in norms), epsilon=self.spec.epsilon)
         if train and self.spec.recurrent_dropout:
             ones = jnp.ones((x.shape[0], self.spec.units), x.dtype)
             key = random_key(rngs, self.spec.who)

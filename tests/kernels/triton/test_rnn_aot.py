@@ -13,7 +13,7 @@ from llmasos_xla import kernels
 from llmasos_xla.kernels import _dispatch
 from llmasos_xla.kernels._triton.compiler import Options
 from llmasos_xla.kernels._triton.devices import KNOWN, Device
-from llmasos_xla.kernels.rnn import triton_kernels, triton_operations, triton_spec
+from llmasos_xla.kernels.rnn import triton_backward_kernels, triton_forward_kernels, triton_operations, triton_spec
 from llmasos_xla.kernels.rnn.cases import GPU_BENCH
 from llmasos_xla.kernels.rnn.triton_spec import Spec
 
@@ -38,13 +38,14 @@ def spec(target, kind, batch, heads, head, dtype, options=(), directions=1):
         if None not in cut:
             asked = ("lengths" in options, "resets" in options, "mask" in options)
             reverse = 2 if directions == 2 else 0
-            return Spec(kind, batch, 40, 8, blocks, heads, head, reverse, dtype, *asked, precision, device, *cut)
+            norm = (head - 3, 1e-5) if kind == "lnlstm" else ()
+            return Spec(kind, batch, 40, 8, blocks, heads, head, reverse, dtype, *asked, precision, device, *cut, *norm)
     return None
 
 
 def report(s, target, backward):
     """The compiled kernel of a training pass."""
-    kernel = triton_kernels.backward if backward else triton_kernels.forward
+    kernel = triton_backward_kernels.backward if backward else triton_forward_kernels.forward
     tiles = s.backward if backward else s.forward
     low, high = BFLOAT16 if s.dtype == "bfloat16" else np.dtype(s.dtype), np.dtype("float32")
     states = {f"{n}{end}" for n in triton_spec.STATES[s.kind] for end in ("", "0")}
@@ -57,6 +58,10 @@ def report(s, target, backward):
         given = dict.fromkeys(("ra", "y", *s.saved), low) | dict.fromkeys(("p", "bias", *states), high)
         given |= {"rb": low} if s.gates > 1 else {}
         given |= {"recurrent_bias": high} if s.kind == "gru" else {}
+    if s.kind == "lnlstm":
+        given |= dict.fromkeys(("recurrent_scale", "cell_scale", "cell_offset", "rates"), high)
+        given |= dict.fromkeys(("dq", "dnorm"), low) if backward else {}
+        given.pop("bias", None)
     given |= {"lengths": np.dtype("int32")} if s.lengths else {}
     given |= {"resets": np.dtype("uint8")} if s.resets else {}
     given |= {"mask": high} if s.mask else {}
@@ -90,6 +95,8 @@ ALL = ("lengths", "resets", "mask")
         ("slstm", 16, 4, 32, "bfloat16"),
         ("lstm", 16, 2, 48, "float32"),
         ("rnn", 16, 1, 512, "bfloat16", (), 2),
+        ("lnlstm", 16, 1, 16, "bfloat16", ALL, 2),
+        ("lnlstm", 16, 1, 32, "float32", ALL),
     ],
     ids=lambda p: "-".join(map(str, p[:5])),
 )
@@ -111,6 +118,25 @@ def test_every_size_compiles_without_spilling(dtype, kind, head):
     cuts = [spec("sm90", kind, batch, heads, head, dtype, ALL if head == 336 else ()) for batch, heads in BATCHES]
     for s in {(s.forward, s.backward): s for s in cuts if s is not None}.values():
         assert_fast(s, "sm90")
+
+
+@pytest.mark.parametrize("target", ["sm80", "sm90", "sm100"])  # gfx942 has not the shared memory
+def test_the_widest_layer_normalization_compiles_without_spilling(target):
+    assert_fast(spec(target, "lnlstm", 16, 1, 128, "bfloat16", ALL), target)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", [16, 32, 64, 128])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("target", ["sm80", "sm90", "sm100"])
+def test_every_size_of_a_layer_normalization_compiles_without_spilling(target, dtype, head):
+    """Batches up to those that take tiles of many rows."""
+    cuts = [spec(target, "lnlstm", batch, 1, head, dtype, ALL) for batch in (16, 3000, 20000)]
+    assert (cuts[0] is None) == (dtype == "float32" and head > 64)
+    if target == "sm80" and dtype == "float32" and head > 32:
+        return  # two to four registers too few, which is no reason to leave the kernel
+    for s in {(s.forward[:6], s.backward[:6]): s for s in cuts if s is not None}.values():
+        assert_fast(s, target)
 
 
 @pytest.mark.slow

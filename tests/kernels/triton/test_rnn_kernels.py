@@ -37,13 +37,13 @@ def drawn(op, batch, time, cin, heads, head, seed=0):
 
 
 def as_dtype(arrays, dtype):
-    return {name: jnp.asarray(a, dtype) for name, a in arrays.items()}
+    return jax.tree.map(lambda a: jnp.asarray(a, dtype), arrays)
 
 
 def value_and_gradients(op, arrays, options):
     """Outputs, and the gradients of a weighted sum of all of them but the stabilizer."""
     function, options = getattr(kernels, op), dict(options)
-    weights = np.random.default_rng(1).standard_normal((4, 1 + max(a.size for a in arrays.values())))
+    weights = np.random.default_rng(1).standard_normal((4, 1 + max(a.size for a in jax.tree.leaves(arrays))))
 
     def weighted(leaf, row):
         w = jnp.asarray(weights[row, : leaf.size].reshape(leaf.shape) if leaf.size < weights.shape[1] else 1.0)
@@ -63,7 +63,7 @@ def assert_kernel_is_right(op, arrays, options, interpreted, dtype="float32", sc
     with interpreted() as launches:
         ours = jax.block_until_ready(value_and_gradients(op, low, options | {"implementation": "triton"}))
         assert launches == ["forward", "backward"]
-    exact = {name: np.asarray(a, np.float64) for name, a in low.items()}
+    exact = jax.tree.map(lambda a: np.asarray(a, np.float64), low)
     with jax.enable_x64(True):
         wide = {n: jnp.asarray(v, "float64") if n == "recurrent_mask" else v for n, v in options.items()}
         expected = value_and_gradients(op, as_dtype(exact, "float64"), wide | {"implementation": "xla"})
@@ -99,12 +99,12 @@ def test_one_program_a_block(op, sizes, options, interpreted):
 def cut(monkeypatch):
     """Cuts every problem into small tiles that share blocks: the largest sizes that are interpreted in no time."""
 
-    def into(rows=16, units=16, inner=16, depth=4, resident=1, warps=4):
+    def into(rows=16, units=16, inner=16, depth=4, resident=1, warps=4, held=1):
         def tiles(kind, batch, blocks, head, dtype, precision, device, backward):
             count, splits = -(-batch // rows), -(-head // units)
             if splits == 1:
                 return Tiles(rows, units, units, 1, 1, warps, resident, -(-count // resident))
-            return Tiles(rows, units, inner, depth, splits, warps, resident, -(-count // resident))
+            return Tiles(rows, units, inner, depth, splits, warps, resident, -(-count // resident), held)
 
         monkeypatch.setattr(triton, "tiles", tiles)
 
@@ -112,10 +112,11 @@ def cut(monkeypatch):
 
 
 @each_op
-@pytest.mark.parametrize("depth", [1, 4])
-def test_programs_that_share_a_block(op, depth, cut, interpreted):
-    cut(depth=depth)
-    assert_kernel_is_right(op, drawn(op, 3, 4, 3, 1, 37), {**RAGGED, "reverse": depth == 1}, interpreted, scale=2)
+@pytest.mark.parametrize("large", [False, True])
+def test_programs_that_share_a_block(op, large, cut, interpreted):
+    """A large program has the gates in one product and reads several operands ahead."""
+    cut(**({"depth": 2, "warps": 8, "held": 2} if large else {}))
+    assert_kernel_is_right(op, drawn(op, 3, 4, 3, 1, 37), {**RAGGED, "reverse": large}, interpreted, scale=2)
 
 
 @pytest.mark.parametrize(("op", "units"), [("lstm", 8), ("gru", 32)])
