@@ -117,7 +117,8 @@ def _forward(s: Spec, saving: bool, arrays: Arrays) -> list[jax.Array]:
 
     a = dict(zip((*s.arguments, *s.integers), arrays))
     rows = a["x"].reshape(s.batch * s.time, s.cin)
-    given = {"p": xla.matmul(rows, _in_pairs(s, a["w_input"]))}
+    projected = xla.matmul(rows, _in_pairs(s, a["w_input"]))
+    given = {"p": projected}
     given |= dict(zip(("ra", "rb"), _pairs(s, a["w_recurrent"].reshape(s.blocks, s.head, s.gates, s.head))))
     vectors = ("bias", "recurrent_bias", "recurrent_scale")
     given |= {name: _in_pairs(s, a[name]) if name in a else None for name in vectors}
@@ -125,8 +126,8 @@ def _forward(s: Spec, saving: bool, arrays: Arrays) -> list[jax.Array]:
     given |= {name: a.get(name) for name in ("h0", "c0", "n0", "m0")}
     if s.kind == "lnlstm":
         # What p passes through anyway adds the bias too: its columns would take registers in the kernel.
-        given["p"] = _normalized(s, 2, given["p"], _in_pairs(s, a["input_scale"])) + given["bias"][None]
-        given["bias"] = None
+        scale, bias = (_in_pairs(s, a[name]) for name in ("input_scale", "bias"))
+        given |= {"p": _normalized(s, 2, projected, scale) + bias[None], "bias": None}
     made = {name: s.struct(name) if name in s.outputs else None for name in ("y", "h", "c", "n", "m")}
     saved = ("gates", "previous", "cells", "counts", "rates")
     made |= {name: s.struct(name) if saving and name in s.saved else None for name in saved}
