@@ -300,13 +300,15 @@ def backward(
                         operands = ()
                         for n in tl.static_range(k, min(k + HELD, TILES)):
                             operands = operands + (handed(turn, depth(n, DEPTH, TILES * BK, BK), rows, None, WIDE),)
-                    if k % 2 == 0:
+                    if BM > 16 or k % 2 == 0:
                         product = tl.dot(operands[k % HELD], w[k], product, input_precision=PRECISION)
                     else:
                         odd = tl.dot(operands[k % HELD], w[k], odd, input_precision=PRECISION)
-                product = tl.sum(product + odd, 0)
-            # A load in the layout of the states: before the product, Triton would give them that of its sum, which every
-            # warp holds whole.
+                if BM == 16:
+                    product += odd
+                product = tl.sum(product, 0)
+            # A load in the layout of the states: loaded before the product, they would all get that of its sum, which
+            # every warp holds whole.
             dy_next = _saved(
                 dy_ptr, long_rows * TIME + _before(s + 2, TIME, backwards), 0, 1, block, unit, owned, UNITS, HEAD
             )

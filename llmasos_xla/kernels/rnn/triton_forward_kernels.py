@@ -163,7 +163,7 @@ def forward(
                 if NORM:
                     center = tl.where(fresh, 0.0, center)
 
-            # Two sums in turn: a matrix instruction waits for the one before on the same sum.
+            # Two sums in turn, of 16 rows: a matrix instruction waits for the one before on the same sum.
             a = xa
             if TWO and B > 0:
                 b = xb
@@ -215,7 +215,7 @@ def forward(
                         for later in tl.static_range(k, min(k + HELD, TILES)):
                             inner = depth(later, DEPTH, TILES * BK, BK)
                             operands = operands + (handed(turn, inner, rows, kept, WIDE),)
-                    if k % 2 == 0:
+                    if BM > 16 or k % 2 == 0:
                         a_even = tl.dot(operands[k % HELD], wa[k], a_even, input_precision=PRECISION)
                         if B > 0:
                             b_even = tl.dot(operands[k % HELD], wb[k], b_even, input_precision=PRECISION)
@@ -223,9 +223,13 @@ def forward(
                         a_odd = tl.dot(operands[k % HELD], wa[k], a_odd, input_precision=PRECISION)
                         if B > 0:
                             b_odd = tl.dot(operands[k % HELD], wb[k], b_odd, input_precision=PRECISION)
-                a += tl.sum(a_even + a_odd, 0)
+                if BM == 16:
+                    a_even += a_odd
+                    if B > 0:
+                        b_even += b_odd
+                a += tl.sum(a_even, 0)
                 if B > 0:
-                    b += tl.sum(b_even + b_odd, 0)
+                    b += tl.sum(b_even, 0)
 
             step = long_rows * TIME + t
             keep = ok[:, None]

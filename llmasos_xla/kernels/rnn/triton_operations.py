@@ -81,8 +81,9 @@ def constants(s: Spec, t: Tiles) -> dict[str, Any]:
     return {
         "KIND": s.kind, "BATCH": s.batch, "TIME": s.time, "BLOCKS": s.blocks, "HEADS": s.heads, "HEAD": s.head,
         "GATES": s.gates, "REVERSE": s.reverse, "BM": t.rows, "BN": t.units, "BK": t.inner, "SPLITS": t.splits,
-        "DEPTH": t.depth, "HELD": t.held, "A": together(s.kind, s.forward), "ROUNDS": t.rounds, "PADDED": t.rounds * t.resident * t.rows, "COUNTED": s.counted,
-        "EPSILON": s.epsilon, "PRECISION": s.precision, "PTX": True,
+        "DEPTH": t.depth, "HELD": t.held, "ROUNDS": t.rounds, "PADDED": t.rounds * t.resident * t.rows,
+        "A": together(s.kind, s.forward), "COUNTED": s.counted, "EPSILON": s.epsilon, "PRECISION": s.precision,
+        "PTX": True,
     }  # fmt: skip
 
 

@@ -21,8 +21,9 @@ NORMS = ("input_scale", "recurrent_scale", "cell_scale", "cell_offset")
 SAVED_STATES = {"lstm": ("cells",), "lnlstm": ("cells", "rates"), "slstm": ("cells", "counts")}
 
 
-# Bytes of operands, for each warp, that a program reads at once: on their way they take 96 registers of a thread.
-_READ_AHEAD = 12288
+# Bytes of operands, for each warp, that a program of so many rows reads at once. On their way to shared memory they
+# take 96 registers of a thread, or 64.
+_READ_AHEAD = {16: 12288, 32: 8192}
 
 # Of the tuned tables: which tiles are fastest forward and backward, and whether these kernels are faster than XLA.
 TABLES, CHOICE = ("rnn forward", "rnn backward"), "rnn"
@@ -246,11 +247,10 @@ class _Problem(NamedTuple):
         return t.rows * t.inner * t.depth * self.itemsize
 
     def _held(self, t: Tiles) -> int:
-        """Each operand that waits in registers for its place in shared memory takes some of them from all threads."""
-        if t.splits == 1:
+        if t.splits == 1 or self.itemsize == 4:
             return 1
-        room = self.device.shared_memory - self._weights(t) * self.parts
-        return max(1, min(self._products(t), _READ_AHEAD * t.warps // self._operand(t), room // self._operand(t)))
+        room = min(self.device.shared_memory - self._weights(t), _READ_AHEAD[t.rows] * t.warps)
+        return max(1, min(self._products(t), room // self._operand(t)))
 
     def _in_rounds(self, t: Tiles) -> Tiles:
         at_once = count = -(-self.batch // t.rows)
@@ -269,9 +269,9 @@ class _Problem(NamedTuple):
             return area <= most
         weights, many = self._weights(t), self.kind == "slstm"
         if self.itemsize == 4:
-            inner = (32, 64) if t.units == 8 else (64,) if self.backward else (16, 32)
-            return t.rows == 16 and t.units <= 16 and t.warps == 8 and t.inner in inner
-        if t.rows * t.units > 64 * t.warps or (self.backward and t.units > 16):
+            inner = (16, 32) if t.units == 16 else (32, 64) if self.parts == 2 else (32,)
+            return t.rows == 16 and t.units <= (8 if self.backward else 16) and t.warps == 8 and t.inner in inner
+        if t.rows > 32 or t.rows * t.units > 64 * t.warps or (self.backward and t.units > 16):
             return False
         if t.rows > 16:
             return weights <= 1 << 17 and not (self.backward and (many or self._products(t) > 8 or t.inner > 64))
