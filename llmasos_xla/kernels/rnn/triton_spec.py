@@ -264,6 +264,13 @@ class _Problem(NamedTuple):
             area, most = t.rows * t.units, 256 * t.warps
             if self.kind == "lnlstm" and self.itemsize == 4:
                 return area <= most // 2 and not (self.backward and t.rows == 32)
+            if (
+                self.kind == "lnlstm"
+                and self.backward
+                and t.units != 128
+                and (area > most // 2 or (t.rows, t.warps) == (32, 4))
+            ):
+                return False
             if self.kind == "lnlstm" and t.units == 32:
                 return area <= (512 if self.backward else 1024)
             return area <= most
