@@ -49,7 +49,7 @@ def backward(
     HEAD: tl.constexpr, GATES: tl.constexpr, REVERSE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     BK: tl.constexpr, SPLITS: tl.constexpr, DEPTH: tl.constexpr, HELD: tl.constexpr, ROUNDS: tl.constexpr,
     PADDED: tl.constexpr, A: tl.constexpr, COUNTED: tl.constexpr, EPSILON: tl.constexpr, PRECISION: tl.constexpr,
-    PTX: tl.constexpr,
+    LINE: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
     """The gates' deltas of all steps, and the gradients of the initial states, for the tiles of `forward`.
 
@@ -70,6 +70,7 @@ def backward(
     # Small weights: the deltas pass through shared memory together, and their products are summed there, where a sum of
     # products in turn takes the operand of each through it.
     TOGETHER: tl.constexpr = SPLITS == 1 and BN <= 64 and (TWO or ONE) and not NORM
+    SUMMED: tl.constexpr = TOGETHER or SPLITS > 1
     TILES: tl.constexpr = GATES if SPLITS == 1 else (COLUMNS + DEPTH * BK - 1) // (DEPTH * BK)
     WIDE: tl.constexpr = TILES * DEPTH * BK
     DTYPE: tl.constexpr = r_ptr.dtype.element_ty
@@ -120,7 +121,7 @@ def backward(
             dn = tl.load(dn_ptr + state, mask=owned, other=0.0)
         counter = counter_ptr
         if SPLITS > 1:
-            counter += tile * BLOCKS + block
+            counter += (tile * BLOCKS + block) * LINE
         mine = (block * PADDED + rows[:, None]) * WIDE + unit[None, :]
         whole = unit[None, :] < HEAD
         backwards = direction if REVERSE == 2 else REVERSE
@@ -128,7 +129,9 @@ def backward(
         t = (TIME - 1) * (1 - backwards)
         step = long_rows * TIME + t
         dy_now = _saved(dy_ptr, step, 0, 1, block, unit, owned, UNITS, HEAD)
-        dy_next = _saved(dy_ptr, long_rows * TIME + _before(1, TIME, backwards), 0, 1, block, unit, owned, UNITS, HEAD)
+        if SUMMED:
+            second = long_rows * TIME + _before(1, TIME, backwards)
+            dy_next = _saved(dy_ptr, second, 0, 1, block, unit, owned, UNITS, HEAD)
         i = _saved(gates_ptr, step, 0, SAVED, block, unit, owned, UNITS, HEAD)
         if TWO or ONE:
             f = _saved(gates_ptr, step, 1, SAVED, block, unit, owned, UNITS, HEAD)
@@ -142,10 +145,6 @@ def backward(
             n_before = _saved(counts_ptr, step, 0, 1, block, unit, owned, UNITS, HEAD)
             slope = _saved(gates_ptr, step, 4, SAVED, block, unit, owned, UNITS, HEAD)
         if NORM:
-            q_i = _saved(gates_ptr, step, 4, SAVED, block, unit, owned, UNITS, HEAD)
-            q_f = _saved(gates_ptr, step, 5, SAVED, block, unit, owned, UNITS, HEAD)
-            q_g = _saved(gates_ptr, step, 6, SAVED, block, unit, owned, UNITS, HEAD)
-            q_o = _saved(gates_ptr, step, 7, SAVED, block, unit, owned, UNITS, HEAD)
             normal = _saved(gates_ptr, step, 8, SAVED, block, unit, owned, UNITS, HEAD)
             rates = rates_ptr + (step[:, None] * BLOCKS + block) * 2
             rate = tl.load(rates, mask=live[:, None], other=0.0)
@@ -154,10 +153,17 @@ def backward(
         for s in range(TIME):
             t = _before(s, TIME, backwards)
             ok = t < length
+            if NORM:  # not ahead: across the product they would take registers
+                step = long_rows * TIME + t
+                q_i = _saved(gates_ptr, step, 4, SAVED, block, unit, owned, UNITS, HEAD)
+                q_f = _saved(gates_ptr, step, 5, SAVED, block, unit, owned, UNITS, HEAD)
+                q_g = _saved(gates_ptr, step, 6, SAVED, block, unit, owned, UNITS, HEAD)
+                q_o = _saved(gates_ptr, step, 7, SAVED, block, unit, owned, UNITS, HEAD)
             keep = ok[:, None] & owned
             # Padding gives nothing: whatever dy is there, the output was zero.
             d = dh + tl.where(keep, dy_now, 0.0)
-            dy_now = dy_next
+            if SUMMED:
+                dy_now = dy_next
             direct = tl.zeros_like(dh)
             if KIND == "lstm" or NORM:
                 if NORM:
@@ -249,6 +255,8 @@ def backward(
             if resets_ptr is not None:
                 fresh = (tl.load(resets_ptr + long_rows * TIME + t, mask=live, other=0) != 0) & ok
             step = long_rows * TIME + _before(s + 1, TIME, backwards)
+            if not SUMMED:
+                dy_now = _saved(dy_ptr, step, 0, 1, block, unit, owned, UNITS, HEAD)
             i = _saved(gates_ptr, step, 0, SAVED, block, unit, owned, UNITS, HEAD)
             if TWO or ONE:
                 f = _saved(gates_ptr, step, 1, SAVED, block, unit, owned, UNITS, HEAD)
@@ -262,10 +270,6 @@ def backward(
                 n_before = _saved(counts_ptr, step, 0, 1, block, unit, owned, UNITS, HEAD)
                 slope = _saved(gates_ptr, step, 4, SAVED, block, unit, owned, UNITS, HEAD)
             if NORM:
-                q_i = _saved(gates_ptr, step, 4, SAVED, block, unit, owned, UNITS, HEAD)
-                q_f = _saved(gates_ptr, step, 5, SAVED, block, unit, owned, UNITS, HEAD)
-                q_g = _saved(gates_ptr, step, 6, SAVED, block, unit, owned, UNITS, HEAD)
-                q_o = _saved(gates_ptr, step, 7, SAVED, block, unit, owned, UNITS, HEAD)
                 normal = _saved(gates_ptr, step, 8, SAVED, block, unit, owned, UNITS, HEAD)
                 rates = rates_ptr + (step[:, None] * BLOCKS + block) * 2
                 rate = tl.load(rates, mask=live[:, None], other=0.0)
@@ -307,11 +311,11 @@ def backward(
                 if BM == 16:
                     product += odd
                 product = tl.sum(product, 0)
-            # A load in the layout of the states: loaded before the product, they would all get that of its sum, which
-            # every warp holds whole.
-            dy_next = _saved(
-                dy_ptr, long_rows * TIME + _before(s + 2, TIME, backwards), 0, 1, block, unit, owned, UNITS, HEAD
-            )
+            if SUMMED:
+                # A load in the layout of the states: loaded before the product, they would all get that of its sum,
+                # which every warp holds whole.
+                third = long_rows * TIME + _before(s + 2, TIME, backwards)
+                dy_next = _saved(dy_ptr, third, 0, 1, block, unit, owned, UNITS, HEAD)
             dh = direct + product * scale
             if resets_ptr is not None:
                 dh = tl.where(fresh[:, None], 0.0, dh)

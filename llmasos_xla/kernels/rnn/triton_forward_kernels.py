@@ -53,7 +53,7 @@ def forward(
     HEAD: tl.constexpr, GATES: tl.constexpr, REVERSE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     BK: tl.constexpr, SPLITS: tl.constexpr, DEPTH: tl.constexpr, HELD: tl.constexpr, ROUNDS: tl.constexpr,
     PADDED: tl.constexpr, A: tl.constexpr, COUNTED: tl.constexpr, EPSILON: tl.constexpr, PRECISION: tl.constexpr,
-    PTX: tl.constexpr,
+    LINE: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
     """All steps of one tile. Pointers that a kind or a request does without are None; so are all saved for inference.
 
@@ -133,7 +133,7 @@ def forward(
 
         counter = counter_ptr
         if SPLITS > 1:
-            counter += tile * BLOCKS + block
+            counter += (tile * BLOCKS + block) * LINE
             mine = (block * PADDED + rows[:, None]) * WIDE + unit[None, :]
             tl.store(exchange_ptr + mine, (h * scale).to(DTYPE), mask=unit[None, :] < WIDE)
             arrive(counter)

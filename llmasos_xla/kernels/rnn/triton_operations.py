@@ -16,14 +16,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import lax
 
 from llmasos_xla.kernels import _triton
-from llmasos_xla.kernels._triton.compiler import Options
 from llmasos_xla.kernels.rnn import xla
-from llmasos_xla.kernels.rnn.layer_norm import LayerNorm, normalize
-from llmasos_xla.kernels.rnn.triton_spec import NORMS, STATES, Spec, Tiles, tiles, together
+from llmasos_xla.kernels.rnn.layer_norm import LayerNorm
+from llmasos_xla.kernels.rnn.triton_launches import backward, forward
+from llmasos_xla.kernels.rnn.triton_spec import NORMS, STATES, Spec, tiles
 
 Arrays = Sequence[Any]
 
@@ -73,172 +71,8 @@ def _plain_direction(s: Spec, d: int, directions: int, a: dict[str, jax.Array]) 
     return [jnp.pad(out, [(0, 0)] * (out.ndim - 1) + [(0, filling)]) for out in (jnp.swapaxes(ys, 0, 1), *final)]
 
 
-# The launches.
-
-
-def constants(s: Spec, t: Tiles) -> dict[str, Any]:
-    """What the kernels are compiled for, by the names of their parameters."""
-    return {
-        "KIND": s.kind, "BATCH": s.batch, "TIME": s.time, "BLOCKS": s.blocks, "HEADS": s.heads, "HEAD": s.head,
-        "GATES": s.gates, "REVERSE": s.reverse, "BM": t.rows, "BN": t.units, "BK": t.inner, "SPLITS": t.splits,
-        "DEPTH": t.depth, "HELD": t.held, "ROUNDS": t.rounds, "PADDED": t.rounds * t.resident * t.rows,
-        "A": together(s.kind, s.forward), "COUNTED": s.counted, "EPSILON": s.epsilon, "PRECISION": s.precision,
-        "PTX": True,
-    }  # fmt: skip
-
-
-def _run(s: Spec, t: Tiles, kernel: Any, arrays: dict[str, Any], results: dict[str, Any], columns: int) -> list[Any]:
-    """Launches a kernel on its tiles; pointers whose array is None are left out. `columns` are exchanged each step."""
-    static = constants(s, t)
-    for given in (arrays, results):
-        static |= {f"{name}_ptr": None for name, a in given.items() if a is None}
-    made = {f"{name}_ptr": a for name, a in results.items() if a is not None}
-    if t.splits > 1:
-        wide = -(-columns // (t.inner * t.depth)) * t.inner * t.depth
-        row_tiles = t.rounds * t.resident
-        made["exchange_ptr"] = jax.ShapeDtypeStruct((2, s.blocks, row_tiles * t.rows, wide), jnp.dtype(s.dtype))
-        made["counter_ptr"] = jax.ShapeDtypeStruct((row_tiles * s.blocks,), jnp.dtype(jnp.int32))
-    else:
-        static |= {"exchange_ptr": None, "counter_ptr": None}
-    out = _triton.launch(
-        kernel,
-        (t.splits, s.blocks, t.resident),
-        {f"{name}_ptr": a for name, a in arrays.items() if a is not None},
-        made,
-        static,
-        device=s.device,
-        options=Options(t.warps, registers=255),
-        zeroed=("exchange_ptr", "counter_ptr"),
-    )
-    return list(out[: len(out) - 2 * (t.splits > 1)])
-
-
-def _forward(s: Spec, saving: bool, arrays: Arrays) -> list[jax.Array]:
-    from llmasos_xla.kernels.rnn.triton_forward_kernels import forward
-
-    a = dict(zip((*s.arguments, *s.integers), arrays))
-    rows = a["x"].reshape(s.batch * s.time, s.cin)
-    projected = xla.matmul(rows, _in_pairs(s, a["w_input"]))
-    given = {"p": projected}
-    given |= dict(zip(("ra", "rb"), _pairs(s, a["w_recurrent"].reshape(s.blocks, s.head, s.gates, s.head))))
-    vectors = ("bias", "recurrent_bias", "recurrent_scale")
-    given |= {name: _in_pairs(s, a[name]) if name in a else None for name in vectors}
-    given |= {name: a.get(name) for name in ("cell_scale", "cell_offset", "lengths", "resets", "mask")}
-    given |= {name: a.get(name) for name in ("h0", "c0", "n0", "m0")}
-    if s.kind == "lnlstm":
-        # What p passes through anyway adds the bias too: its columns would take registers in the kernel.
-        scale, bias = (_in_pairs(s, a[name]) for name in ("input_scale", "bias"))
-        given |= {"p": _normalized(s, 2, projected, scale) + bias[None], "bias": None}
-    made = {name: s.struct(name) if name in s.outputs else None for name in ("y", "h", "c", "n", "m")}
-    saved = ("gates", "previous", "cells", "counts", "rates")
-    made |= {name: s.struct(name) if saving and name in s.saved else None for name in saved}
-    return _run(s, s.forward, forward, given, made, s.head)
-
-
-def _pairs(s: Spec, a: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-    """`[..., gates, units]` as the kernel's first product has it, two gates interleaved, and its second."""
-    parts = []
-    n = together(s.kind, s.forward)
-    for gates in (a[..., :n, :], a[..., n:, :]):
-        wide = jnp.swapaxes(gates, -1, -2)
-        parts.append(wide.reshape(*wide.shape[:-2], -1) if gates.shape[-2] else None)
-    return parts[0], parts[1]
-
-
-def _in_pairs(s: Spec, a: jax.Array) -> jax.Array:
-    """The columns of all directions, gate by gate, as the kernel reads them."""
-    by_gate = a.reshape(*a.shape[:-1], s.blocks // s.heads, s.gates, s.heads * s.head)
-    parts = [part for part in _pairs(s, by_gate) if part is not None]
-    return jnp.concatenate(parts, axis=-1).reshape(a.shape)
-
-
-def _normalized(s: Spec, together: int, a: jax.Array, scale: jax.Array) -> jax.Array:
-    """The projected input `[rows, columns]` of a layer normalization; the columns of so many gates are interleaved."""
-    directions = s.blocks // s.heads
-    real = np.tile(np.repeat(np.arange(s.head) < s.counted, together), s.gates // together)
-    by_direction = a.reshape(len(a), directions, -1)
-    return normalize(by_direction, s.epsilon, scale.reshape(directions, -1), real=real).reshape(a.shape)
-
-
-def _backward(s: Spec, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-    from llmasos_xla.kernels.rnn.triton_backward_kernels import backward
-
-    names = (*s.arguments, *s.integers, *s.outputs, *s.saved, *(f"d{name}" for name in s.outputs))
-    a = dict(zip(names, arrays))
-    norm = s.kind == "lnlstm"
-    given = {name: a.get(name) for name in ("dy", "dh", "dc", "dn")} | {"r": a["w_recurrent"]}
-    given |= {name: a.get(name) for name in ("recurrent_scale", "cell_scale", "cell_offset")}
-    given |= {name: a.get(name) for name in ("lengths", "resets", "mask", "gates")}
-    given |= {"previous": a["previous"] if s.kind == "gru" else None}
-    given |= {name: a.get(name) for name in ("cells", "counts", "rates")}
-    deltas = jax.ShapeDtypeStruct((s.batch * s.time, s.gates * s.units), jnp.dtype(s.dtype))
-    made = {"dp": deltas, "dq": deltas if norm else None, "dnorm": s.struct("y") if norm else None}
-    made |= {f"d{n}0": s.struct(n) if n in s.outputs else None for n in ("h", "c", "n")}
-    dp, *states = _run(s, s.backward, backward, given, made, s.gates * s.head)
-
-    high = jnp.dtype(jnp.float32)
-    x, w_input = a["x"].reshape(s.batch * s.time, s.cin), a["w_input"]
-    out = {"bias": jnp.sum(dp, axis=0, dtype=high)}
-    dq = da = dp
-    if norm:
-        dq, dnorm, *states = states
-        of_norms, da = _norm_gradients(s, xla.matmul(x, w_input), a, dp, dnorm)
-        out |= of_norms
-    out["x"] = lax.dot_general(da, w_input, (((1,), (1,)), ((), ()))).reshape(a["x"].shape)
-    out["w_input"] = lax.dot_general(x, da, (((0,), (0,)), ((), ())), preferred_element_type=high)
-    dq = dq.reshape(-1, s.blocks // s.heads, s.gates, s.heads, s.head)
-    if s.kind == "gru":  # the reset gate stands between n and the recurrent product
-        r = a["gates"][:, :, 0].reshape(-1, s.blocks // s.heads, 1, s.heads, s.head)
-        dq = jnp.concatenate([dq[:, :, :2], dq[:, :, 2:] * r], axis=2)
-        out["recurrent_bias"] = jnp.sum(dq, axis=0, dtype=high).reshape(-1)
-    # [steps, blocks, gates, head]: what a block's product gave, gate by gate.
-    dq = jnp.swapaxes(dq, 2, 3).reshape(-1, s.blocks, s.gates * s.head)
-    entered = a["previous"].reshape(s.batch, s.time, s.blocks, s.head).astype(high)
-    if norm:
-        entered = entered * a["rates"][..., :1]
-    if s.mask:
-        back = lax.dot_general(dq, a["w_recurrent"], (((2,), (2,)), ((1,), (0,))), preferred_element_type=high)
-        back = jnp.moveaxis(back, 0, 1).reshape(entered.shape) * entered
-        out["mask"] = jnp.sum(back, axis=1).reshape(s.batch, s.units)
-        entered = entered * a["mask"].reshape(s.batch, 1, s.blocks, s.head)
-    entered = entered.astype(dp.dtype).reshape(-1, s.blocks, s.head)
-    by_block = (((0,), (0,)), ((1,), (1,)))
-    out["w_recurrent"] = lax.dot_general(entered, dq, by_block, preferred_element_type=high)
-    out |= dict(zip(("h0", "c0", "n0"), states))
-    out["m0"] = jnp.zeros((s.batch, s.units), high)
-    return tuple(out[name].astype(s.struct(name).dtype) for name in s.arguments)
-
-
-def _norm_gradients(
-    s: Spec, projected: jax.Array, a: dict[str, jax.Array], dp: jax.Array, dnorm: jax.Array
-) -> tuple[dict[str, jax.Array], jax.Array]:
-    """The gradients of a layer normalization's scales and offset, and of the projected input."""
-    high = jnp.dtype(jnp.float32)
-    dprojected, input_scale = jax.vjp(partial(_normalized, s, 1), projected, a["input_scale"])[1](dp.astype(high))
-    normal = a["gates"].astype(high)
-    of_gates = normal[:, :, 4:8].reshape(s.batch, s.time, s.gates, s.blocks, s.head).swapaxes(2, 3)
-    found = {
-        "input_scale": input_scale,
-        "recurrent_scale": jnp.sum(of_gates * dp.astype(high).reshape(of_gates.shape), axis=(0, 1)).reshape(-1),
-        "cell_scale": jnp.sum(normal[:, :, 8] * dnorm.astype(high), axis=(0, 1)),
-        "cell_offset": jnp.sum(dnorm, axis=(0, 1), dtype=high),
-    }
-    return found, dprojected.astype(dp.dtype)
-
-
-# The operations.
-
-
 def _structs(s: Spec, *names: str) -> list[jax.ShapeDtypeStruct]:
     return [s.struct(name) for name in names]
-
-
-def _inference(s: Spec, *arrays: jax.Array) -> list[jax.Array]:
-    return _forward(s, False, arrays)
-
-
-def _training(s: Spec, *arrays: jax.Array) -> list[jax.Array]:
-    return _forward(s, True, arrays)
 
 
 def _plain_training(s: Spec, *arrays: jax.Array) -> Arrays:
@@ -258,6 +92,12 @@ def _plain_tangent(s: Spec, *arrays: jax.Array) -> Arrays:
 
 
 def _plain_backward(s: Spec, *arrays: jax.Array) -> Arrays:
+    if s.groups > 1:
+        one = s._replace(batch=s.batch // s.groups, groups=1)
+        weights = tuple(None if name in s.shared else 0 for name in s.operands)
+        apart = [a if axis is None else s.by_group(a) for a, axis in zip(arrays, weights)]
+        found = jax.vmap(partial(_plain_backward, one), weights)(*apart)
+        return [g if n in s.shared else g.reshape(s.batch, *g.shape[2:]) for n, g in zip(s.arguments, found)]
     function, primals = _of_floats(s, arrays)
     return jax.vjp(function, *primals)[1](tuple(arrays[-len(s.outputs) :]))
 
@@ -286,16 +126,48 @@ def _tangent_transpose(s: Spec, arrays: Arrays, cotangents: Arrays, named: bool)
     return [None] * len(known) + [g if a is None else None for g, a in zip(gradients, sought)]
 
 
-def _inference_batch(s: Spec, size: int, arrays: Arrays, axes: Sequence[Any], named: bool) -> tuple[Arrays, Arrays]:
-    """The mapped axis joins the batch, unless each element of it has weights of its own."""
-    shared = [name in s.shared for name in (*s.arguments, *s.integers)]
+def _wider(s: Spec, size: int, arrays: Arrays, axes: Sequence[Any], named: bool) -> tuple[Spec, list[Any]] | None:
+    """The recurrence with a mapped axis in its batch, and its arrays; None where its elements have their own weights.
+
+    Raises:
+        NotImplementedError: in that case, if the kernels were asked for by name.
+    """
+    names = s.operands[: len(arrays)]
     wide = with_batch(s, s.batch * size)
-    if wide is None or any(is_weight and axis is not None for is_weight, axis in zip(shared, axes)):
-        results = jax.vmap(partial(plain, s), axes)(*arrays)
-        return results, [0] * len(results)
-    joined = [a if is_weight else _joined(a, axis, size) for a, axis, is_weight in zip(arrays, axes, shared)]
-    results = _triton.call(INFERENCE, wide, *joined, named=named)
-    return [r.reshape(size, s.batch, *r.shape[1:]) for r in results], [0] * len(results)
+    if wide is None or any(n in s.shared and axis is not None for n, axis in zip(names, axes)):
+        if not named:
+            return None
+        why = "do not fit" if wide is None else "have weights of their own"
+        raise NotImplementedError(
+            f"implementation='triton' cannot run: under jax.vmap, {size} recurrences of a batch of {s.batch} {why}; "
+            "use implementation=None, or call it once with a block of w_recurrent for each"
+        )
+    return wide, [a if n in s.shared else _joined(a, axis, size) for n, a, axis in zip(names, arrays, axes)]
+
+
+def _forward_batch(
+    op: str, s: Spec, size: int, arrays: Arrays, axes: Sequence[Any], named: bool
+) -> tuple[Arrays, Arrays]:
+    """The mapped axis joins the batch, unless each element of it has weights of its own."""
+    operation, joined = {"rnn": INFERENCE, "rnn training": TRAINING}[op], _wider(s, size, arrays, axes, named)
+    if joined is None:
+        results = jax.vmap(partial(operation.xla, s), axes)(*arrays)
+    else:
+        wide, given = joined
+        results = [r.reshape(size, s.batch, *r.shape[1:]) for r in _triton.call(operation, wide, *given, named=named)]
+    return results, [0] * len(results)
+
+
+def _backward_batch(s: Spec, size: int, arrays: Arrays, axes: Sequence[Any], named: bool) -> tuple[Arrays, Arrays]:
+    """As forward; the gradients of the weights stay apart."""
+    joined = _wider(s, size, arrays, axes, named)
+    if joined is None:
+        results = jax.vmap(partial(_plain_backward, s), axes)(*arrays)
+    else:
+        wide, given = joined
+        results = _triton.call(BACKWARD, wide._replace(groups=size * s.groups), *given, named=named)
+        results = [r.reshape(size, *s.gradient(name).shape) for r, name in zip(results, s.arguments)]
+    return results, [0] * len(results)
 
 
 def _joined(a: jax.Array, axis: int | None, size: int) -> jax.Array:
@@ -315,17 +187,18 @@ def _flops(s: Spec) -> float:
 
 
 INFERENCE = _triton.operation(
-    "rnn", Spec, lambda s: _structs(s, *s.outputs), _inference, plain,
-    batch=_inference_batch, jvp=_inference_jvp, flops=_flops,
+    "rnn", Spec, lambda s: _structs(s, *s.outputs), lambda s, *arrays: forward(s, False, arrays), plain,
+    batch=partial(_forward_batch, "rnn"), jvp=_inference_jvp, flops=_flops,
 )  # fmt: skip
 TRAINING = _triton.operation(
-    "rnn training", Spec, lambda s: _structs(s, *s.outputs, *s.saved), _training, _plain_training,
-    jvp=_training_jvp, flops=_flops,
+    "rnn training", Spec, lambda s: _structs(s, *s.outputs, *s.saved),
+    lambda s, *arrays: forward(s, True, arrays), _plain_training,
+    batch=partial(_forward_batch, "rnn training"), jvp=_training_jvp, flops=_flops,
 )  # fmt: skip
 TANGENT = _triton.operation(
     "rnn tangent", Spec, lambda s: _structs(s, *s.outputs), None, _plain_tangent, transpose=_tangent_transpose
 )
 BACKWARD = _triton.operation(
-    "rnn backward", Spec, lambda s: _structs(s, *s.arguments), _backward, _plain_backward,
-    flops=lambda s: 2 * _flops(s),
+    "rnn backward", Spec, lambda s: [s.gradient(name) for name in s.arguments], backward, _plain_backward,
+    batch=_backward_batch, flops=lambda s: 2 * _flops(s),
 )  # fmt: skip

@@ -29,6 +29,10 @@ _READ_AHEAD = {16: 12288, 32: 8192}
 TABLES, CHOICE = ("rnn forward", "rnn backward"), "rnn"
 
 
+# int32 from one counter to the next: each has a line of the cache for itself.
+COUNTER_LINE = 32
+
+
 class Tiles(NamedTuple):
     """How a launch is cut into programs."""
 
@@ -82,6 +86,8 @@ class Spec(NamedTuple):
     """Units of a head that are no filling, where a layer normalization counts them."""
     epsilon: float = 0.0
     """Of that normalization."""
+    groups: int = 1
+    """Parts of the batch, each of which has gradients of the weights of its own."""
 
     @property
     def units(self) -> int:
@@ -120,8 +126,24 @@ class Spec(NamedTuple):
         """The arrays that training passes from forward to backward."""
         return "gates", "previous", *SAVED_STATES.get(self.kind, ())
 
+    @property
+    def operands(self) -> tuple[str, ...]:
+        """The arrays that backward takes; forward takes the first of them."""
+        return *self.arguments, *self.integers, *self.outputs, *self.saved, *(f"d{name}" for name in self.outputs)
+
+    def by_group(self, a: jax.Array) -> jax.Array:
+        """An array of all rows, a group's rows each."""
+        return a.reshape(self.groups, self.batch // self.groups, *a.shape[1:])
+
+    def gradient(self, name: str) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of an argument's gradient, or of those of all groups."""
+        one = self.struct(name)
+        if self.groups == 1 or name not in self.shared:
+            return one
+        return jax.ShapeDtypeStruct((self.groups, *one.shape), one.dtype)
+
     def struct(self, name: str) -> jax.ShapeDtypeStruct:
-        """Shape and dtype of an array in the program, and of its gradient."""
+        """Shape and dtype of an array in the program."""
         columns = self.gates * self.units
         over_time = (self.batch, self.time, self.units)
         shape = {
@@ -228,7 +250,8 @@ class _Problem(NamedTuple):
                     for inner in (units,) if splits == 1 else (16, 32, 64, 128)[: 6 - self.itemsize // 2]:
                         t = Tiles(rows, units, inner, depth, splits, warps)
                         if self._registers(t):
-                            found.append(self._in_rounds(t)._replace(held=self._held(t)))
+                            t = self._in_rounds(t)
+                            found.append(t._replace(held=self._held(t)))
                 units *= 2
         return found
 
@@ -247,7 +270,7 @@ class _Problem(NamedTuple):
         return t.rows * t.inner * t.depth * self.itemsize
 
     def _held(self, t: Tiles) -> int:
-        if t.splits == 1 or self.itemsize == 4:
+        if t.splits == 1 or self.itemsize == 4 or (t.rows > 16 and t.rounds > 1):
             return 1
         room = min(self.device.shared_memory - self._weights(t), _READ_AHEAD[t.rows] * t.warps)
         return max(1, min(self._products(t), room // self._operand(t)))
@@ -261,22 +284,14 @@ class _Problem(NamedTuple):
     def _registers(self, t: Tiles) -> bool:
         """Whether a program of these tiles was seen to compile without spilling."""
         if t.splits == 1:
-            area, most = t.rows * t.units, 256 * t.warps
-            if self.kind == "lnlstm" and self.itemsize == 4:
-                return area <= most // 2 and not (self.backward and t.rows == 32)
-            if (
-                self.kind == "lnlstm"
-                and self.backward
-                and t.units != 128
-                and (area > most // 2 or (t.rows, t.warps) == (32, 4))
-            ):
+            norm = self.kind == "lnlstm"
+            if norm and (t.rows > 16 or t.warps < 8):
                 return False
-            if self.kind == "lnlstm" and t.units == 32:
-                return area <= (512 if self.backward else 1024)
-            return area <= most
+            half = self.itemsize == 4 and (norm or self.backward)
+            return t.rows * t.units <= (128 if half else 256) * t.warps
         weights, many = self._weights(t), self.kind == "slstm"
         if self.itemsize == 4:
-            inner = (16, 32) if t.units == 16 else (32, 64) if self.parts == 2 else (32,)
+            inner = (16, 32) if t.units == 16 else (32, 64) if self.parts == 2 and not self.backward else (32,)
             return t.rows == 16 and t.units <= (8 if self.backward else 16) and t.warps == 8 and t.inner in inner
         if t.rows > 32 or t.rows * t.units > 64 * t.warps or (self.backward and t.units > 16):
             return False

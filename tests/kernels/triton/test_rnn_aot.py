@@ -13,7 +13,7 @@ from llmasos_xla import kernels
 from llmasos_xla.kernels import _dispatch
 from llmasos_xla.kernels._triton.compiler import Options
 from llmasos_xla.kernels._triton.devices import KNOWN, Device
-from llmasos_xla.kernels.rnn import triton_backward_kernels, triton_forward_kernels, triton_operations, triton_spec
+from llmasos_xla.kernels.rnn import triton_backward_kernels, triton_forward_kernels, triton_launches, triton_spec
 from llmasos_xla.kernels.rnn.cases import GPU_BENCH
 from llmasos_xla.kernels.rnn.triton_spec import Spec
 
@@ -67,7 +67,7 @@ def report(s, target, backward):
     given |= {"mask": high} if s.mask else {}
     given |= {"exchange": low, "counter": np.dtype("int32")} if tiles.splits > 1 else {}
     names = [p.name for p in kernel.params if p.name.endswith("_ptr")]
-    constants = triton_operations.constants(s, tiles) | {n: None for n in names if n[:-4] not in given}
+    constants = triton_launches.constants(s, tiles) | {n: None for n in names if n[:-4] not in given}
     constants["PTX"] = target != "gfx942"
     pointers = {n: given[n[:-4]] for n in names if n[:-4] in given}
     return aot.compiled(kernel, pointers, constants, target, Options(tiles.warps, registers=255))
