@@ -82,20 +82,40 @@ def interrupted_at(monkeypatch):
     return arm
 
 
-def test_an_interrupted_fit_goes_on_in_mid_epoch_bit_for_bit(sequential, blobs, tmp_path, interrupted_at):
+# An epoch is four dispatches; the first group is only looked at for its shapes.
+@pytest.mark.parametrize("group", [2, 5, 7, 9, 13], ids=["first", "epoch's last", "middle", "next's last", "very last"])
+def test_an_interrupted_fit_goes_on_bit_for_bit(sequential, blobs, tmp_path, interrupted_at, group):
+    request = {"epochs": 3, "steps_per_dispatch": 2, "validation_data": blobs, **QUIET}
     undisturbed, stopped = sequential(), sequential()
-    whole = undisturbed.fit(*blobs, epochs=3, steps_per_dispatch=2, **QUIET)
-    interrupted_at(7)
+    whole = undisturbed.fit(*blobs, **request)
+    interrupted_at(group)
     with pytest.raises(KeyboardInterrupt):
-        stopped.fit(*blobs, epochs=3, steps_per_dispatch=2, **QUIET)
+        stopped.fit(*blobs, **request)
     assert stopped.learner.unfinished.position.totals is not None
     stopped.save(tmp_path / "halfway.h5")
     elsewhere = lm.load(tmp_path / "halfway.h5")
     for model in (stopped, elsewhere):
-        rest = model.fit(*blobs, epochs=3, steps_per_dispatch=2, **QUIET)
+        rest = model.fit(*blobs, **request)
         chex.assert_trees_all_equal(model.variables, undisturbed.variables)
         assert rest.history == whole.history
-        assert model.learner.unfinished is None
+        assert rest.epoch == whole.epoch
+        assert (model.learner.unfinished, model.learner.epochs_done) == (None, 3)
+
+
+def test_a_fit_interrupted_in_its_validation_goes_on_with_that(sequential, blobs, monkeypatch):
+    request = {"epochs": 2, "validation_data": blobs, **QUIET}
+    undisturbed, stopped = sequential(), sequential()
+    whole = undisturbed.fit(*blobs, **request)
+
+    def second_ctrl_c(group):
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluation, "arrays_of", second_ctrl_c)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.fit(*blobs, **request)
+    assert stopped.fit(*blobs, **request).history == whole.history
+    chex.assert_trees_all_equal(stopped.variables, undisturbed.variables)
 
 
 def test_another_request_starts_a_fit_of_its_own(sequential, blobs, interrupted_at):
