@@ -80,10 +80,10 @@ class Recipe:
         return [(m, kinds.get((m.sums, m.result), "")) for m in self.metrics]
 
 
-def default_loss(head: str | None, integer_labels: bool) -> tuple[str, tuple[str, ...]]:
-    """The loss and metrics of a model that named none: from its last activation and the labels' kind."""
+def default_loss(head: str | None, classes: bool) -> tuple[str, tuple[str, ...]]:
+    """The loss and metrics of a model that named none: from its last activation, and whether labels are classes."""
     if head == "softmax":
-        return ("sparse_categorical_crossentropy" if integer_labels else "categorical_crossentropy"), ("accuracy",)
+        return ("sparse_categorical_crossentropy" if classes else "categorical_crossentropy"), ("accuracy",)
     if head == "sigmoid":
         return "binary_crossentropy", ("accuracy",)
     return "mean_squared_error", ("mean_absolute_error",)

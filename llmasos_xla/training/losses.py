@@ -152,7 +152,9 @@ def check_targets(loss: Loss, y: np.ndarray, output_shape: tuple, label_names: t
         if not np.issubdtype(y.dtype, np.integer):
             whole = y.shape[1:] in (output_shape[:-1], (*output_shape[:-1], 1)) and np.all(y == np.floor(y))
             hint = (
-                "; cast them with y.astype('int32')" if whole else "; one-hot targets go with categorical_crossentropy"
+                "; cast them with y.astype('int32') (of a table: name its label column in categories=)"
+                if whole
+                else "; one-hot targets go with categorical_crossentropy"
             )
             raise ValueError(f"{loss.name}: wants integer class labels, got {y.dtype} of shape {y.shape}{hint}")
         if y.shape[1:] not in (output_shape[:-1], (*output_shape[:-1], 1)):

@@ -49,6 +49,64 @@ def test_both_doors_give_the_same_weights(sequential, blobs):
     assert first.evaluate(*blobs, verbose=0) == second.evaluate(lm.Dataset(blobs), verbose=0)
 
 
+NAMES = np.array(["ant", "cat", "dog"])
+
+
+def by_name(units, head):
+    model = lm.Model(4, units)
+    model.add_layer("Dense", units, activation=head)
+    return model
+
+
+@pytest.mark.parametrize("loss", [None, "sparse_categorical_crossentropy"])
+@pytest.mark.parametrize("shape", [(-1,), (-1, 1)])
+def test_text_labels_are_learnt_as_their_ids(blobs, loss, shape):
+    x, y = blobs
+    ids, names = by_name(3, "softmax"), by_name(3, "softmax")
+    a = ids.train((x, y), loss=loss, **QUIET).history
+    b = names.train((x, NAMES[y].reshape(shape).tolist()), loss=loss, **QUIET).history
+    assert a == b
+    chex.assert_trees_all_equal(ids.variables, names.variables)
+    assert names.learner.preprocessing.label_names == tuple(NAMES)
+
+
+@pytest.mark.parametrize(("units", "head"), [(1, "sigmoid"), (2, "softmax")])
+def test_yes_and_no_are_learnt_as_1_and_0(blobs, units, head):
+    x, y = blobs[0], blobs[1] % 2
+    ids, names = by_name(units, head), by_name(units, head)
+    a = ids.fit(x, y, **QUIET).history
+    b = names.fit(x, np.array(["no", "yes"])[y], **QUIET).history
+    assert a == b
+    assert set(a) == {"loss", "accuracy"}
+
+
+@pytest.mark.parametrize("options", [{}, {"categories": ["label"]}])
+def test_a_table_with_text_labels_or_categories_trains(blobs, tmp_path, options):
+    x, y = blobs
+    labels = y + 2 if options else NAMES[y]
+    lines = [",".join(map(str, (*row, label))) for row, label in zip(x, labels, strict=True)]
+    (tmp_path / "t.csv").write_text("\n".join(["a,b,c,d,label", *lines]))
+    model = by_name(3, "softmax")
+    history = model.train(lm.Dataset(str(tmp_path / "t.csv"), **options), epochs=5, **QUIET).history
+    assert history["accuracy"][-1] > history["accuracy"][0]
+
+
+def test_labels_shaped_as_the_outputs_are_shares_and_others_classes(blobs):
+    x, y = blobs
+    for labels, loss in (
+        (y, "sparse_categorical_crossentropy"),
+        (y[:, None], "sparse_categorical_crossentropy"),
+        (np.eye(3)[y], "categorical_crossentropy"),
+    ):
+        model = by_name(3, "softmax")
+        model.train((x, labels), **QUIET)
+        assert model.learner.recipe.loss.name == loss
+    steps = lm.Model((5, 4), 3)
+    steps.add_layer("Dense", 3, activation="softmax")
+    steps.train((np.ones((6, 5, 4), np.float32), np.zeros((6, 5), int)), **QUIET)
+    assert steps.learner.recipe.loss.name == "sparse_categorical_crossentropy"
+
+
 def test_two_fits_equal_one(sequential, blobs):
     once, twice = sequential(), sequential()
     once.fit(*blobs, epochs=4, **QUIET)

@@ -53,6 +53,14 @@ CASES = {
         "label 3 of row 2 is out of range: the model has 3",
     ),
     "float labels": (lambda: model().fit(X, Y + 0.5, verbose=0), "wants integer class labels, got float32"),
+    "class ids as floats": (
+        lambda: (m := lm.Model(4, 3), m.add_layer("Dense", 3, activation="softmax"), m.train((X, Y * 1.0), verbose=0)),
+        r"integer class labels, got float32.*cast them with y.astype\('int32'\) \(of a table.*categories=",
+    ),
+    "a softmax of one output": (
+        lambda: (m := lm.Model(4, 1), m.add_layer("Dense", 1, activation="softmax"), m.train((X, Y), verbose=0)),
+        "label 1 of row 1 is out of range: the model has 1 outputs.*make the last layer larger",
+    ),
     "no labels": (lambda: model().fit(X, verbose=0), "the data have no labels; pass y"),
     "nan in the data": (lambda: model().fit(NAN, Y, verbose=0), "(?i)nan.*row 3"),
     "empty data": (lambda: model().fit(X[:0], Y[:0], verbose=0), "no rows"),
