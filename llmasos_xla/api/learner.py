@@ -285,6 +285,12 @@ class Learner:
     def _prepare(self, dataset: Dataset) -> None:
         """Settles preprocessing and weights when the first data are seen."""
         if self.preprocessing is None:
+            if dataset.inputs is not None:
+                raise ValueError(
+                    f"model: it takes one input, the data are a dict of {' and '.join(dataset.inputs)}: pass one "
+                    f"array, x[{dataset.inputs[0]!r}] or np.concatenate(list(x.values()), axis=-1); columns become a "
+                    "table with pandas.DataFrame(x)"
+                )
             self.preprocessing = Preprocessing.fit(dataset, self.spec.input_shape, tokens=self.spec.tokens)
         self.build(self.preprocessing.shape)
         if self.spec.tokens and dataset.in_memory:

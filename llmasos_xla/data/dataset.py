@@ -29,7 +29,7 @@ class Dataset:
     - a folder of images or of audio files, a folder in it for each class.
     - `"lines.txt"`: text, a row a line; `{"neg": path, "pos": path}`: a file for each class.
     - `(x, y)`, or x with `labels=`: arrays of NumPy, jax, torch and others; a list of str is text; a dict of arrays is
-      several inputs.
+      several inputs, for `data.batches` and networks of your own: `Sequential` and `Model` take one.
     - any object with `len` and `[i]` that gives pairs (x, y), for instance a PyTorch data set.
 
     Args:
@@ -142,6 +142,12 @@ class Dataset:
     def columns(self) -> tuple[str, ...] | None:
         """The names of a table's input columns."""
         return self.content.columns
+
+    @property
+    def inputs(self) -> tuple[str, ...] | None:
+        """The names of several inputs; None for one, which a table's columns are."""
+        x = self.content.x
+        return tuple(x) if isinstance(x, dict) and self.content.columns is None else None
 
     @property
     def classes(self) -> tuple[str, ...] | None:

@@ -61,6 +61,15 @@ CASES = {
         lambda: (m := lm.Model(4, 1), m.add_layer("Dense", 1, activation="softmax"), m.train((X, Y), verbose=0)),
         "label 1 of row 1 is out of range: the model has 1 outputs.*make the last layer larger",
     ),
+    "several inputs": (
+        lambda: model().fit({"a": X, "b": X}, Y, verbose=0),
+        r"it takes one input, the data are a dict of a and b: .*x\['a'\] or np.concatenate.*pandas.DataFrame",
+    ),
+    "several inputs in predict": (lambda: model().predict({"a": X}), "the data are a dict of a: pass one array"),
+    "several inputs after fit": (
+        lambda: (m := model(), m.fit(X, Y, verbose=0), m.predict({"a": X})),
+        "predict: an array is wanted, a dict of a came; pass one of its arrays",
+    ),
     "no labels": (lambda: model().fit(X, verbose=0), "the data have no labels; pass y"),
     "nan in the data": (lambda: model().fit(NAN, Y, verbose=0), "(?i)nan.*row 3"),
     "empty data": (lambda: model().fit(X[:0], Y[:0], verbose=0), "no rows"),

@@ -97,6 +97,7 @@ def test_a_pandas_frame():
     )
     data = Dataset(frame)
     assert data.columns == ("a", "b", "c")
+    assert data.inputs is None
     assert data.classes == ("p", "q")
     preprocessing = Preprocessing.fit(data)
     encoded = preprocessing.encode(frame)
@@ -114,6 +115,10 @@ def test_errors_of_arrays():
         Dataset(np.float32(3))
     with pytest.raises(TypeError, match=r"numbers or text are wanted, list of dict came"):
         Dataset([{"a": 1}], [0])
+    with pytest.raises(TypeError, match=r"y: an array is wanted, a dict of a, b came; pass one of its arrays"):
+        Dataset(X, {"a": Y, "b": Y})
+    with pytest.raises(ValueError, match=r"x is an empty dict; arrays by input name are wanted"):
+        Dataset({}, Y)
     with pytest.raises(ValueError, match=r"different numbers of rows: {'a': 10, 'b': 5}"):
         Dataset({"a": X, "b": X[:5]}, Y)
     with pytest.raises(ValueError, match=r"x: the rows have different shapes \(\(2,\), \(3,\)\); an array needs"):
