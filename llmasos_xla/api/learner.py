@@ -291,7 +291,14 @@ class Learner:
                     f"array, x[{dataset.inputs[0]!r}] or np.concatenate(list(x.values()), axis=-1); columns become a "
                     "table with pandas.DataFrame(x)"
                 )
-            self.preprocessing = Preprocessing.fit(dataset, self.spec.input_shape, tokens=self.spec.tokens)
+            fitted = Preprocessing.fit(dataset, self.spec.input_shape, tokens=self.spec.tokens)
+            if (size := fitted.vocabulary_size) is not None and not self.spec.tokens:
+                raise ValueError(
+                    f"model: the data are text, encoded to ids from 0 to {size - 1}, and its first layer reads numbers: "
+                    f"begin with lm.layers.Embedding({size}, ...); a table's only text column is categories with "
+                    "categories=[...]"
+                )
+            self.preprocessing = fitted
         self.build(self.preprocessing.shape)
         if self.spec.tokens and dataset.in_memory:
             # A text's ids are those of the vocabulary, so its largest stands for all of them.

@@ -49,8 +49,9 @@ class Dataset:
         header: CSV: whether the first line names the columns; by default if none of its cells is a number, or a word
             stands above a number.
         delimiter: CSV: comma, semicolon or tab by default, whichever is found.
+        decimal: CSV: the sign before a fraction, "." by default.
         na_values: CSV: further spellings of a missing value.
-        text: CSV: the column to read as text.
+        text: CSV: the column to read as text; a table's only column of inputs is where most of its values differ.
         level: text: "word" or "character" ids.
         max_words: text: the size of the vocabulary, 20,000 by default.
         max_length: text: the length of a row of ids; the longest row's by default, up to 256 words, 1,024 characters.
@@ -90,6 +91,7 @@ class Dataset:
         missing: str = "mean",
         header: bool | None = None,
         delimiter: str | None = None,
+        decimal: str | None = None,
         na_values: Sequence[str] | None = None,
         text: str | None = None,
         level: str = "word",
@@ -112,7 +114,7 @@ class Dataset:
         check_normalize(normalize)
         options = Options(
             mode=mode, label=label, columns=columns, categories=categories, missing=missing, header=header,
-            delimiter=delimiter, na_values=na_values, text=text, encoding=encoding, image_size=image_size,
+            delimiter=delimiter, decimal=decimal, na_values=na_values, text=text, encoding=encoding, image_size=image_size,
             channels=channels, length=length, label_from=label_from, x_key=x_key, y_key=y_key,
         )  # fmt: skip
         self.content: Content = open_source(source, labels, kind, options)

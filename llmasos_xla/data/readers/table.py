@@ -8,6 +8,7 @@ import numpy as np
 
 from llmasos_xla import errors
 from llmasos_xla.data.readers.content import TABLE, TEXT, Content, require_as_many
+from llmasos_xla.data.readers.lookalikes import refuse_lookalikes
 from llmasos_xla.data.rows import count
 
 LABEL_NAMES = ("label", "target", "class", "y", "category")
@@ -45,6 +46,8 @@ def from_columns(
     y = None if label is None else _labels(table[label], label, name, line)
     if not features:
         raise ValueError(f"Dataset: {name} has the label column {label!r} and no other column to learn from")
+    if options.text is None:
+        refuse_lookalikes(table, [f for f in features if f not in options.categories], name, line)
     text = options.text if options.text is not None else _only_text_column(table, features, options)
     if text is not None:
         gaps = np.flatnonzero(missing_in(table[text]))
