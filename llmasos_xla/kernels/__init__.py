@@ -5,10 +5,13 @@ max_pool, avg_pool      pooling
 dense                   matrix products with bias and activation
 batch_norm              batch normalization with the statistics of the batch
 rnn, gru, lstm, slstm   recurrence over time
+bidirectional           the same in both directions
 explain                 which implementation runs, and why
+tracing_for             chooses for another platform or GPU than the one that is here
 """
 
 from llmasos_xla.kernels._dispatch import explain as explain
+from llmasos_xla.kernels._dispatch import tracing_for as tracing_for
 from llmasos_xla.kernels.activation import ACTIVATIONS as ACTIVATIONS
 from llmasos_xla.kernels.activation import activation as activation
 from llmasos_xla.kernels.conv.api import conv as conv
@@ -17,6 +20,7 @@ from llmasos_xla.kernels.dense.api import dense as dense
 from llmasos_xla.kernels.norm.api import batch_norm as batch_norm
 from llmasos_xla.kernels.pool.api import avg_pool as avg_pool
 from llmasos_xla.kernels.pool.api import max_pool as max_pool
+from llmasos_xla.kernels.rnn.api import bidirectional as bidirectional
 from llmasos_xla.kernels.rnn.api import gru as gru
 from llmasos_xla.kernels.rnn.api import lstm as lstm
 from llmasos_xla.kernels.rnn.api import rnn as rnn

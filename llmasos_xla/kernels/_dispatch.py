@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from llmasos_xla.errors import unknown
+from llmasos_xla.kernels._triton.devices import compiling_for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +74,15 @@ def platform() -> str:
 
 
 @contextlib.contextmanager
-def tracing_for(name: str) -> Iterator[None]:
+def tracing_for(name: str, device: str | None = None) -> Iterator[None]:
     """Chooses for that platform in the ops traced inside: for programs that are compiled here and run elsewhere.
+
+    Args:
+        name: "cpu", "gpu" or "tpu".
+        device: which GPU, as JAX's `device_kind` names it ("NVIDIA B200"); None is the one that is here, else an H100.
+
+    Raises:
+        ValueError: if a name is unknown.
 
     >>> with tracing_for("tpu"):
     ...     platform()
@@ -82,9 +90,12 @@ def tracing_for(name: str) -> Iterator[None]:
     """
     if name not in PLATFORMS:
         raise unknown("tracing_for", "platform", name, PLATFORMS)
+    if device is not None and name != "gpu":
+        raise ValueError(f"tracing_for: device {device!r} names a GPU, the platform is {name!r}")
     token = _PLATFORM.set(name)
     try:
-        yield
+        with contextlib.nullcontext() if device is None else compiling_for(device):
+            yield
     finally:
         _PLATFORM.reset(token)
 

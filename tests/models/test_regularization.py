@@ -59,3 +59,16 @@ def test_no_key_in_training_is_an_error_that_says_what_to_pass(apply_layer, laye
 def test_rate_zero_needs_no_key(apply_layer):
     y, _ = apply_layer(L.Dropout(0.0), jnp.ones((2, 3)), train=True)
     np.testing.assert_array_equal(y, np.ones((2, 3)))
+
+
+@pytest.mark.parametrize("kind", [L.SimpleRNN, L.GRU, L.LSTM])
+def test_recurrent_dropout_disturbs_the_state_alone(apply_layer, kind):
+    layer, x = kind(64, recurrent_dropout=0.5, return_sequences=True), jnp.ones((8, 3, 4))
+    still, variables = apply_layer(layer, x)
+    y, _ = apply_layer(layer, x, variables=variables, train=True, key=jax.random.key(0))
+    # The first step starts from a state of zeros, of which nothing can be dropped.
+    np.testing.assert_allclose(y[:, 0], still[:, 0], rtol=1e-6)
+    assert not np.allclose(y[:, 1], still[:, 1])
+    np.testing.assert_array_equal(apply_layer(layer, x, variables=variables)[0], still)
+    with pytest.raises(ValueError, match="recurrent_dropout"):
+        kind(4, recurrent_dropout=1.0)

@@ -39,6 +39,9 @@ class Options(NamedTuple):
     warps: int = 4
     stages: int = 1
     asserts: bool = False
+    registers: int | None = None
+    """Of a thread, at most. The assembler spills a few to have room for more programs, which a persistent kernel has
+    not; 255 tells it not to."""
 
 
 class Compiled(NamedTuple):
@@ -89,6 +92,8 @@ def _compiled(kernel: Any, pointers: tuple, constants: tuple, target: Target, o:
     asked = {"num_warps": o.warps, "num_stages": o.stages, "enable_fp_fusion": True}
     if target.backend == "cuda":
         asked["ptx_version"] = _PTX_VERSION
+        if o.registers is not None:
+            asked["maxnreg"] = o.registers
     if o.asserts:
         asked |= {"debug": True, "sanitize_overflow": False}
     try:

@@ -1,4 +1,10 @@
-"""Device functions that the kernels share. Imports Triton."""
+"""Device functions that the kernels share. Imports Triton.
+
+Like all of Triton's functions they are marked `no_type_check`: a wrapper around one, as an import hook puts it there,
+would hide its source from the compiler.
+"""
+
+from typing import no_type_check
 
 import triton
 import triton.language as tl
@@ -8,11 +14,13 @@ SPIN_LIMIT = tl.constexpr(1 << 25)
 
 
 @triton.jit
+@no_type_check
 def tanh(x):
     return 2 * tl.sigmoid(2 * x) - 1
 
 
 @triton.jit
+@no_type_check
 def arrive(counter):
     """Adds this program to `counter`: what it wrote before, the others read after their `wait`."""
     tl.debug_barrier()
@@ -20,12 +28,13 @@ def arrive(counter):
 
 
 @triton.jit
+@no_type_check
 def wait(counter, target, PTX: tl.constexpr):
     """Waits until `target` arrivals stand at `counter`, which starts at 0 and only grows.
 
     What the others wrote is then read with cache modifier ".cg": the first cache knows nothing of other
-    multiprocessors. Every program of the group must be resident, or this would never end; it ends with an error, on CUDA
-    that of an illegal instruction.
+    multiprocessors. Every program of the group must be resident, or this would never end; it ends with an error, on
+    CUDA that of an illegal instruction.
     """
     arrived = 0
     spins = 0

@@ -1,12 +1,16 @@
-"""The public functions `rnn`, `gru`, `lstm` and `slstm`: documentation and dispatch."""
+"""The public functions `rnn`, `gru`, `lstm`, `slstm` and `bidirectional`: documentation and dispatch."""
 
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import numpy as np
 from jaxtyping import Array, Bool, Float, Integer
 
+from llmasos_xla.errors import unknown
 from llmasos_xla.kernels import _dispatch
-from llmasos_xla.kernels.rnn.choice import candidates
+from llmasos_xla.kernels.rnn._check import STATES
+from llmasos_xla.kernels.rnn.choice import both_directions, candidates
 
 AnyArray = Array | np.ndarray
 
@@ -239,3 +243,59 @@ def slstm(
         lengths=lengths, resets=resets, recurrent_mask=recurrent_mask, reverse=reverse, implementation=implementation,
     )  # fmt: skip
     return _dispatch.run(slstm, ways, implementation)
+
+
+OPS: dict[str, Callable] = {"lstm": lstm, "gru": gru, "rnn": rnn, "slstm": slstm}
+
+
+@_dispatch.op(both_directions)
+def bidirectional(
+    op: Callable,
+    x: Float[AnyArray, "batch time cin"],
+    forward: Mapping[str, Any],
+    backward: Mapping[str, Any],
+    *,
+    lengths: Integer[AnyArray, " batch"] | None = None,
+    implementation: str | None = None,
+    **options: Any,
+) -> tuple[Any, Any]:
+    """A recurrence over time in both directions (Schuster and Paliwal 1997): what `op` gives forward, and backward.
+
+    The same as `op(x, **forward, ...)` and `op(x, **backward, reverse=True, ...)`; on a GPU in one launch.
+
+    Args:
+        op: `kernels.lstm`, `gru`, `rnn` or `slstm`.
+        x: the input of both.
+        forward: the arrays of the direction forward in time, by the names of `op`'s arguments: w_input, w_recurrent
+            and, where they are given, bias, recurrent_bias, recurrent_mask and the initial states.
+        backward: those of the other direction.
+        lengths: steps of each row that count, as in `lstm`.
+        implementation: None chooses; a name must run.
+        options: what `op` takes by name beside these, activations and reset_after, for both.
+
+    Raises:
+        ValueError: if op is none of these, an array has another name, or shapes do not fit.
+        TypeError: if dtypes differ.
+
+    >>> import jax.numpy as jnp
+    >>> arrays = {"w_input": jnp.ones((3, 16)), "w_recurrent": jnp.ones((4, 16))}
+    >>> (y, (h, c)), (y_back, _) = bidirectional(lstm, jnp.ones((2, 5, 3)), arrays, arrays)
+    >>> bool(jnp.allclose(y[:, -1], y_back[:, 0], atol=1e-6))
+    True
+    """
+    name = getattr(op, "__name__", str(op))
+    if OPS.get(name) is not op:
+        raise unknown("bidirectional", "op", name, OPS)
+    known = ("w_input", "w_recurrent", "bias", "recurrent_bias", "recurrent_mask", *STATES[name])
+    for which, arrays in (("forward", forward), ("backward", backward)):
+        missing = [n for n in known[:2] if n not in arrays]
+        strange = [n for n in arrays if n not in known]
+        if missing or strange:
+            raise ValueError(
+                f"bidirectional: {which} has {sorted(arrays)}, "
+                + (f"expects {' and '.join(missing)} too" if missing else f"{name} takes {', '.join(known)}")
+            )
+    options = {**options, "lengths": lengths, "implementation": implementation}
+    ways = both_directions(op, x, forward, backward, **options)
+    there, back = _dispatch.run(bidirectional, ways, implementation)
+    return there, back

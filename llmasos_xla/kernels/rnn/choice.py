@@ -1,6 +1,6 @@
 """Which formulation of a recurrence runs, in the order of preference."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +12,7 @@ from llmasos_xla.kernels.rnn import onednn, triton, xla, xla_tangent
 from llmasos_xla.kernels.rnn._check import STATES, Problem, check
 
 PERSISTENT, LIBRARY, TANGENT, PLAIN = "persistent kernel", "library", "hand-written derivative", "plain scan"
+APART = "a call each"
 
 # Up to this many elements of w_input, a forward pass alone is faster on CPU with the input's product inside the loop,
 # where its result stays in cache: for a GRU, and for the simple recurrence of a single row.
@@ -34,32 +35,74 @@ class Options(NamedTuple):
 
 def candidates(op: str, x: Any, w_input: Any, w_recurrent: Any, bias: Any, *states: Any, **options: Any):
     """Every way to compute this recurrence, from the arguments of its public function."""
-    given = dict.fromkeys(STATES[op]) | dict(zip(STATES[op], states))
-    given |= {name: options.pop(name) for name in STATES[op] if name in options}
-    o = Options(**options)
-    p = check(
-        op, x, w_input, w_recurrent, bias, o.recurrent_bias, o.lengths, o.reverse, o.resets, o.recurrent_mask, **given
-    )
-    f, g = activation(o.activation, op), activation(o.recurrent_activation, op)
-    cell, tangent, unfit, standard = _VERSIONS[op](p, f, g, o.reset_after)
+    p, o = _problem(op, x, w_input, w_recurrent, bias, states, options)
+    kind, (cell, tangent, unfit, standard, persistent) = _versions(op, p, o)
     named = o.implementation is not None
-    relu = op == "rnn" and f is ACTIVATIONS["relu"]
     return [
-        _persistent("relu" if relu else op, p, None if relu else standard, named),
-        _library(op, p, "keeps no stabilizer" if op == "slstm" else standard, named),
+        _persistent(kind, (p,), persistent, lambda: triton.recurrence(kind, (p,), named)[0]),
+        _library(op, p, standard, named),
         *_scans(p, tangent, cell, unfit),
     ]
 
 
+def both_directions(function: Callable, x: Any, forward: Mapping, backward: Mapping, **options: Any):
+    """Every way to compute both directions of a recurrence, from the arguments of `bidirectional`."""
+    op, implementation = function.__name__, options.get("implementation")
+    directions = [{"bias": None, **forward, "reverse": False}, {"bias": None, **backward, "reverse": True}]
+    problems, kind, unfit = [], op, None
+    for arrays in directions:
+        rest = {**arrays, **options}
+        p, o = _problem(op, x, rest.pop("w_input"), rest.pop("w_recurrent"), rest.pop("bias"), (), rest)
+        kind, versions = _versions(op, p, o)
+        problems.append(p)
+        unfit = versions.persistent
+    one, other = problems
+    if one.w_recurrent.shape != other.w_recurrent.shape:
+        unfit = f"w_recurrent is {one.w_recurrent.shape} forward, {other.w_recurrent.shape} backward"
+    elif (one.recurrent_mask is None) != (other.recurrent_mask is None):
+        unfit = "recurrent_mask is given in one direction only"
+
+    def together() -> list[Any]:
+        return triton.recurrence(kind, problems, implementation is not None)
+
+    def apart() -> list[Any]:
+        return [function(x, **arrays, **options) for arrays in directions]
+
+    return [
+        _persistent(kind, tuple(problems), unfit, together),
+        Candidate(implementation or "xla", APART, apart, None, f"each direction as {op} has it"),
+    ]
+
+
+def _problem(op: str, x: Any, w_input: Any, w_recurrent: Any, bias: Any, states: Any, options: dict) -> tuple:
+    """The checked arrays of a request, and what it says beside them."""
+    given = dict.fromkeys(STATES[op]) | dict(zip(STATES[op], states))
+    given |= {name: options[name] for name in STATES[op] if name in options}
+    o = Options(**{name: value for name, value in options.items() if name not in STATES[op]})
+    p = check(
+        op, x, w_input, w_recurrent, bias, o.recurrent_bias, o.lengths, o.reverse, o.resets, o.recurrent_mask, **given
+    )
+    return p, o
+
+
 class Versions(NamedTuple):
-    """The plain JAX versions of an op: the cell, the recurrence with a hand-written derivative, and what they refuse."""
+    """The plain JAX versions of an op: the cell, the recurrence with a hand-written derivative, what they refuse."""
 
     cell: Callable[[], xla.Cell]
     tangent: Callable[..., Any] | None
     unfit: str | None
     """Why the hand-written derivative does not fit."""
     standard: str | None
-    """Why a library's version, which has the usual activations, does not fit."""
+    """Why oneDNN's version does not fit."""
+    persistent: str | None
+    """Why the persistent kernel does not fit."""
+
+
+def _versions(op: str, p: Problem, o: Options) -> tuple[str, Versions]:
+    """The kind of kernel that an op is with these activations, and its versions."""
+    f, g = activation(o.activation, op), activation(o.recurrent_activation, op)
+    relu = op == "rnn" and f is ACTIVATIONS["relu"]
+    return "relu" if relu else op, _VERSIONS[op](p, f, g, o.reset_after)
 
 
 def _lstm(p: Problem, f: Activation, g: Activation, reset_after: bool) -> Versions:
@@ -67,7 +110,7 @@ def _lstm(p: Problem, f: Activation, g: Activation, reset_after: bool) -> Versio
         return xla_tangent.lstm(x, p.w_input, bias, p.w_recurrent, *states, valid, p.reverse)
 
     unfit = _tanh_and_sigmoid(f, g)
-    return Versions(lambda: xla.lstm_cell(p.w_recurrent, f, g, p.recurrent_mask), tangent, unfit, unfit)
+    return Versions(lambda: xla.lstm_cell(p.w_recurrent, f, g, p.recurrent_mask), tangent, unfit, unfit, unfit)
 
 
 def _gru(p: Problem, f: Activation, g: Activation, reset_after: bool) -> Versions:
@@ -80,7 +123,7 @@ def _gru(p: Problem, f: Activation, g: Activation, reset_after: bool) -> Version
         return xla.gru_cell(p.w_recurrent, p.recurrent_bias, f, g, reset_after, p.recurrent_mask)
 
     unfit = _tanh_and_sigmoid(f, g) if reset_after else "needs reset_after=True"
-    return Versions(cell, tangent, unfit, unfit)
+    return Versions(cell, tangent, unfit, unfit, unfit)
 
 
 def _rnn(p: Problem, f: Activation, g: Activation, reset_after: bool) -> Versions:
@@ -93,23 +136,21 @@ def _rnn(p: Problem, f: Activation, g: Activation, reset_after: bool) -> Version
     # oneDNN's relu would hide a row that has diverged.
     standard = None if tanh else f"needs activation tanh{'; its relu turns NaN into 0' if relu else ''}"
     unfit = None if tanh or relu else "needs activation tanh or relu"
-    return Versions(lambda: xla.rnn_cell(p.w_recurrent, f, p.recurrent_mask), tangent, unfit, standard)
+    return Versions(lambda: xla.rnn_cell(p.w_recurrent, f, p.recurrent_mask), tangent, unfit, standard, unfit)
 
 
 def _slstm(p: Problem, f: Activation, g: Activation, reset_after: bool) -> Versions:
-    return Versions(lambda: xla.slstm_cell(p.w_recurrent, p.recurrent_mask), None, None, None)
+    return Versions(lambda: xla.slstm_cell(p.w_recurrent, p.recurrent_mask), None, None, "has no sLSTM", None)
 
 
 _VERSIONS = {"lstm": _lstm, "gru": _gru, "rnn": _rnn, "slstm": _slstm}
 
 
-def _persistent(kind: str, p: Problem, unfit: str | None, named: bool) -> Candidate:
-    cannot = unfit or triton.cannot(kind, p)
-    slower = triton.slower(kind, p) if cannot is None else None
+def _persistent(kind: str, problems: tuple[Problem, ...], unfit: str | None, run: Callable[[], Any]) -> Candidate:
+    cannot = unfit or triton.cannot(kind, *problems)
+    slower = triton.slower(kind, *problems) if cannot is None else None
     reason = "all steps in one launch, the recurrent weights on chip"
-    return Candidate(
-        "triton", PERSISTENT, lambda: triton.recurrence(kind, p, named), cannot or slower, reason, able=cannot is None
-    )
+    return Candidate("triton", PERSISTENT, run, cannot or slower, reason, able=cannot is None)
 
 
 def _library(op: str, p: Problem, unfit: str | None, named: bool) -> Candidate:

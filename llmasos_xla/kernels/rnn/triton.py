@@ -1,5 +1,6 @@
 """Recurrence by persistent Triton kernels, behind the same arguments as the XLA versions."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,81 +18,64 @@ DTYPES = ("float32", "bfloat16", "float16")
 _ALIGNED = 16
 
 
-def cannot(kind: str, p: Problem) -> str | None:
-    """Why the kernels cannot compute this problem here, or None."""
+def cannot(kind: str, *problems: Problem) -> str | None:
+    """Why the kernels cannot compute this problem here, or None. Two problems are the two directions of one."""
     if platform() != "gpu":
         return f"runs on gpu, this is {platform()}"
+    p = problems[0]
     why = _triton.refusal() or _triton.unfit(p.x, p.w_input, p.w_recurrent)
     if why is not None:
         return why
     if str(p.x.dtype) not in DTYPES:
         return f"takes {', '.join(DTYPES)}, x is {p.x.dtype}"
-    s = spec_of(kind, p)
+    s = spec_of(kind, *problems)
     return s if isinstance(s, str) else None
 
 
-def slower(kind: str, p: Problem) -> str | None:
+def slower(kind: str, *problems: Problem) -> str | None:
     """Why XLA is the better choice although the kernels could, or None."""
-    return "one step has no loop to save" if p.x.shape[1] == 1 else None
+    return "one step has no loop to save" if problems[0].x.shape[1] == 1 else None
 
 
-def spec_of(kind: str, p: Problem) -> Spec | str:
+def spec_of(kind: str, *problems: Problem) -> Spec | str:
     """The problem for the kernels, or why they have no tiles for it."""
     device = _triton.current()
     assert isinstance(device, _triton.Device)
+    p = problems[0]
     batch, time, cin = p.x.shape
     heads, head = _blocks(p)
-    head = -(-head // _ALIGNED) * _ALIGNED
+    blocks, head = len(problems) * heads, -(-head // _ALIGNED) * _ALIGNED
+    reverse = 2 if len(problems) == 2 else int(p.reverse)
     dtype = str(p.x.dtype)
-    cut = [tiles(kind, batch, heads, head, dtype, device, backward) for backward in (False, True)]
-    if None in cut:
-        return (
-            f"{heads} head(s) of {head} units for {batch} rows do not fit: the recurrent weights of {dtype} must lie in "
-            f"the shared memory of {device.multiprocessors} multiprocessors, {device.shared_memory} bytes each"
-        )
     optional = p.lengths is not None, p.resets is not None, p.recurrent_mask is not None
-    return Spec(
-        kind, batch, time, cin, heads, heads, head, int(p.reverse), dtype, *optional, _precision(), device, *cut
+    for precision in _precisions(dtype):
+        forward, backward = (tiles(kind, batch, blocks, head, dtype, precision, device, back) for back in (False, True))
+        if forward is not None and backward is not None:
+            sizes = batch, time, cin, blocks, heads, head
+            return Spec(kind, *sizes, reverse, dtype, *optional, precision, device, forward, backward)
+    return (
+        f"{blocks} block(s) of {head} units do not fit: recurrent weights of {dtype} must lie in the shared memory of "
+        f"{device.multiprocessors} multiprocessors, {device.shared_memory} bytes each"
     )
 
 
-def _precision() -> str:
-    """Of float32 products inside the kernels: TF32 only where JAX is told so, else three of it, which make a float32."""
-    asked = str(jax.config.jax_default_matmul_precision or "").lower()
-    return "tf32" if asked in ("tensorfloat32", "tf32", "fastest") else "tf32x3"
+def _precisions(dtype: str) -> tuple[str, ...]:
+    """Of products inside the kernels, the best first: one of TF32 only where JAX is told so."""
+    if dtype != "float32":
+        return ("ieee",)
+    asked = str(getattr(jax.config, "jax_default_matmul_precision", None)).lower()
+    return ("tf32",) if asked in ("tensorfloat32", "tf32", "fastest") else ("tf32x3", "ieee")
 
 
-def recurrence(kind: str, p: Problem, named: bool) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    """The outputs `[batch, time, hidden]` and the final states."""
-    s = spec_of(kind, p)
+def recurrence(kind: str, problems: Sequence[Problem], named: bool) -> list[tuple[jax.Array, tuple[jax.Array, ...]]]:
+    """The outputs `[batch, time, hidden]` and the final states: of the problem, or of both directions of one."""
+    s = spec_of(kind, *problems)
     assert isinstance(s, Spec)
-    high = jnp.dtype(jnp.float32)
-    heads, head = _blocks(p)
-
-    def padded(a: jax.Array, gates: int) -> jax.Array:
-        """The last axis, gate by gate and head by head, with zeros for the units that fill up a head."""
-        if head == s.head:
-            return a
-        apart = a.reshape(*a.shape[:-1], gates, -1, head)
-        wide = jnp.pad(apart, [(0, 0)] * (apart.ndim - 1) + [(0, s.head - head)])
-        return wide.reshape(*a.shape[:-1], -1)
-
-    def vector(a: jax.Array | None) -> jax.Array:
-        return jnp.zeros(s.gates * s.units, high) if a is None else padded(a.astype(high), s.gates)
-
-    w = padded(p.w_recurrent.reshape(heads, head, s.gates * head), s.gates)
-    given: dict[str, Any] = {
-        "x": p.x,
-        "w_input": padded(p.w_input, s.gates),
-        "w_recurrent": jnp.pad(w, [(0, 0), (0, s.head - head), (0, 0)]) if head < s.head else w,
-        "bias": vector(p.bias),
-        "recurrent_bias": vector(p.recurrent_bias),
-    }
-    nothing = xla.initial(tuple(jnp.zeros((s.batch, s.units), high) for _ in p.states))
-    for name, state, zero in zip(("h0", "c0", "n0", "m0"), p.states, nothing):
-        given[name] = zero if state is None else padded(state.astype(high), 1)
-    if s.mask:
-        given["mask"] = padded(p.recurrent_mask.astype(high), 1)
+    p = problems[0]
+    of_each = [_weights(s, each) for each in problems]
+    given = {name: jnp.concatenate([a[name] for a in of_each], axis=-1) for name in of_each[0]}
+    given["w_recurrent"] = jnp.concatenate([a["w_recurrent"] for a in of_each])
+    given["x"] = p.x
     if s.lengths:
         given["lengths"] = lengths = p.lengths.astype(jnp.int32)
         padding = jnp.arange(s.time, dtype=jnp.int32)[None, :, None] >= lengths[:, None, None]
@@ -99,10 +83,45 @@ def recurrence(kind: str, p: Problem, named: bool) -> tuple[jax.Array, tuple[jax
         given["x"] = jnp.where(padding, jnp.zeros_like(p.x), p.x)
     if s.resets:
         given["resets"] = p.resets.astype(jnp.uint8)
-    arrays = [given[name] for name in (*s.arguments, *s.integers)]
-    results = _triton.call(INFERENCE, s, *arrays, named=named)
-    y, *final = (a.reshape(*a.shape[:-1], heads, s.head)[..., :head].reshape(*a.shape[:-1], -1) for a in results)
-    return y, tuple(a.astype(y.dtype) for a in final)
+    results = _triton.call(INFERENCE, s, *(given[name] for name in (*s.arguments, *s.integers)), named=named)
+    _, head = _blocks(p)
+    by_direction = zip(*(jnp.split(a, len(problems), axis=-1) for a in results))
+    out = []
+    for y, *final in by_direction:
+        y, *final = (a.reshape(*a.shape[:-1], -1, s.head)[..., :head].reshape(*a.shape[:-1], -1) for a in (y, *final))
+        out.append((y, tuple(a.astype(y.dtype) for a in final)))
+    return out
+
+
+def _weights(s: Spec, p: Problem) -> dict[str, jax.Array]:
+    """The arrays of a direction as the kernels take them, each head filled up with units of zeros."""
+    high = jnp.dtype(jnp.float32)
+    heads, head = _blocks(p)
+
+    def padded(a: jax.Array, gates: int) -> jax.Array:
+        """The last axis, gate by gate and head by head."""
+        if head == s.head:
+            return a
+        apart = a.reshape(*a.shape[:-1], gates, -1, head)
+        wide = jnp.pad(apart, [(0, 0)] * (apart.ndim - 1) + [(0, s.head - head)])
+        return wide.reshape(*a.shape[:-1], -1)
+
+    def vector(a: jax.Array | None) -> jax.Array:
+        return padded(jnp.zeros(s.gates * heads * head, high) if a is None else a.astype(high), s.gates)
+
+    w = padded(p.w_recurrent.reshape(heads, head, s.gates * head), s.gates)
+    given: dict[str, Any] = {
+        "w_input": padded(p.w_input, s.gates),
+        "w_recurrent": jnp.pad(w, [(0, 0), (0, s.head - head), (0, 0)]),
+        "bias": vector(p.bias),
+        "recurrent_bias": vector(p.recurrent_bias),
+    }
+    nothing = xla.initial(tuple(jnp.zeros((s.batch, heads * s.head), high) for _ in p.states))
+    for name, state, zero in zip(("h0", "c0", "n0", "m0"), p.states, nothing):
+        given[name] = zero if state is None else padded(state.astype(high), 1)
+    if s.mask:
+        given["mask"] = padded(p.recurrent_mask.astype(high), 1)
+    return given
 
 
 def _blocks(p: Problem) -> tuple[int, int]:

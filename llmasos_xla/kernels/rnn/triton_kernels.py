@@ -2,15 +2,17 @@
 
 A program owns `BM` rows of the batch and `BN` hidden units of one block, with all gates of these units: the columns of
 the recurrent weights that they need stay in its shared memory or registers from the first step to the last, and so do
-its units' states. Batches of more tiles than can be resident are taken in rounds. A block is one direction and one head: its units see no others. With `SPLITS` == 1 one program owns a
-block and hands its state on in registers. Else `SPLITS` programs share it: after each step they hand the new state
-through `exchange`, two buffers in turn, and wait for each other at a counter.
+its units' states. Batches of more tiles than can be resident are taken in rounds. A block is one direction and one
+head: its units see no others. With `SPLITS` == 1 one program owns a block and hands its state on in registers. Else
+`SPLITS` programs share it: after each step they hand the new state through `exchange`, two buffers in turn, and wait
+for each other at a counter.
 
-Gates come in pairs: the columns of two are interleaved, unit by unit, so that a thread holds both gates of its units and
-taking them apart moves nothing between threads. An LSTM has two pairs, a GRU one pair and n alone, the others one gate.
+Gates come in pairs: the columns of two are interleaved, unit by unit, so that a thread holds both gates of its units
+and taking them apart moves nothing between threads. An LSTM has two pairs, a GRU one pair and n alone, the others one
+gate.
 
 With `DEPTH` > 1 a product is a batch of `DEPTH` products over a share of the depth each, one for each warp, and their
-sum: a tile of 16 rows and 16 units has too few columns for four warps, which would all compute the same.
+sum: a tile of 16 rows and 16 units has too few columns for all warps, which would compute the same.
 
 Arrays (blocks = directions * heads, units = blocks * head):
     p        [batch, time, directions, columns]               x W, of the input, in pairs
@@ -22,6 +24,8 @@ Arrays (blocks = directions * heads, units = blocks * head):
                                                               products of them, outside
 """
 
+from typing import no_type_check
+
 import triton
 import triton.language as tl
 
@@ -32,6 +36,7 @@ LOWEST = tl.constexpr(-1e30)
 
 
 @triton.jit
+@no_type_check
 def _depth(k, DEPTH: tl.constexpr, SPAN: tl.constexpr, BK: tl.constexpr):
     """Which terms of a product its k-th part sums: [BK], or [DEPTH, BK] with a share each."""
     inner = k * BK + tl.arange(0, BK)
@@ -41,6 +46,7 @@ def _depth(k, DEPTH: tl.constexpr, SPAN: tl.constexpr, BK: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def _weights(r_ptr, block, inner, first_column, N: tl.constexpr, COLUMNS: tl.constexpr, HEAD: tl.constexpr):
     """Rows `inner` of recurrent weights [blocks, HEAD, COLUMNS], N columns of them: [..., inner, N]."""
     column = first_column + tl.arange(0, N)
@@ -54,6 +60,7 @@ def _weights(r_ptr, block, inner, first_column, N: tl.constexpr, COLUMNS: tl.con
 
 
 @triton.jit
+@no_type_check
 def _transposed_weights(r_ptr, block, inner, limit, first_unit, N: tl.constexpr, HEAD: tl.constexpr,
                         GATES: tl.constexpr):  # fmt: skip
     """Columns of the recurrent weights below `limit` against the rows of this program's units: [..., inner, N]."""
@@ -68,6 +75,7 @@ def _transposed_weights(r_ptr, block, inner, limit, first_unit, N: tl.constexpr,
 
 
 @triton.jit
+@no_type_check
 def _handed(turn_ptr, inner, rows, kept, WIDTH: tl.constexpr):
     """What the programs of a block handed over, rows of WIDTH, at the places `inner`; where not `kept`, zeros.
 
@@ -89,6 +97,7 @@ def _handed(turn_ptr, inner, rows, kept, WIDTH: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def _columns(base_ptr, row, live, first_column, limit, N: tl.constexpr):
     """N columns of rows that start at `row`: [rows, N] of float32."""
     column = first_column + tl.arange(0, N)
@@ -97,14 +106,17 @@ def _columns(base_ptr, row, live, first_column, limit, N: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def _apart(pair, M: tl.constexpr, N: tl.constexpr):
     return tl.split(tl.reshape(pair, (M, N, 2)))
 
 
 @triton.jit
+@no_type_check
 def forward(
-    p_ptr, ra_ptr, rb_ptr, bias_ptr, recurrent_bias_ptr, lengths_ptr, resets_ptr, mask_ptr, h0_ptr, c0_ptr, n0_ptr, m0_ptr,
-    y_ptr, h_ptr, c_ptr, n_ptr, m_ptr, gates_ptr, previous_ptr, cells_ptr, counts_ptr, exchange_ptr, counter_ptr,
+    p_ptr, ra_ptr, rb_ptr, bias_ptr, recurrent_bias_ptr, lengths_ptr, resets_ptr, mask_ptr, h0_ptr, c0_ptr, n0_ptr,
+    m0_ptr, y_ptr, h_ptr, c_ptr, n_ptr, m_ptr, gates_ptr, previous_ptr, cells_ptr, counts_ptr, exchange_ptr,
+    counter_ptr,
     KIND: tl.constexpr, BATCH: tl.constexpr, TIME: tl.constexpr, BLOCKS: tl.constexpr, HEADS: tl.constexpr,
     HEAD: tl.constexpr, GATES: tl.constexpr, REVERSE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     BK: tl.constexpr, SPLITS: tl.constexpr, DEPTH: tl.constexpr, ROUNDS: tl.constexpr, PADDED: tl.constexpr,
@@ -328,12 +340,14 @@ def forward(
 
 
 @triton.jit
+@no_type_check
 def _saved(pointer, step, kind, kinds, block, unit, owned, UNITS: tl.constexpr, HEAD: tl.constexpr):
     at = step[:, None] * (kinds * UNITS) + kind * UNITS + block * HEAD + unit[None, :]
     return tl.load(pointer + at, mask=owned, other=0.0).to(tl.float32)
 
 
 @triton.jit
+@no_type_check
 def backward(
     dy_ptr, dh_ptr, dc_ptr, dn_ptr, r_ptr, lengths_ptr, resets_ptr, mask_ptr, gates_ptr, previous_ptr, cells_ptr,
     counts_ptr, dp_ptr, dh0_ptr, dc0_ptr, dn0_ptr, exchange_ptr, counter_ptr,

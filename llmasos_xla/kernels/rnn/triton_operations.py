@@ -31,9 +31,8 @@ def plain(s: Spec, *arrays: jax.Array) -> tuple[jax.Array, ...]:
     a = dict(zip((*s.arguments, *s.integers), arrays))
     directions = s.blocks // s.heads
     results = [_plain_direction(s, d, directions, a) for d in range(directions)]
-    return tuple(
-        jnp.concatenate(parts, axis=-1).astype(s.struct(n).dtype) for n, parts in zip(s.outputs, zip(*results))
-    )
+    whole = [jnp.concatenate(parts, axis=-1) for parts in zip(*results)]
+    return tuple(a.astype(s.struct(name).dtype) for name, a in zip(s.outputs, whole))
 
 
 def _plain_direction(s: Spec, d: int, directions: int, a: dict[str, jax.Array]) -> list[jax.Array]:
@@ -65,37 +64,37 @@ def _plain_direction(s: Spec, d: int, directions: int, a: dict[str, jax.Array]) 
 # The launches.
 
 
-def _constants(s: Spec, t: Tiles) -> dict[str, Any]:
+def constants(s: Spec, t: Tiles) -> dict[str, Any]:
+    """What the kernels are compiled for, by the names of their parameters."""
     return {
         "KIND": s.kind, "BATCH": s.batch, "TIME": s.time, "BLOCKS": s.blocks, "HEADS": s.heads, "HEAD": s.head,
         "GATES": s.gates, "REVERSE": s.reverse, "BM": t.rows, "BN": t.units, "BK": t.inner, "SPLITS": t.splits,
-        "DEPTH": t.depth, "ROUNDS": t.rounds,
-        "PADDED": t.rounds * t.resident * t.rows, "PRECISION": s.precision, "PTX": True,
+        "DEPTH": t.depth, "ROUNDS": t.rounds, "PADDED": t.rounds * t.resident * t.rows,
+        "PRECISION": s.precision, "PTX": True,
     }  # fmt: skip
 
 
 def _run(s: Spec, t: Tiles, kernel: Any, arrays: dict[str, Any], results: dict[str, Any], columns: int) -> list[Any]:
     """Launches a kernel on its tiles; pointers whose array is None are left out. `columns` are exchanged each step."""
-    constants = _constants(s, t)
+    static = constants(s, t)
     for given in (arrays, results):
-        constants |= {f"{name}_ptr": None for name, a in given.items() if a is None}
+        static |= {f"{name}_ptr": None for name, a in given.items() if a is None}
     made = {f"{name}_ptr": a for name, a in results.items() if a is not None}
     if t.splits > 1:
         wide = -(-columns // (t.inner * t.depth)) * t.inner * t.depth
-        made["exchange_ptr"] = jax.ShapeDtypeStruct(
-            (2, s.blocks, t.rounds * t.resident * t.rows, wide), jnp.dtype(s.dtype)
-        )
-        made["counter_ptr"] = jax.ShapeDtypeStruct((t.rounds * t.resident * s.blocks,), jnp.dtype(jnp.int32))
+        row_tiles = t.rounds * t.resident
+        made["exchange_ptr"] = jax.ShapeDtypeStruct((2, s.blocks, row_tiles * t.rows, wide), jnp.dtype(s.dtype))
+        made["counter_ptr"] = jax.ShapeDtypeStruct((row_tiles * s.blocks,), jnp.dtype(jnp.int32))
     else:
-        constants |= {"exchange_ptr": None, "counter_ptr": None}
+        static |= {"exchange_ptr": None, "counter_ptr": None}
     out = _triton.launch(
         kernel,
         (t.splits, s.blocks, t.resident),
         {f"{name}_ptr": a for name, a in arrays.items() if a is not None},
         made,
-        constants,
+        static,
         device=s.device,
-        options=Options(t.warps),
+        options=Options(t.warps, registers=255),
         zeroed=("exchange_ptr", "counter_ptr"),
     )
     return list(out[: len(out) - 2 * (t.splits > 1)])
@@ -253,7 +252,7 @@ def _joined(a: jax.Array, axis: int | None, size: int) -> jax.Array:
 
 def with_batch(s: Spec, batch: int) -> Spec | None:
     """The same recurrence of another batch, with tiles for it, or None where there are none."""
-    cut = [tiles(s.kind, batch, s.blocks, s.head, s.dtype, s.device, backward) for backward in (False, True)]
+    cut = [tiles(s.kind, batch, s.blocks, s.head, s.dtype, s.precision, s.device, back) for back in (False, True)]
     return None if None in cut else s._replace(batch=batch, forward=cut[0], backward=cut[1])
 
 

@@ -114,9 +114,14 @@ class Spec(NamedTuple):
         return jax.ShapeDtypeStruct(shape.get(name, (self.batch, self.units)), jnp.dtype(dtype))
 
 
-def tiles(kind: str, batch: int, blocks: int, head: int, dtype: str, device: Device, backward: bool) -> Tiles | None:
+def tiles(
+    kind: str, batch: int, blocks: int, head: int, dtype: str, precision: str, device: Device, backward: bool
+) -> Tiles | None:
     """The tiles that the cost model finds fastest, or None where no cut keeps the weights on chip and all resident."""
-    problem = _Problem(GATES[kind], batch, blocks, head, jnp.dtype(dtype).itemsize, device, backward)
+    itemsize = jnp.dtype(dtype).itemsize
+    # Three products of TF32 for one of float32 keep the weights in two parts.
+    parts = 2 if itemsize == 4 and precision == "tf32x3" else 1
+    problem = _Problem(kind, batch, blocks, head, itemsize, parts, device, backward)
     cost = {t: problem.nanoseconds(t) for t in problem.cuts() if problem.fits(t)}
     return min(cost, key=cost.__getitem__, default=None)
 
@@ -124,13 +129,20 @@ def tiles(kind: str, batch: int, blocks: int, head: int, dtype: str, device: Dev
 class _Problem(NamedTuple):
     """What decides the tiles."""
 
-    gates: int
+    kind: str
     batch: int
     blocks: int
     head: int
     itemsize: int
+    parts: int
+    """Of each weight, in shared memory."""
     device: Device
     backward: bool
+
+    @property
+    def gates(self) -> int:
+        """Of a unit."""
+        return GATES[self.kind]
 
     def cuts(self) -> list[Tiles]:
         """Every cut whose sums and states fit the registers."""
@@ -141,21 +153,20 @@ class _Problem(NamedTuple):
             units, splits = 16 if self.itemsize == 2 else 8, self.head
             while splits > 1:
                 splits = -(-self.head // units)
-                if splits == 1:
-                    units = max(16, units)
+                units = max(16, units) if splits == 1 else units
                 for warps in (4, 8):
                     # Below 64 rows there are no matrix instructions of four warps together.
                     depth = warps if splits > 1 and rows < 64 else 1
-                    t = Tiles(rows, units, units if splits == 1 else self._inner(depth), depth, splits, warps)
-                    if self._registers(t):
-                        found.append(self._in_rounds(t))
+                    for inner in (units,) if splits == 1 else (16, 32, 64, 128)[: 6 - self.itemsize // 2]:
+                        t = Tiles(rows, units, inner, depth, splits, warps)
+                        if self._registers(t):
+                            found.append(self._in_rounds(t))
                 units *= 2
         return found
 
     def fits(self, t: Tiles) -> bool:
         """Whether the weights lie on chip and programs that wait for each other are all resident."""
-        # Three TF32 products for one of float32 keep the weights in two parts.
-        weights = self._weights(t) * (2 if self.itemsize == 4 else 1)
+        weights = self._weights(t) * self.parts
         # The operand of a product passes through shared memory, and so do sums that change their layout.
         columns = t.units if self.backward else 2 * t.units
         passing = max(t.rows * t.inner * t.depth * self.itemsize, t.rows * columns * t.depth * 4)
@@ -164,27 +175,34 @@ class _Problem(NamedTuple):
         return t.splits == 1 or t.splits * self.blocks <= self.device.multiprocessors
 
     def _in_rounds(self, t: Tiles) -> Tiles:
-        count = -(-self.batch // t.rows)
-        at_once = (
-            count if t.splits == 1 else min(count, max(1, self.device.multiprocessors // (t.splits * self.blocks)))
-        )
+        at_once = count = -(-self.batch // t.rows)
+        if t.splits > 1:
+            at_once = min(count, max(1, self.device.multiprocessors // (t.splits * self.blocks)))
         return t._replace(resident=at_once, rounds=-(-count // at_once))
 
     def _registers(self, t: Tiles) -> bool:
         """Whether a program of these tiles was seen to compile without spilling."""
         if t.splits == 1:
             return t.rows * t.units <= 256 * t.warps
-        weights = self._weights(t)
-        if t.depth > 1:
-            most = 3 << 14 if t.warps == 4 else 3 << 16 if t.rows == 16 else 1 << 17
-            return t.rows * t.units <= 64 * t.warps and weights <= most
-        return t.rows == 16 * t.warps and t.units == 16 and weights <= (1 << 16 if self.backward else 1 << 17)
+        weights, many = self._weights(t), self.kind == "slstm"
+        if self.itemsize == 4:
+            inner = (32, 64) if t.units == 8 else (64,) if self.backward else (16, 32)
+            return t.rows == 16 and t.units <= 16 and t.warps == 8 and t.inner in inner
+        if t.depth == 1:
+            small = not self.backward and not many and t.units == 16
+            return small and t.rows == 16 * t.warps and weights <= 1 << 17
+        if t.rows * t.units > 64 * t.warps or (self.backward and t.units > 16):
+            return False
+        if t.rows > 16:
+            return weights <= 1 << 17 and not (self.backward and (many or self._products(t) > 8 or t.inner > 64))
+        return weights <= (3 << 14 if t.warps == 4 else 1 << 18)
 
     def nanoseconds(self, t: Tiles) -> float:
         """A model of one step, from latencies that the literature gives for an H100; not yet fitted to measurements."""
         weights = self._weights(t)
         step = 300.0  # the cell's exponentials, the loop, a change of layout
         step += weights / 200  # read from shared memory, 128 bytes a clock
+        step += 20 * self._products(t)
         step += 2 * t.rows * weights / self.itemsize / (3000 if self.itemsize == 2 else 200)
         if t.splits > 1:
             exchanged = t.rows * self.head * self.itemsize * (self.gates if self.backward else 1)
@@ -194,17 +212,13 @@ class _Problem(NamedTuple):
     def _terms(self) -> int:
         return self.gates * self.head if self.backward else self.head
 
-    def _inner(self, depth: int) -> int:
-        """The terms of one product that leave the least padding, the most of these."""
-        sizes = (128, 64, 32, 16) if self.itemsize == 2 else (64, 32, 16)
-        sizes = tuple(size for size in sizes if size * depth <= 256) or (16,)
-        padded = {size: -(-self._terms() // (depth * size)) * depth * size for size in sizes}
-        return min(sizes, key=lambda size: (padded[size], -size))
+    def _products(self, t: Tiles) -> int:
+        """Matrix products of one sum, each with addresses of its own."""
+        return self.gates if t.splits == 1 else -(-self._terms() // (t.depth * t.inner))
 
     def _weights(self, t: Tiles) -> int:
         """Bytes of recurrent weights that a program keeps."""
         if t.splits == 1:
             return self.gates * t.units * t.units * self.itemsize
         columns = t.units if self.backward else self.gates * t.units
-        padded = -(-self._terms() // (t.inner * t.depth)) * t.inner * t.depth
-        return padded * columns * self.itemsize
+        return self._products(t) * t.inner * t.depth * columns * self.itemsize

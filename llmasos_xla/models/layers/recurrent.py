@@ -5,7 +5,8 @@ neither outputs nor state (outputs there are zero). Arrays stand in the kernels'
 """
 
 import dataclasses
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +24,13 @@ class _Recurrent(Layer):
     """Base of SimpleRNN, GRU and LSTM: [batch, time, cin] -> [batch, units], or [batch, time, units] as a sequence.
 
     `go_backwards` reads each row from its end, and a sequence comes out in that order, as in Keras; padding stays at
-    the right. `dropout` is applied to the input in training, the same channels at all steps.
+    the right. In training `dropout` is applied to the input and `recurrent_dropout` to the state on its way into the
+    recurrent product, the same channels at all steps (Gal and Ghahramani 2016).
     """
 
     gates: ClassVar[int]
+    op: ClassVar[Callable]
+    """The kernel."""
 
     units: int
     activation: str | None = "tanh"
@@ -35,12 +39,20 @@ class _Recurrent(Layer):
     recurrent_initializer: str = "orthogonal"
     bias_initializer: str = "zeros"
     dropout: float = 0.0
+    recurrent_dropout: float = 0.0
     return_sequences: bool = False
     go_backwards: bool = False
 
     def check(self) -> None:
         """Refuses dropout outside [0, 1)."""
         number(self.who, "dropout", self.dropout, least=0.0, below=1.0)
+        number(self.who, "recurrent_dropout", self.recurrent_dropout, least=0.0, below=1.0)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the kernel takes beside arrays."""
+        names = ("activation", "recurrent_activation", "reset_after")
+        return {name: getattr(self, name) for name in names if hasattr(self, name)}
 
     def build(self, shape: Shape, rngs: nnx.Rngs) -> nnx.Module:
         """The module with kernel, recurrent_kernel and bias."""
@@ -65,6 +77,7 @@ class SimpleRNN(_Recurrent):
     """
 
     gates: ClassVar[int] = 1
+    op: ClassVar[Callable] = staticmethod(kernels.rnn)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +95,7 @@ class GRU(_Recurrent):
     """
 
     gates: ClassVar[int] = 3
+    op: ClassVar[Callable] = staticmethod(kernels.gru)
 
     recurrent_activation: str | None = "sigmoid"
     reset_after: bool = True
@@ -101,6 +115,7 @@ class LSTM(_Recurrent):
     """
 
     gates: ClassVar[int] = 4
+    op: ClassVar[Callable] = staticmethod(kernels.lstm)
 
     recurrent_activation: str | None = "sigmoid"
     unit_forget_bias: bool = True
@@ -120,38 +135,42 @@ class RecurrentModule(MaskModule):
         second = spec.use_bias and isinstance(spec, GRU) and spec.reset_after
         self.recurrent_bias = parameter(rngs, spec.bias_initializer, (width,)) if second else None
 
-    def sequence(
-        self, x: jax.Array, lengths: jax.Array | None, *, reverse: bool, train: bool, rngs: nnx.Rngs | None
-    ) -> tuple[jax.Array, jax.Array]:
-        """All outputs [batch, time, units] in the order of time, and the last state [batch, units]."""
+    def arrays(self, x: jax.Array, *, train: bool, rngs: nnx.Rngs | None) -> dict[str, jax.Array | None]:
+        """What the kernel takes of this direction, by the names of its arguments."""
+        found = {"w_input": self.kernel, "w_recurrent": self.recurrent_kernel, "bias": self.bias}
+        if self.recurrent_bias is not None:
+            found["recurrent_bias"] = self.recurrent_bias
+        arrays = {name: None if a is None else a[...] for name, a in found.items()}
+        if train and self.spec.recurrent_dropout:
+            ones = jnp.ones((x.shape[0], self.spec.units), x.dtype)
+            key = random_key(rngs, self.spec.who)
+            arrays["recurrent_mask"] = drop(ones, key, self.spec.recurrent_dropout, ones.shape)
+        return arrays
+
+    def dropped(self, x: jax.Array, *, train: bool, rngs: nnx.Rngs | None) -> jax.Array:
+        """The input under dropout, the same channels at all steps."""
         spec = self.spec
-        if train and spec.dropout:
-            x = drop(x, random_key(rngs, spec.who), spec.dropout, (x.shape[0], 1, x.shape[2]))
-        bias = None if self.bias is None else self.bias[...]
-        arrays = (x, self.kernel[...], self.recurrent_kernel[...], bias)
-        common = {"activation": spec.activation, "lengths": lengths, "reverse": reverse}
-        if isinstance(spec, LSTM):
-            y, (h, _) = kernels.lstm(*arrays, recurrent_activation=spec.recurrent_activation, **common)
-            return y, h
-        if isinstance(spec, GRU):
-            return kernels.gru(
-                *arrays,
-                recurrent_bias=None if self.recurrent_bias is None else self.recurrent_bias[...],
-                recurrent_activation=spec.recurrent_activation,
-                reset_after=spec.reset_after,
-                **common,
-            )
-        return kernels.rnn(*arrays, **common)
+        if not train or not spec.dropout:
+            return x
+        return drop(x, random_key(rngs, spec.who), spec.dropout, (x.shape[0], 1, x.shape[2]))
 
     def masked(
         self, x: jax.Array, mask: jax.Array | None, *, train: bool, rngs: nnx.Rngs | None
     ) -> tuple[jax.Array, jax.Array | None]:
         """The outputs in the order in which they were computed, or the last state."""
         lengths = None if mask is None else row_lengths(mask)
-        y, h = self.sequence(x, lengths, reverse=self.spec.go_backwards, train=train, rngs=rngs)
-        if not self.spec.return_sequences:
-            return h, None
-        return (reverse_rows(y, lengths) if self.spec.go_backwards else y), mask
+        spec = self.spec
+        x = self.dropped(x, train=train, rngs=rngs)
+        arrays = self.arrays(x, train=train, rngs=rngs)
+        y, state = spec.op(x, **arrays, **spec.options, lengths=lengths, reverse=spec.go_backwards)
+        if not spec.return_sequences:
+            return hidden(state), None
+        return (reverse_rows(y, lengths) if spec.go_backwards else y), mask
+
+
+def hidden(state: jax.Array | tuple[jax.Array, ...]) -> jax.Array:
+    """The h of a kernel's final state."""
+    return state[0] if isinstance(state, tuple) else state
 
 
 def row_lengths(mask: jax.Array) -> jax.Array:

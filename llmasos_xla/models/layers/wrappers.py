@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from llmasos_xla import kernels
 from llmasos_xla.models.layers._base import Layer, Shape
 from llmasos_xla.models.layers._checks import known_channels, one_of, short
 from llmasos_xla.models.layers._modules import MaskModule, call_module
-from llmasos_xla.models.layers.recurrent import RecurrentModule, _Recurrent, row_lengths
+from llmasos_xla.models.layers.recurrent import RecurrentModule, _Recurrent, hidden, row_lengths
 
 MERGES = ("concat", "sum", "mul", "ave")
 
@@ -52,7 +53,7 @@ class Bidirectional(Layer):
 class _Bidirectional(MaskModule):
     def __init__(self, spec: Bidirectional, cin: int, rngs: nnx.Rngs):
         assert isinstance(spec.layer, _Recurrent)
-        self.sequences = spec.layer.return_sequences
+        self.layer = spec.layer
         self.merge_mode = spec.merge_mode
         self.forward = RecurrentModule(spec.layer, cin, rngs)
         self.backward = RecurrentModule(spec.layer, cin, rngs)
@@ -60,11 +61,19 @@ class _Bidirectional(MaskModule):
     def masked(
         self, x: jax.Array, mask: jax.Array | None, *, train: bool, rngs: nnx.Rngs | None
     ) -> tuple[jax.Array, jax.Array | None]:
-        lengths = None if mask is None else row_lengths(mask)
-        there, last = self.forward.sequence(x, lengths, reverse=False, train=train, rngs=rngs)
-        back, first = self.backward.sequence(x, lengths, reverse=True, train=train, rngs=rngs)
-        if not self.sequences:
-            return self._merge(last, first), None
+        options = {**self.layer.options, "lengths": None if mask is None else row_lengths(mask)}
+        op, directions = self.layer.op, (self.forward, self.backward)
+        if train and self.layer.dropout:  # each direction drops its own channels of the input
+            xs = [d.dropped(x, train=train, rngs=rngs) for d in directions]
+            arrays = [d.arrays(x, train=train, rngs=rngs) for d in directions]
+            (there, last), (back, first) = (
+                op(x, **a, **options, reverse=reverse) for x, a, reverse in zip(xs, arrays, (False, True))
+            )
+        else:
+            arrays = [d.arrays(x, train=train, rngs=rngs) for d in directions]
+            (there, last), (back, first) = kernels.bidirectional(op, x, *arrays, **options)
+        if not self.layer.return_sequences:
+            return self._merge(hidden(last), hidden(first)), None
         return self._merge(there, back), mask
 
     def _merge(self, a: jax.Array, b: jax.Array) -> jax.Array:

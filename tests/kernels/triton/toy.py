@@ -8,6 +8,7 @@ import triton.language as tl
 
 from llmasos_xla.kernels import _triton
 from llmasos_xla.kernels._triton.compiler import Options
+from llmasos_xla.kernels._triton.language import arrive, wait
 
 
 @triton.jit
@@ -24,6 +25,12 @@ def product_kernel(x_ptr, w_ptr, y_ptr, M: tl.constexpr, N: tl.constexpr, K: tl.
         total = tl.dot(x, w, total, input_precision="ieee")
     mask = (rows[:, None] < M) & (columns[None, :] < N)
     tl.store(y_ptr + rows[:, None] * N + columns[None, :], total.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def waiting_kernel(counter_ptr, TARGET: tl.constexpr):
+    arrive(counter_ptr)
+    wait(counter_ptr, TARGET, False)
 
 
 class Spec(NamedTuple):
