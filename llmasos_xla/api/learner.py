@@ -294,7 +294,7 @@ class Learner:
             fitted = Preprocessing.fit(dataset, self.spec.input_shape, tokens=self.spec.tokens)
             if (size := fitted.vocabulary_size) is not None and not self.spec.tokens:
                 raise ValueError(
-                    f"model: the data are text, encoded to ids from 0 to {size - 1}, and its first layer reads numbers: "
+                    f"model: the data are text, encoded to ids 0 to {size - 1}, and its first layer reads numbers: "
                     f"begin with lm.layers.Embedding({size}, ...); a table's only text column is categories with "
                     "categories=[...]"
                 )

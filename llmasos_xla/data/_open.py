@@ -108,7 +108,7 @@ def _open_path(path: pathlib.Path, labels: Any, kind: str | None, options: Optio
     if kind == CSV:
         reading = csv_reader.CsvOptions(
             options.header, options.delimiter, _names(options.na_values, "na_values") or (), options.encoding,
-            options.decimal or ".",
+            "." if options.decimal is None else options.decimal,
         )  # fmt: skip
         return csv_reader.from_csv(path, _label_array(labels), options.table(), reading)
     if kind == IDX:

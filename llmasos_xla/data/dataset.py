@@ -114,8 +114,8 @@ class Dataset:
         check_normalize(normalize)
         options = Options(
             mode=mode, label=label, columns=columns, categories=categories, missing=missing, header=header,
-            delimiter=delimiter, decimal=decimal, na_values=na_values, text=text, encoding=encoding, image_size=image_size,
-            channels=channels, length=length, label_from=label_from, x_key=x_key, y_key=y_key,
+            delimiter=delimiter, decimal=decimal, na_values=na_values, text=text, encoding=encoding,
+            image_size=image_size, channels=channels, length=length, label_from=label_from, x_key=x_key, y_key=y_key,
         )  # fmt: skip
         self.content: Content = open_source(source, labels, kind, options)
         self.mode, self.seed, self.normalize, self.missing = mode, seed, normalize, missing

@@ -9,7 +9,8 @@ pytestmark = pytest.mark.usefixtures("unchecked")
 
 
 def model(units=3, shape=(4,), compiled=True):
-    made = lm.Sequential([lm.layers.Dense(units, activation="softmax", input_shape=shape)])
+    size = {} if shape is None else {"input_shape": shape}
+    made = lm.Sequential([lm.layers.Dense(units, activation="softmax", **size)])
     if compiled:
         made.compile("adam", "sparse_categorical_crossentropy", ["accuracy"])
     return made
@@ -64,6 +65,10 @@ CASES = {
     "several inputs": (
         lambda: model().fit({"a": X, "b": X}, Y, verbose=0),
         r"it takes one input, the data are a dict of a and b: .*x\['a'\] or np.concatenate.*pandas.DataFrame",
+    ),
+    "text for a model of numbers": (
+        lambda: model(shape=None).fit(lm.Dataset(["a b", "c", "d e"], Y[:3]), verbose=0),
+        r"the data are text, encoded to ids 0 to 6, and its first layer reads numbers: begin with .*Embedding\(7,",
     ),
     "several inputs in predict": (lambda: model().predict({"a": X}), "the data are a dict of a: pass one array"),
     "several inputs after fit": (

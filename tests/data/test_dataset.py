@@ -1,3 +1,5 @@
+import datetime
+import decimal
 import subprocess
 import sys
 
@@ -104,6 +106,26 @@ def test_a_pandas_frame():
     assert encoded.shape == (4, 4)
     assert encoded[1, 1] == 0
     np.testing.assert_array_equal(encoded[:, 2:], [[1, 0], [0, 1], [0, 0], [1, 0]])
+
+
+def test_pandas_numbers_and_dates_in_other_clothes():
+    import pandas as pd
+
+    def frame(column):
+        return pd.DataFrame({"a": column, "b": [1.0, 2.0], "label": [0, 1]})
+
+    assert Dataset(frame([decimal.Decimal("1.5"), None])).rows().x[0, 0] == 1.5
+    days = ["2024-01-01", "2024-01-02"]
+    for column in (
+        pd.to_datetime(days), pd.to_datetime(days, utc=True), pd.to_timedelta(["1 days", "2 days"]),
+        pd.period_range("2024-01", "2024-02", freq="M"), [datetime.date(2024, 1, 1), None],
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"the text column 'a' holds dates or times, .* at row 0"):
+            Dataset(frame(column))
+    with pytest.raises(ValueError, match=r"the text column 'a' holds numbers, such as '1' at row 0"):
+        Dataset(frame(["1", "2"]))
+    # pandas' own word for categories says what they are.
+    assert Preprocessing.fit(Dataset(frame(pd.Categorical(["1", "2"])))).shape == (3,)
 
 
 def test_errors_of_arrays():

@@ -31,7 +31,7 @@ class CsvOptions:
     header: bool | None = None
     """Whether the first line names the columns; None: it does if it has no number, or a word above a number."""
     delimiter: str | None = None
-    """None: whichever of comma, semicolon and tab the first line has most of."""
+    """None: whichever of comma, semicolon and tab the first line has most of, the decimal sign left out."""
     na_values: tuple[str, ...] = ()
     """Further spellings of a missing value, next to `NULLS`."""
     encoding: str = "utf-8"
@@ -47,7 +47,13 @@ def from_csv(path: str | pathlib.Path, labels: np.ndarray | None, table: TableOp
     """
     path = existing(path)
     start = _beginning(path, options.encoding)
-    delimiter = options.delimiter or max(",;\t", key=start.lstrip().split("\n", 1)[0].count)
+    first = start.lstrip().split("\n", 1)[0]
+    delimiter = options.delimiter or max((sign for sign in ",;\t" if sign != options.decimal), key=first.count)
+    if len(options.decimal) != 1 or options.decimal.isalnum() or options.decimal == delimiter:
+        raise ValueError(
+            f"Dataset: decimal={options.decimal!r}, delimiter={delimiter!r}: decimal is the one sign before a "
+            "fraction, '.' or ',', and not the delimiter"
+        )
     reader = csv.reader(io.StringIO(start, newline=""), delimiter=delimiter)
     cells = next(cells for cells in reader if cells)
     first_lines = reader.line_num
@@ -236,7 +242,7 @@ def _is_byte(cell: str) -> bool:
 
 def _is_number(cell: str, decimal: str) -> bool:
     try:
-        float(cell.replace(decimal, "."))
+        float(cell if decimal == "." else cell.replace(".", "no number").replace(decimal, "."))
     except ValueError:
         return False
     return True
