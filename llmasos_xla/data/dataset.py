@@ -53,7 +53,8 @@ class Dataset:
         na_values: CSV: further spellings of a missing value.
         text: CSV: the column to read as text; a table's only column of inputs is where most of its values differ.
         level: text: "word" or "character" ids.
-        max_words: text: the size of the vocabulary, 20,000 by default.
+        max_words: text: the most ids that there may be, 0 for padding and 1 for unknown words among them, 20,000 by
+            default: `Embedding(max_words, ...)` has a vector for each.
         max_length: text: the length of a row of ids; the longest row's by default, up to 256 words, 1,024 characters.
         encoding: text files: "utf-8" by default.
         image_size: images: (height, width) to resize to; needed if sizes differ.
