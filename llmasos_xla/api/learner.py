@@ -65,9 +65,10 @@ class Learner:
             return
         if self.spec.input_shape is None and input_shape is not None:
             self.spec = StackSpec(self.spec.layers, tuple(input_shape))
-        self._net = self.spec.net()
-        init = compile(self._net.init, jax.random.key(self.seed), what="initial weights", once=True, log=self.compiled)
+        net = self.spec.net()
+        init = compile(net.init, jax.random.key(self.seed), what="initial weights", once=True, log=self.compiled)
         self._state = init(jax.random.key(self.seed))
+        self._net = net
 
     def compile(self, recipe: Recipe) -> None:
         """Sets how the model is trained; the optimizer's state is kept if it is the same optimizer."""

@@ -107,6 +107,29 @@ def test_labels_shaped_as_the_outputs_are_shares_and_others_classes(blobs):
     assert steps.learner.recipe.loss.name == "sparse_categorical_crossentropy"
 
 
+def test_disable_jit_learns_the_same_step_by_step(sequential, blobs):
+    def confidence(outputs, y):
+        seen.append(float(outputs.max()))
+        return outputs.max(axis=-1)
+
+    seen = []
+    compiled, eager = sequential(), sequential()
+    request = {"epochs": 1, "steps_per_dispatch": 3, "validation_data": blobs, **QUIET}
+    history = compiled.fit(*blobs, **request).history
+    eager.compile("adam", "sparse_categorical_crossentropy", ["accuracy", confidence])
+    with jax.disable_jit():
+        run = eager.fit(*blobs, **request)
+        p, logs = eager.predict(blobs[0]), eager.evaluate(*blobs, verbose=0)
+        compiled.predict(blobs[0])
+    # The metric read numbers, in training as in evaluation.
+    assert len(seen) > 7
+    assert not run.compiled
+    chex.assert_trees_all_close(eager.variables, compiled.variables, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(run.history["val_loss"], history["val_loss"], rtol=1e-4)
+    np.testing.assert_allclose(p, eager.predict(blobs[0]), rtol=1e-4, atol=1e-6)
+    assert logs["loss"] == pytest.approx(run.history["val_loss"][0], rel=1e-4)
+
+
 def test_two_fits_equal_one(sequential, blobs):
     once, twice = sequential(), sequential()
     once.fit(*blobs, epochs=4, **QUIET)
