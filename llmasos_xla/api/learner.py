@@ -313,7 +313,7 @@ class Learner:
             raise ValueError(f"{who}: how to train is not known yet; call compile(optimizer=, loss=, metrics=) first")
         assert self.preprocessing is not None
         labels = self.preprocessing.encode_labels(dataset.labels, who=who)
-        check_targets(self.recipe.loss, labels, self.spec.output_shape())
+        check_targets(self.recipe.loss, labels, self.spec.output_shape(), self.preprocessing.label_names)
         return labels
 
     def _toolbox(self) -> tuple[Objective, Evaluator, Predictor]:

@@ -42,7 +42,13 @@ def mean(name: str, per_sample: Callable[[jax.Array, jax.Array], jax.Array], res
     """The weighted mean over samples of `per_sample(outputs, y)` [batch, ...]."""
 
     def sums(outputs: jax.Array, y: jax.Array, weight: jax.Array) -> Sums:
-        values = per_sample(outputs, y).astype(jnp.float32)
+        values = jnp.asarray(per_sample(outputs, y)).astype(jnp.float32)
+        if values.shape[:1] != weight.shape:
+            came = f"an array of shape {values.shape}" if values.ndim else "a single number"
+            raise ValueError(
+                f"metric {name!r} gave {came} for a batch of {weight.shape[0]} rows; one value a row is wanted, "
+                "(outputs, y) -> [batch, ...], of which the mean is taken: average over axis=-1, not over the rows"
+            )
         return {"sum": jnp.sum(values.reshape(values.shape[0], -1).mean(axis=1) * weight), "weight": jnp.sum(weight)}
 
     return Metric(name, sums, result)

@@ -16,10 +16,10 @@ def model(units=3, shape=(4,), compiled=True):
     return made
 
 
-def image_model():
+def image_model(channels=(1,)):
     made = lm.Sequential(
         [
-            lm.layers.Conv2D(2, 3, input_shape=(8, 8, 1)),
+            lm.layers.Conv2D(2, 3, input_shape=(8, 8, *channels)),
             lm.layers.Flatten(),
             lm.layers.Dense(2, activation="softmax"),
         ]
@@ -65,6 +65,18 @@ CASES = {
     "several inputs": (
         lambda: model().fit({"a": X, "b": X}, Y, verbose=0),
         r"it takes one input, the data are a dict of a and b: .*x\['a'\] or np.concatenate.*pandas.DataFrame",
+    ),
+    "images without channels": (
+        lambda: image_model(()).fit(np.ones((6, 8, 8), np.uint8), Y % 2, verbose=0),
+        r"samples of shape \(height, width, channels\), got \(8, 8\); with one channel.* input_shape=\(8, 8, 1\) in",
+    ),
+    "names under a loss of numbers": (
+        lambda: (m := model(1), m.compile("adam", "mse"), m.fit(X, np.array(list("abcabc")), verbose=0)),
+        r"names of 3 classes \('a', 'b', 'c'\).*Dense\(3, activation='softmax'\).*numbers that came as text",
+    ),
+    "a metric of the whole batch": (
+        lambda: (m := model(), m.compile("adam", "mse", [lambda p, y: p.mean()]), m.fit(X, np.eye(3)[Y], verbose=0)),
+        "metric '<lambda>' gave a single number for a batch of 6 rows; one value a row is wanted",
     ),
     "text for a model of numbers": (
         lambda: model(shape=None).fit(lm.Dataset(["a b", "c", "d e"], Y[:3]), verbose=0),

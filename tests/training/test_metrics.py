@@ -192,6 +192,20 @@ def test_padding_of_weight_zero_changes_nothing(classes):
     assert streamed(accuracy, changed, y, padded) == streamed(accuracy, p, y, padded) != streamed(accuracy, p, y, ones)
 
 
+@pytest.mark.parametrize(
+    ("function", "came"),
+    [
+        (lambda outputs, y: jnp.mean(outputs), "a single number"),
+        (lambda outputs, y: 0.5, "a single number"),
+        (lambda outputs, y: jnp.mean(outputs, axis=0), r"an array of shape \(8,\)"),
+    ],
+)
+def test_a_function_gives_one_value_a_row(function, came, classes, weight):
+    metric = metric_by_name(function, loss_by_name("mse"))
+    with pytest.raises(ValueError, match=rf"metric '<lambda>' gave {came} for a batch of 32 rows; one value a row"):
+        streamed(metric, *classes, weight)
+
+
 def test_unknown_metric():
     with pytest.raises(ValueError, match="unknown metric 'acuracy'; did you mean 'accuracy'"):
         metric_by_name("acuracy", loss_by_name("mse"))
