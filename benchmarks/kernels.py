@@ -1,4 +1,4 @@
-"""Times convolution, pooling, dense layers, normalization and recurrence over the kernels' lists of shapes, in turns.
+"""Times convolution, pooling, dense layers, normalization and recurrences over the kernels' lists of shapes, in turns.
 
 python benchmarks/kernels.py                                           # peers say "not installed"
 python benchmarks/kernels.py --peers-python .peers/bin/python --json   # with them (README.md says how to install them)

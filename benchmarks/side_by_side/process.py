@@ -86,10 +86,13 @@ class Process:
             raise NoSpeedError(answer["failed"])
         return answer
 
-    def _last_error(self) -> str:
+    def said(self) -> str:
+        """What it wrote to its standard error."""
         self._errors.seek(0)
-        lines = self._errors.read().decode(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "it said nothing"
+        return self._errors.read().decode(errors="replace").strip()
+
+    def _last_error(self) -> str:
+        return (self.said() or "it said nothing").splitlines()[-1]
 
 
 @contextlib.contextmanager

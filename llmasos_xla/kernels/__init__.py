@@ -25,3 +25,4 @@ from llmasos_xla.kernels.rnn.api import gru as gru
 from llmasos_xla.kernels.rnn.api import lstm as lstm
 from llmasos_xla.kernels.rnn.api import rnn as rnn
 from llmasos_xla.kernels.rnn.api import slstm as slstm
+from llmasos_xla.kernels.scan.api import linear_scan as linear_scan

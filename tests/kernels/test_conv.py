@@ -266,10 +266,61 @@ def test_the_choice_among_the_xla_formulations_on_cpu(name, formulation):
 
 def test_elsewhere_than_on_cpu_lax_runs():
     for case in BENCH:
-        with tracing_for("gpu"):
+        with tracing_for("tpu"):
             found = kernels.explain(kernels.conv, *shapes(case), **case.arguments)
         assert found.chosen.formulation == "lax"
-        assert "measured to pay on cpu only, this is gpu" in str(found)
+        assert "measured to pay on cpu only, this is tpu" in str(found)
+
+
+def chosen_on_gpu(case):
+    with tracing_for("gpu"):
+        found = kernels.explain(kernels.conv, *shapes(case), **case.arguments, implementation="xla")
+    return found.chosen.formulation
+
+
+REEXPRESSED = [case.name for case in TESTS if chosen_on_gpu(case) != "lax"]
+
+
+def test_what_cudnn_has_no_form_for_is_reexpressed_on_gpu():
+    assert {chosen_on_gpu(CASES[name]) for name in REEXPRESSED} == {"phases", "canonical"}
+
+
+@pytest.mark.parametrize("name", REEXPRESSED)
+def test_what_runs_on_gpu_equals_loops_and_its_derivatives_those_of_lax(name):
+    case = CASES[name]
+    x, w = drawn(case)
+
+    def on_gpu(x, w):
+        with tracing_for("gpu"):
+            return kernels.conv(x, w, **case.arguments, implementation="xla")
+
+    def derivatives(f):
+        def directional(x, w):
+            return sum((a * b).sum() for a, b in zip(jax.grad(lambda x, w: loss(f(x, w)), (0, 1))(x, w), (x, w)))
+
+        return jax.jit(lambda x, w: (jax.jvp(f, (x, w), (x, w))[1], jax.grad(directional, (0, 1))(x, w)))(x, w)
+
+    with jax.enable_x64(True):
+        y, *gradients = with_gradients(on_gpu)(x, w)
+        _, *wanted = with_gradients(conv_of(case, "lax"))(x, w)
+        assert_close(y, expected(case, x, w))
+        jax.tree.map(assert_close, gradients, wanted)
+        jax.tree.map(assert_close, derivatives(on_gpu), derivatives(conv_of(case, "lax")))
+
+
+@pytest.mark.parametrize("preferred", [None, jnp.float32])
+@pytest.mark.parametrize("name", ["groups-stride", "groups-dilated", "dilated", "input-dilated"])
+def test_narrow_types_on_gpu(name, preferred):
+    case = CASES[name]
+    x, w = (jnp.asarray(a, jnp.bfloat16) for a in drawn(case, dtype=np.float32))
+
+    def on_gpu(x, w):
+        with tracing_for("gpu"):
+            return kernels.conv(x, w, **case.arguments, preferred_element_type=preferred, implementation="xla")
+
+    y, dx, dw = with_gradients(on_gpu)(x, w)
+    assert (y.dtype, dx.dtype, dw.dtype) == (preferred or jnp.bfloat16, jnp.bfloat16, jnp.bfloat16)
+    assert_close(y, expected(case, *(np.asarray(a, np.float64) for a in (x, w))), scale=2, dtype="bfloat16")
 
 
 @pytest.mark.parametrize("name", ["groups", "groups-stride", "many-groups"])

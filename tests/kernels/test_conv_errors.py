@@ -55,7 +55,7 @@ CONV = [
         TypeError,
         "conv: activation='tanh' needs floating point, the result is int32",
     ),
-    ({"implementation": "cudnn"}, ValueError, "conv: unknown implementation 'cudnn'; Known: onednn, xla"),
+    ({"implementation": "cudnn"}, ValueError, "conv: unknown implementation 'cudnn'; Known: onednn, triton, xla"),
 ]
 
 

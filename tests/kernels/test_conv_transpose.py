@@ -46,14 +46,14 @@ def with_gradients(f):
     return jax.jit(lambda x, w: (f(x, w), *jax.grad(loss, (0, 1))(x, w)))
 
 
-@pytest.mark.parametrize("formulation", ["canonical", "lax"])
+@pytest.mark.parametrize(("formulation", "platform"), [("canonical", "cpu"), ("canonical", "gpu"), ("lax", "cpu")])
 @pytest.mark.parametrize("name", list(CASES))
-def test_values_equal_loops_and_gradients_those_of_lax(name, formulation):
+def test_values_equal_loops_and_gradients_those_of_lax(name, formulation, platform):
     case = CASES[name]
     x, w = drawn(case)
 
     def ours(x, w):
-        with forced(formulation):
+        with forced(formulation), tracing_for(platform):
             return kernels.conv_transpose(x, w, **rest(case))
 
     with jax.enable_x64(True):

@@ -55,7 +55,7 @@ pytestmark = pytest.mark.usefixtures("unchecked")
         (lambda: L.LayerNormalization(epsilon=0), "LayerNormalization: epsilon wants a positive number, got 0"),
         (lambda: L.GroupNormalization(0), "groups (or -1, one a channel) wants an int of at least 1, got 0"),
         (lambda: L.LSTM(4, dropout=1), "LSTM: dropout wants a finite number of at least 0 and below 1, got 1"),
-        (lambda: L.Bidirectional(L.Dense(3)), "Bidirectional: wants a SimpleRNN, GRU or LSTM, got Dense("),
+        (lambda: L.Bidirectional(L.Dense(3)), "Bidirectional: wants a SimpleRNN, GRU, LSTM or MinGRU, got Dense("),
         (lambda: L.Bidirectional(L.GRU(3, go_backwards=True)), "its layer runs in both directions; leave go_backwards"),
         (
             lambda: L.Bidirectional(L.GRU(3), "average"),

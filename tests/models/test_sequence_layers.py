@@ -52,12 +52,32 @@ def test_lstm_gates_stand_in_the_order_i_f_g_o_and_forget_starts_at_one(x, apply
     assert_close(y, h)
 
 
+def test_mingru_is_its_formula(x, apply_layer):
+    layer = L.MinGRU(4, "tanh", return_sequences=True, bias_initializer="random_normal")
+    y, variables = apply_layer(layer, x)
+    p = wide(variables)
+    h = np.zeros((2, 4))
+    for t in range(5):
+        z, n = np.split(np.asarray(x[:, t], np.float64) @ p["kernel"] + p["bias"], 2, 1)
+        h = (1 - sigmoid(z)) * h + sigmoid(z) * np.tanh(n)
+        assert_close(y[:, t], h)
+
+
+def test_mingru_remembers_in_bfloat16(apply_layer):
+    """A gate of 1 - 1/1000 is not 1: after 3000 steps of its complement most of the candidate has come in."""
+    layer = L.MinGRU(1)
+    params = {"kernel": jnp.zeros((1, 2), jnp.bfloat16), "bias": jnp.array([-7.0, 1.0], jnp.bfloat16)}
+    variables = apply_layer(layer, jnp.ones((1, 1, 1)))[1]._replace(params=params)
+    y, _ = apply_layer(layer, jnp.ones((1, 3000, 1), jnp.bfloat16), variables=variables)
+    assert float(y[0, 0]) == pytest.approx(1 - (1 - sigmoid(-7.0)) ** 3000, rel=2e-2)
+
+
 def test_recurrent_kernels_start_orthogonal(x, apply_layer):
     u = wide(apply_layer(L.LSTM(4), x)[1])["recurrent_kernel"]
     assert_close(u @ u.T, np.eye(4), dtype="float32")
 
 
-@pytest.mark.parametrize("kind", [L.SimpleRNN, L.GRU, L.LSTM])
+@pytest.mark.parametrize("kind", [L.SimpleRNN, L.GRU, L.LSTM, L.MinGRU])
 def test_backwards_is_forwards_on_the_turned_input(x, apply_layer, kind):
     y, variables = apply_layer(kind(4, return_sequences=True), x)
     turned, _ = apply_layer(kind(4, return_sequences=True, go_backwards=True), x[:, ::-1], variables=variables)
@@ -66,7 +86,7 @@ def test_backwards_is_forwards_on_the_turned_input(x, apply_layer, kind):
 
 @pytest.mark.parametrize("sequences", [False, True])
 @pytest.mark.parametrize("backwards", [False, True])
-@pytest.mark.parametrize("kind", [L.SimpleRNN, L.GRU, L.LSTM])
+@pytest.mark.parametrize("kind", [L.SimpleRNN, L.GRU, L.LSTM, L.MinGRU])
 def test_a_padded_row_gives_what_the_short_row_gives(x, apply_layer, kind, backwards, sequences):
     layer = kind(4, return_sequences=sequences, go_backwards=backwards)
     short, variables = apply_layer(layer, x[:, :3])
@@ -145,6 +165,7 @@ def test_causal_attention_does_not_see_the_future(x, apply_layer):
     "reader",
     [
         [L.LSTM(4)],
+        [L.MinGRU(4, return_sequences=True), L.Bidirectional(L.MinGRU(3))],
         [L.Bidirectional(L.GRU(4, return_sequences=True)), L.Dropout(0.1), L.SimpleRNN(3)],
         [L.Residual([L.LayerNormalization(), L.MultiHeadAttention(2, 3)]), L.GlobalAveragePooling1D()],
         [L.TimeDistributed(L.Dense(4)), L.GlobalMaxPooling1D()],

@@ -125,6 +125,15 @@ def _rnn(case: Any, dtype: str) -> Iterator[Problem]:
     yield Problem(case.op, case.name, dtype, tuple(shapes), options, parts)
 
 
+def _linear_scan(case: Any, dtype: str) -> Iterator[Problem]:
+    """Arrays are a, b and h0."""
+    _fields(case, "name", "batch", "time", "channels", "gate", "reverse")
+    flops = 2.0 * math.prod(case.shape)
+    shapes = case.a, case.shape, (case.batch, case.channels)
+    parts = (Part(FORWARD, flops=flops), Part("forward + backward", (0, 1, 2), whole=True, flops=2.5 * flops))
+    yield Problem("linear_scan", case.name, dtype, shapes, {"reverse": case.reverse}, parts)
+
+
 OPS: dict[str, tuple[Callable[[], Sequence[Any]], Callable[[Any, str], Iterator[Problem]]]] = {
     "conv": (_listed("conv"), _conv),
     "conv_transpose": (_listed("conv", "TRANSPOSE_BENCH"), _conv_transpose),
@@ -134,6 +143,7 @@ OPS: dict[str, tuple[Callable[[], Sequence[Any]], Callable[[Any, str], Iterator[
     "lstm": (_recurrences("lstm"), _rnn),
     "gru": (_recurrences("gru"), _rnn),
     "rnn": (_recurrences("rnn"), _rnn),
+    "linear_scan": (_listed("scan"), _linear_scan),
 }
 """Name on the command line -> its list of cases, and how one is read."""
 

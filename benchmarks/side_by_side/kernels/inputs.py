@@ -62,6 +62,8 @@ def _draw(problem: Problem, rng: np.random.Generator) -> list[np.ndarray]:
     if problem.op.endswith("pool"):
         return [_without_ties(problem.shapes[0], rng)]
     first, second, *rest = problem.shapes
+    if problem.op == "linear_scan":
+        return [rng.uniform(0.5, 1, first), _normal(rng, second), _normal(rng, rest[0])]
     if problem.op == "batch_norm":
         # Nothing that is normalized comes close to zero, where the ReLU's mask would hang on the last bit.
         x = _normal(rng, first)

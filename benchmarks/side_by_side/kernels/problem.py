@@ -28,7 +28,8 @@ class Problem:
     """An operation, its arrays' shapes and its arguments.
 
     Attributes:
-        op: "conv", "conv_transpose", "max_pool", "avg_pool", "dense", "batch_norm", "lstm", "gru" or "rnn".
+        op: "conv", "conv_transpose", "max_pool", "avg_pool", "dense", "batch_norm", "lstm", "gru", "rnn" or
+            "linear_scan".
         case: the case's name in its list.
         dtype: of arrays and results, "float32" or "bfloat16".
         shapes: of the arrays, in the order in which the public function takes them.

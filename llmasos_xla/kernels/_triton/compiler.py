@@ -21,8 +21,9 @@ LOCK = threading.RLock()
 """Held while Triton compiles: its language module is global, and an interpreter of kernels changes it meanwhile."""
 
 # jaxlib before 0.11.1 assembles the PTX with CUDA's own assembler, and that of CUDA 13.0 knows versions up to 9.0; the
-# oldest that has all of these architectures' instructions is asked for.
+# oldest that has all instructions of an architecture is asked for.
 _PTX_VERSION = 87
+_LATER_PTX = {103: 88, 121: 88}
 
 
 class Target(NamedTuple):
@@ -91,7 +92,7 @@ def _compiled(kernel: Any, pointers: tuple, constants: tuple, target: Target, o:
     attributes = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if n in types}
     asked = {"num_warps": o.warps, "num_stages": o.stages, "enable_fp_fusion": True}
     if target.backend == "cuda":
-        asked["ptx_version"] = _PTX_VERSION
+        asked["ptx_version"] = _LATER_PTX.get(int(target.arch), _PTX_VERSION)
         if o.registers is not None:
             asked["maxnreg"] = o.registers
     if o.asserts:

@@ -43,13 +43,15 @@ _TOLD: contextvars.ContextVar[Device | None] = contextvars.ContextVar("gpu compi
 
 
 @contextlib.contextmanager
-def compiling_for(name: str) -> Iterator[Device]:
-    """Compiles the kernels traced inside for that GPU of `KNOWN`, not the one that is here."""
-    if name not in KNOWN:
-        raise unknown("compiling_for", "GPU", name, KNOWN)
-    token = _TOLD.set(KNOWN[name])
+def compiling_for(gpu: str | Device) -> Iterator[Device]:
+    """Compiles the kernels traced inside for that GPU, described or by its name in `KNOWN`, not one that is here."""
+    if isinstance(gpu, str):
+        if gpu not in KNOWN:
+            raise unknown("compiling_for", "GPU", gpu, KNOWN)
+        gpu = KNOWN[gpu]
+    token = _TOLD.set(gpu)
     try:
-        yield KNOWN[name]
+        yield gpu
     finally:
         _TOLD.reset(token)
 

@@ -102,7 +102,7 @@ def conv(
             them before bias and activation. Quantized operands of scales s and t have `scale = s * t`.
         bias: `[cout]`.
         activation: a name in `kernels.ACTIVATIONS`; softmax and log_softmax are over the channels.
-        implementation: None chooses; "onednn" or "xla" must run.
+        implementation: None chooses; "triton", "onednn" or "xla" must run.
 
     Raises:
         ValueError: if shapes disagree, the kernel is larger than the padded input, or a name is unknown.

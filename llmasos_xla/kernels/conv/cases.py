@@ -81,12 +81,58 @@ TESTS = (
     Case("1x1-stride-pad", (1, 5, 4, 3), (1, 1, 3, 2), stride=2, padding=((1, 0), (0, 2))),
     Case("groups", (2, 5, 4, 6), (3, 3, 2, 9), groups=3),
     Case("groups-stride", (1, 5, 6, 4), (2, 3, 2, 4), stride=2, groups=2),
+    Case("groups-stride-apart", (2, 7, 9, 4), (3, 5, 2, 6), (1, 3), ((1, 0), (3, 2)), groups=2),
+    Case("groups-stride-over-kernel", (1, 7, 8, 4), (2, 1, 2, 4), (3, 4), "VALID", groups=2),
+    Case("groups-stride-cropping", (1, 9, 8, 4), (3, 3, 2, 4), 2, ((-1, 2), (1, -2)), groups=2),
+    Case("groups-dilated", (1, 8, 7, 4), (3, 2, 2, 6), (1, 1), rhs_dilation=(2, 3), groups=2),
+    Case("dilated-stride-apart", (2, 9, 8, 2), (3, 2, 2, 3), (2, 1), ((1, 0), (3, -1)), rhs_dilation=(1, 3)),
     Case("many-groups", (1, 3, 3, 68), (2, 2, 2, 68), groups=34),
     Case("depthwise", (2, 5, 6, 3), (3, 3, 1, 3), groups=3),
     Case("depthwise-multiplier", (1, 6, 5, 3), (3, 2, 1, 6), stride=2, rhs_dilation=(1, 2), groups=3),
     Case("1d", (2, 9, 3), (3, 3, 4)),
     Case("1d-causal", (2, 8, 3), (3, 3, 4), padding=((4, 0),), rhs_dilation=2),
     Case("3d", (1, 3, 4, 5, 2), (2, 3, 2, 2, 3), stride=(1, 2, 1)),
+)
+
+# Depthwise kernels on GPUs: strips of rows and blocks of columns and channels that end within the image.
+DEPTHWISE_TESTS = (
+    Case("odd", (2, 5, 6, 3), (3, 3, 1, 3), groups=3),
+    Case("one-pixel", (1, 1, 1, 2), (1, 2, 1, 2), groups=2),
+    Case("small-image", (2, 2, 3, 9), (7, 7, 1, 9), groups=9),
+    Case("strips", (2, 9, 5, 5), (7, 7, 1, 5), groups=5),
+    Case("stride", (2, 9, 8, 5), (3, 3, 1, 5), 2, ((1, 1), (0, 1)), groups=5),
+    Case("stride-apart", (1, 9, 11, 4), (5, 3, 1, 4), (3, 2), ((2, 1), (0, 2)), groups=4),
+    Case("stride-over-kernel", (1, 8, 9, 2), (2, 2, 1, 2), (3, 4), "VALID", groups=2),
+    Case("unread-tail", (1, 8, 8, 4), (3, 3, 1, 4), 2, "VALID", groups=4),
+    Case("dilated", (1, 9, 8, 3), (3, 2, 1, 3), rhs_dilation=(2, 3), groups=3),
+    Case("dilated-and-stride-apart", (1, 9, 8, 3), (3, 3, 1, 3), (1, 2), rhs_dilation=(2, 1), groups=3),
+    Case("cropping", (2, 9, 8, 3), (3, 3, 1, 3), 1, ((-1, 1), (1, -2)), groups=3),
+    Case("one-row", (2, 1, 13, 4), (1, 5, 1, 4), groups=4),
+    Case("one-column", (2, 13, 1, 4), (5, 1, 1, 4), groups=4),
+    Case("1d-causal", (2, 19, 6), (4, 1, 6), padding=((3, 0),), groups=6),
+    Case("1d-short", (3, 2, 5), (4, 1, 5), padding=((3, 0),), groups=5),
+    Case("1d-valid", (2, 18, 3), (3, 1, 3), padding="VALID", groups=3),
+    Case("1d-ahead", (1, 17, 3), (3, 1, 3), padding=((0, 2),), rhs_dilation=2, groups=3),
+    Case("1d-wide-padding", (1, 9, 3), (3, 1, 3), padding=((4, 3),), groups=3),
+    Case("1d-stride", (2, 17, 3), (4, 1, 3), 2, ((1, 2),), groups=3),
+    Case("1d-long", (1, 40, 4), (31, 1, 4), padding=((30, 0),), groups=4),
+    Case("1d-long-stride", (1, 41, 2), (19, 1, 2), 3, ((9, 9),), groups=2),
+    Case("many-channels", (1, 3, 2, 130), (3, 2, 1, 130), groups=130),
+)
+
+# First layers on GPUs: windows whose elements end within a block, as places and output channels do.
+FIRST_LAYER_TESTS = (
+    Case("mnist", (2, 7, 6, 1), (3, 3, 1, 4), padding="VALID"),
+    Case("stem", (2, 13, 11, 3), (7, 7, 3, 20), 2, ((3, 3), (3, 3))),
+    Case("one", (1, 1, 1, 1), (2, 2, 1, 1)),
+    Case("patches", (2, 8, 8, 3), (4, 4, 3, 17), 4, "VALID"),
+    Case("unread-tail", (1, 9, 9, 4), (2, 3, 4, 6), (3, 4), "VALID"),
+    Case("dilated", (1, 9, 8, 2), (3, 2, 2, 3), (1, 2), rhs_dilation=(2, 1)),
+    Case("cropping", (2, 7, 6, 2), (3, 3, 2, 3), 1, ((-1, 1), (1, -2))),
+    Case("tall", (1, 30, 12, 1), (20, 5, 1, 3), 2),
+    Case("1d", (2, 30, 2), (7, 2, 40), 3, ((3, 3),)),
+    Case("1d-causal", (2, 70, 1), (4, 1, 16), 1, ((3, 0),)),
+    Case("many-outputs", (1, 5, 4, 3), (3, 3, 3, 130)),
 )
 
 TRANSPOSE_TESTS = (
@@ -167,4 +213,37 @@ TRANSPOSE_BENCH = (
     TransposeCase("unet-up", (8, 32, 32, 128), (2, 2, 64, 128), 2, "VALID", transpose_kernel=True),
     TransposeCase("vocoder-up", (4, 128, 256), (16, 128, 256), 8, "SAME", transpose_kernel=True),
     TransposeCase("volume-up", (2, 8, 8, 8, 64), (2, 2, 2, 32, 64), 2, "VALID", transpose_kernel=True),
+)
+
+# Speed on GPUs: what their libraries or XLA's lowering do badly, and rows of ResNet-50 and VGG-16 as the control.
+_RESNET50 = ((56, 64), (28, 128), (14, 256), (7, 512))
+_VGG16 = ((224, 64, 64), (112, 128, 128), (56, 256, 256), (28, 512, 512), (14, 512, 512))
+
+GPU_BENCH = (
+    Case("mnist-first-layer", (256, 28, 28, 1), (3, 3, 1, 32), padding="VALID"),
+    Case("resnet-stem", (16, 224, 224, 3), (7, 7, 3, 64), 2, _BOTH_ENDS[3]),
+    Case("spectrogram-stem", (16, 161, 700, 1), (20, 5, 1, 32), 2),
+    *(
+        Case(f"convnext-depthwise-{n}", (128, n, n, c), (7, 7, 1, c), groups=c)
+        for n, c in ((56, 96), (28, 192), (14, 384), (7, 768))
+    ),
+    Case("mobilenet-depthwise-down", (128, 56, 56, 128), (3, 3, 1, 128), 2, _BOTH_ENDS[1], groups=128),
+    Case("conv1d-depthwise", (3072, 202, 128), (3, 1, 128), groups=128),
+    Case("mamba-causal-depthwise", (8, 2048, 1536), (4, 1, 1536), padding=((3, 0),), groups=1536),
+    Case("conv1d", (3072, 202, 128), (3, 128, 384)),
+    Case("whisper-first-layer", (16, 3000, 80), (3, 80, 512)),
+    Case("whisper-second-layer", (16, 3000, 512), (3, 512, 512), 2, ((1, 1),)),
+    Case("wavenet-causal", (32, 256, 64), (3, 64, 64), padding=((8, 0),), rhs_dilation=4),
+    Case("atrous-28", (16, 28, 28, 512), (3, 3, 512, 512), rhs_dilation=2),
+    Case("resnext-28-down", (64, 56, 56, 256), (3, 3, 8, 256), 2, _BOTH_ENDS[1], groups=32),
+    *(Case(f"resnet50-{n}", (64, n, n, c), (3, 3, c, c)) for n, c in _RESNET50),
+    *(Case(f"resnet50-expand-{n}", (64, n, n, c), (1, 1, c, 4 * c)) for n, c in _RESNET50),
+    *(Case(f"vgg16-{n}", (16, n, n, c), (3, 3, c, k)) for n, c, k in _VGG16),
+)
+
+GPU_TRANSPOSE_BENCH = (
+    TransposeCase("volume-up", (1, 64, 64, 32, 64), (3, 3, 3, 64, 1), 2, ((1, 2), (1, 2), (1, 2))),
+    TransposeCase("gan-16", (128, 16, 16, 128), (4, 4, 64, 128), 2, "SAME", transpose_kernel=True),
+    TransposeCase("unet-up", (16, 32, 32, 128), (2, 2, 64, 128), 2, "VALID", transpose_kernel=True),
+    TransposeCase("vocoder-up", (16, 128, 256), (16, 128, 256), 8, "SAME", transpose_kernel=True),
 )

@@ -17,17 +17,21 @@ import jax.numpy as jnp
 
 from llmasos_xla.kernels._dispatch import Candidate, platform
 from llmasos_xla.kernels.activation import activation as activation_named
-from llmasos_xla.kernels.conv import onednn
+from llmasos_xla.kernels.conv import onednn, triton_depthwise, triton_first
 from llmasos_xla.kernels.conv.geometry import Geometry
-from llmasos_xla.kernels.conv.xla import FORMULATIONS, UNFIT, in_channels_last
+from llmasos_xla.kernels.conv.xla import FORMULATIONS, UNFIT, in_channels_last, slow
 
 LIBRARY = "library"
+DEPTHWISE, FIRST_LAYER = "depthwise kernel", "first layer kernel"
 
 _REASONS = {
+    DEPTHWISE: "each element is loaded once for a whole column of taps; bias and activation fused",
+    FIRST_LAYER: "the window's own elements are the depth of one product; bias and activation fused",
     LIBRARY: "oneDNN's kernels, bias and activation fused; measured fastest on this platform",
     "depthwise multiply-adds": "one input channel a group: no library on this platform takes it",
     "strided pointwise": "the stride is taken before the convolution",
     "canonical by group": "grouped convolutions have no fast path on this platform",
+    "phases": "the input gradient of a stride and the kernel gradient of a dilation as cuDNN takes them",
     "canonical": "gradients that the platform's library takes, inside loops too",
     "lax": "takes everything",
 }
@@ -55,13 +59,14 @@ def conv_candidates(
 ) -> list[Candidate]:
     """Every way to compute this convolution. Shapes do for arrays if none runs."""
     cannot = _cannot(g, out_sharding)
-    slow = None if platform() == "cpu" else f"measured to pay on cpu only, this is {platform()}"
 
     def candidate(formulation: str, unfit: Callable[[Geometry], str | None]) -> Candidate:
         run = partial(in_channels_last, FORMULATIONS[formulation], x, w, g)
-        return _candidate(formulation, run, epilogue, g, cannot or unfit(g), slow)
+        return _candidate(formulation, run, epilogue, g, cannot or unfit(g), slow(formulation, g))
 
     return [
+        _triton(DEPTHWISE, triton_depthwise, x, w, g, epilogue, out_sharding, named),
+        _triton(FIRST_LAYER, triton_first, x, w, g, epilogue, out_sharding, named),
         _library(x, w, g, epilogue, out_sharding, named),
         *(candidate(formulation, unfit) for formulation, unfit in UNFIT.items()),
         _candidate("lax", partial(FORMULATIONS["lax"], x, w, g, out_sharding), epilogue, g),
@@ -80,6 +85,31 @@ def transpose_candidates(x: Any, w: Any, g: Geometry, epilogue: Epilogue, named:
         _candidate("canonical", run, epilogue, g, _cannot(g, None)),
         _candidate("lax", partial(FORMULATIONS["lax"], x, w, g), epilogue, g),
     ]
+
+
+def _triton(
+    formulation: str, kernels: Any, x: Any, w: Any, g: Geometry, epilogue: Epilogue, out_sharding: object, named: bool
+) -> Candidate:
+    def run() -> jax.Array:
+        def computed(x: jax.Array, w: jax.Array, g: Geometry) -> jax.Array:
+            return kernels.conv(x, w, epilogue.bias, g, epilogue.activation, named)
+
+        return in_channels_last(computed, x, w, g)
+
+    if platform() != "gpu":
+        cannot = f"runs on gpu, this is {platform()}"
+    else:
+        cannot = _cannot(g, out_sharding) or kernels.cannot(g, x, w)
+    if cannot is not None:
+        return Candidate("triton", formulation, run, cannot, _REASONS[formulation])
+    if not g.channels_last:
+        slow = "channels are not last: it would transpose the arrays"
+    elif all(k == 1 for k in g.kernel):
+        slow = "a kernel of size one is a plain product"
+    else:
+        slow = kernels.slower(g)
+    reason = f"{_REASONS[formulation]}; {kernels.origin(g)}"
+    return Candidate("triton", formulation, run, slow, reason, able=True)
 
 
 def _library(x: Any, w: Any, g: Geometry, epilogue: Epilogue, out_sharding: object, named: bool) -> Candidate:

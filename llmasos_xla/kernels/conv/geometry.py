@@ -192,6 +192,28 @@ def transposed_pads(who: str, padding: Any, kernel: Ints, strides: Ints, rhs_dil
     return tuple(pads)
 
 
+def padded(x: jax.Array, g: Geometry) -> jax.Array:
+    """The channels-last input with its padding; negative padding crops."""
+    if all(pair == (0, 0) for pair in g.pads):
+        return x
+    return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((low, high, 0) for low, high in g.pads), (0, 0, 0)))
+
+
+def uncropped(g: Geometry) -> Geometry:
+    """The geometry once negative padding has been cut off the input."""
+    size = tuple(n + min(low, 0) + min(high, 0) for n, (low, high) in zip(g.size, g.pads))
+    return g._replace(size=size, pads=tuple((max(low, 0), max(high, 0)) for low, high in g.pads))
+
+
+def cropped(x: jax.Array, g: Geometry) -> jax.Array:
+    """The channels-last input without what negative padding cuts off."""
+    if all(low >= 0 and high >= 0 for low, high in g.pads):
+        return x
+    start = (0, *(max(-low, 0) for low, _ in g.pads), 0)
+    stop = (g.batch, *(n - max(-high, 0) for n, (_, high) in zip(g.size, g.pads)), g.cin)
+    return lax.slice(x, start, stop)
+
+
 def flipped_and_swapped(rhs: Any, numbers: lax.ConvDimensionNumbers) -> Any:
     """The kernel of a convolution as the kernel of its transpose."""
     cout, cin, *space = numbers.rhs_spec

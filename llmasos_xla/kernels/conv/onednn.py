@@ -19,7 +19,7 @@ from jax.custom_derivatives import SymbolicZero
 from llmasos_xla.kernels import _onednn
 from llmasos_xla.kernels._onednn import descriptors as d
 from llmasos_xla.kernels.activation import ACTIVATIONS
-from llmasos_xla.kernels.conv.geometry import Geometry
+from llmasos_xla.kernels.conv.geometry import Geometry, cropped, uncropped
 from llmasos_xla.kernels.conv.onednn_plan import OPERANDS, RESULTS, Spec, build
 from llmasos_xla.kernels.conv.xla import lax_conv, plain_convolution
 
@@ -150,7 +150,7 @@ def _is_explicitly_sharded(x: Any) -> bool:
 def _fused_spec(g: Geometry, bias: bool, activation: str | None, scaled: bool) -> Spec:
     if any(b > 1 for b in g.lhs_dilation):
         return _transposed_spec(g)
-    return spec_of(_uncropped(g), bias, activation if activation in d.ELTWISE else None, scaled)
+    return spec_of(uncropped(g), bias, activation if activation in d.ELTWISE else None, scaled)
 
 
 def spec_of(g: Geometry, bias: bool = False, activation: str | None = None, scaled: bool = False) -> Spec:
@@ -159,20 +159,6 @@ def spec_of(g: Geometry, bias: bool = False, activation: str | None = None, scal
         "forward", g.batch, g.size, g.cin, g.kernel, g.cout, g.stride, g.pads, g.rhs_dilation, g.groups, str(g.dtype),
         str(g.preferred or g.dtype), bias, activation or "", scaled,
     )  # fmt: skip
-
-
-def _uncropped(g: Geometry) -> Geometry:
-    """The geometry once negative padding has been cut off the input."""
-    size = tuple(n + min(low, 0) + min(high, 0) for n, (low, high) in zip(g.size, g.pads))
-    return g._replace(size=size, pads=tuple((max(low, 0), max(high, 0)) for low, high in g.pads))
-
-
-def _crop(x: jax.Array, g: Geometry) -> jax.Array:
-    if all(low >= 0 and high >= 0 for low, high in g.pads):
-        return x
-    start = (0, *(max(-low, 0) for low, _ in g.pads), 0)
-    stop = (g.batch, *(n - max(-high, 0) for n, (_, high) in zip(g.size, g.pads)), g.cin)
-    return lax.slice(x, start, stop)
 
 
 def _transposed_spec(g: Geometry) -> Spec:
@@ -203,7 +189,7 @@ def conv(
         w = jnp.swapaxes(w, -3, -1).reshape(*g.kernel, g.cout // g.groups, g.cin)
         y = _call(_transposed_spec(g), w, x, named=named)
         return _finish(y, bias, activation)
-    x, g = _crop(x, g), _uncropped(g)
+    x, g = cropped(x, g), uncropped(g)
     if g.dtype == jnp.int8:
         extra = [] if scale is None else [jnp.broadcast_to(scale.astype(jnp.float32), (g.cout,))]
         extra += [] if bias is None else [bias.astype(jnp.float32)]

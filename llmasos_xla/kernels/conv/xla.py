@@ -14,8 +14,9 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from llmasos_xla.kernels._dispatch import platform
-from llmasos_xla.kernels.conv.canonical import canonical, lax_conv
-from llmasos_xla.kernels.conv.geometry import Geometry, at_least_float32
+from llmasos_xla.kernels.conv.canonical import canonical, lax_conv, unphased
+from llmasos_xla.kernels.conv.geometry import Geometry, at_least_float32, padded
+from llmasos_xla.kernels.conv.grouped import grouped
 
 # Above this many groups one convolution each makes the program too long to compile, and a loop runs them.
 UNROLLED_GROUPS = 32
@@ -97,17 +98,11 @@ def in_channels_last(formulation, x: jax.Array, w: jax.Array, g: Geometry) -> ja
     return lax.transpose(y, order)
 
 
-def padded(x: jax.Array, g: Geometry) -> jax.Array:
-    """The input with its padding; negative padding crops."""
-    if all(pair == (0, 0) for pair in g.pads):
-        return x
-    return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((low, high, 0) for low, high in g.pads), (0, 0, 0)))
-
-
 FORMULATIONS = {
     "depthwise multiply-adds": depthwise,
     "strided pointwise": pointwise,
     "canonical by group": by_group,
+    "phases": grouped,
     "canonical": canonical,
     "lax": lax_conv,
 }
@@ -139,13 +134,39 @@ def _not_strided_pointwise(g: Geometry) -> str | None:
     return _grouped(g)
 
 
+def _no_phases(g: Geometry) -> str | None:
+    if all(s == 1 for s in g.stride) and all(d == 1 for d in g.rhs_dilation):
+        return "neither the stride nor rhs_dilation is above 1"
+    if g.groups == g.cin:
+        return f"has 1 input channel in each of {g.groups} group(s)"
+    return unphased(g) or _one_group(g)
+
+
 # Why a formulation does not fit a floating-point geometry, in the order of preference; where none fits, lax does.
 UNFIT = {
     "depthwise multiply-adds": _not_depthwise,
     "strided pointwise": _not_strided_pointwise,
     "canonical by group": _one_group,
+    "phases": _no_phases,
     "canonical": _grouped,
 }
+
+
+def slow(formulation: str, g: Geometry) -> str | None:
+    """Why a formulation that fits is not worth it on the platform, or None."""
+    here = platform()
+    if formulation == "phases":
+        return None if here == "gpu" else f"made for cuDNN, this is {here}"
+    if here == "cpu":
+        return None
+    if here == "gpu" and formulation == "depthwise multiply-adds" and all(k == 1 for k in g.kernel):
+        return None  # a factor for each channel
+    if here == "gpu" and formulation == "canonical":
+        dilated = any(d > 1 for d in g.rhs_dilation) and unphased(g) is None
+        if dilated or any(b > 1 for b in g.lhs_dilation):
+            return None
+        return "lax's own gradients have the forms that cuDNN takes"
+    return f"measured to pay on cpu only, this is {here}"
 
 
 def plain_convolution(x: jax.Array, w: jax.Array, g: Geometry) -> jax.Array:

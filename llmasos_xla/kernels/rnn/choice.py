@@ -153,9 +153,10 @@ _VERSIONS = {"lstm": _lstm, "gru": _gru, "rnn": _rnn, "slstm": _slstm}
 
 def _persistent(kind: str, problems: tuple[Problem, ...], unfit: str | None, run: Callable[[], Any]) -> Candidate:
     cannot = unfit or triton.cannot(kind, *problems)
-    slower = triton.slower(kind, *problems) if cannot is None else None
-    reason = "all steps in one launch, the recurrent weights on chip"
-    return Candidate("triton", PERSISTENT, run, cannot or slower, reason, able=cannot is None)
+    if cannot is not None:
+        return Candidate("triton", PERSISTENT, run, cannot)
+    slower, reason = triton.slower(kind, *problems), triton.reason(kind, *problems)
+    return Candidate("triton", PERSISTENT, run, slower, reason, able=True)
 
 
 def _library(op: str, p: Problem, unfit: str | None, named: bool) -> Candidate:

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 
 from llmasos_xla.kernels import _triton
 from llmasos_xla.kernels._dispatch import platform
+from llmasos_xla.kernels._triton import tuned
 from llmasos_xla.kernels.rnn import xla
 from llmasos_xla.kernels.rnn._check import Problem
 from llmasos_xla.kernels.rnn.triton_operations import INFERENCE
-from llmasos_xla.kernels.rnn.triton_spec import Spec, tiles
+from llmasos_xla.kernels.rnn.triton_spec import CHOICE, Spec, origin, shape_class, tiles
 
 DTYPES = ("float32", "bfloat16", "float16")
 # Units of a head are filled up to a multiple: rows of whole 16-byte words, which one instruction loads.
@@ -34,7 +35,23 @@ def cannot(kind: str, *problems: Problem) -> str | None:
 
 def slower(kind: str, *problems: Problem) -> str | None:
     """Why XLA is the better choice although the kernels could, or None."""
-    return "one step has no loop to save" if problems[0].x.shape[1] == 1 else None
+    if problems[0].x.shape[1] == 1:
+        return "one step has no loop to save"
+    s = spec_of(kind, *problems)
+    assert isinstance(s, Spec)
+    return tuned.slower(s.device.name, CHOICE, choice_class(s))
+
+
+def choice_class(s: Spec) -> str:
+    """The shape class that decides between these kernels and XLA."""
+    return shape_class(s.kind, s.batch, s.blocks, s.head, s.dtype, s.precision, s.time)
+
+
+def reason(kind: str, *problems: Problem) -> str:
+    """Why the kernels are preferred, and where their tiles come from."""
+    s = spec_of(kind, *problems)
+    assert isinstance(s, Spec)
+    return f"all steps in one launch, the recurrent weights on chip; {origin(s)}"
 
 
 def spec_of(kind: str, *problems: Problem) -> Spec | str:

@@ -1,10 +1,12 @@
 """What a recurrence is for the persistent kernels: its static description, and the tiles it is cut into."""
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from llmasos_xla.kernels._triton import tuned
 from llmasos_xla.kernels._triton.devices import Device
 
 GATES = {"lstm": 4, "slstm": 4, "gru": 3, "rnn": 1, "relu": 1}
@@ -12,6 +14,9 @@ STATES = {"lstm": ("h", "c"), "slstm": ("h", "c", "n", "m"), "gru": ("h",), "rnn
 # Of a step: activated gates; sLSTM adds the slope of its forget gate, a GRU the recurrent product of n.
 SAVED_GATES = {"lstm": 4, "slstm": 5, "gru": 4, "rnn": 1, "relu": 1}
 SAVED_STATES = {"lstm": ("cells",), "slstm": ("cells", "counts")}
+
+# Of the tuned tables: which tiles are fastest forward and backward, and whether these kernels are faster than XLA.
+TABLES, CHOICE = ("rnn forward", "rnn backward"), "rnn"
 
 
 class Tiles(NamedTuple):
@@ -117,13 +122,43 @@ class Spec(NamedTuple):
 def tiles(
     kind: str, batch: int, blocks: int, head: int, dtype: str, precision: str, device: Device, backward: bool
 ) -> Tiles | None:
-    """The tiles that the cost model finds fastest, or None where no cut keeps the weights on chip and all resident."""
+    """The tiles that were measured fastest, or that the cost model finds so; None where no cut fits."""
+    cuts = allowed(kind, batch, blocks, head, dtype, precision, device, backward)
+    key = shape_class(kind, batch, blocks, head, dtype, precision)
+    return tuned.pick(cuts, device.name, TABLES[backward], key) or next(iter(cuts), None)
+
+
+@functools.cache
+def allowed(
+    kind: str, batch: int, blocks: int, head: int, dtype: str, precision: str, device: Device, backward: bool
+) -> tuple[Tiles, ...]:
+    """Every cut that keeps the weights on chip and all programs resident, the fastest first by the cost model."""
     itemsize = jnp.dtype(dtype).itemsize
     # Three products of TF32 for one of float32 keep the weights in two parts.
     parts = 2 if itemsize == 4 and precision == "tf32x3" else 1
     problem = _Problem(kind, batch, blocks, head, itemsize, parts, device, backward)
-    cost = {t: problem.nanoseconds(t) for t in problem.cuts() if problem.fits(t)}
-    return min(cost, key=cost.__getitem__, default=None)
+    return tuple(sorted(filter(problem.fits, problem.cuts()), key=problem.nanoseconds))
+
+
+def shape_class(kind: str, batch: int, blocks: int, head: int, dtype: str, precision: str, time: int = 0) -> str:
+    """What of a recurrence decides how fast it is, as tuned tables name it.
+
+    >>> shape_class("lstm", 16, 12, 64, "bfloat16", "ieee")
+    'lstm b=16 n=12 u=64 16-bit'
+    """
+    # Both 16-bit dtypes have the same instructions.
+    numbers = "16-bit" if jnp.dtype(dtype).itemsize == 2 else precision
+    return f"{kind} b={batch}{f' t={time}' if time else ''} n={blocks} u={head} {numbers}"
+
+
+def origin(s: Spec) -> str:
+    """Where the tiles of a problem come from, for `explain`."""
+    shape = s.kind, s.batch, s.blocks, s.head, s.dtype, s.precision
+    measured = (
+        tuned.pick(allowed(*shape, s.device, bool(back)), s.device.name, table, shape_class(*shape))
+        for back, table in enumerate(TABLES)
+    )
+    return tuned.UNMEASURED if None in measured else tuned.origin(s.device.name)
 
 
 class _Problem(NamedTuple):

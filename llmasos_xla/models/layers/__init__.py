@@ -15,6 +15,7 @@
     normalization   BatchNormalization, LayerNormalization, GroupNormalization
     embedding       Embedding, Masking
     recurrent       SimpleRNN, GRU, LSTM
+    minimal         MinGRU
     wrappers        Bidirectional, TimeDistributed
     attention       MultiHeadAttention
     combine         Residual, Add, Average, Concatenate, Maximum, Minimum, Multiply, Subtract
@@ -64,6 +65,7 @@ from llmasos_xla.models.layers.global_pooling import GlobalAveragePooling3D as G
 from llmasos_xla.models.layers.global_pooling import GlobalMaxPooling1D as GlobalMaxPooling1D
 from llmasos_xla.models.layers.global_pooling import GlobalMaxPooling2D as GlobalMaxPooling2D
 from llmasos_xla.models.layers.global_pooling import GlobalMaxPooling3D as GlobalMaxPooling3D
+from llmasos_xla.models.layers.minimal import MinGRU as MinGRU
 from llmasos_xla.models.layers.normalization import BatchNormalization as BatchNormalization
 from llmasos_xla.models.layers.normalization import GroupNormalization as GroupNormalization
 from llmasos_xla.models.layers.normalization import LayerNormalization as LayerNormalization

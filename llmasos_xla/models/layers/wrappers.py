@@ -1,6 +1,7 @@
 """Layers around one layer: in both directions of time, at each step of time."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from llmasos_xla import kernels
 from llmasos_xla.models.layers._base import Layer, Shape
 from llmasos_xla.models.layers._checks import known_channels, one_of, short
 from llmasos_xla.models.layers._modules import MaskModule, call_module
+from llmasos_xla.models.layers.minimal import MinGRU, MinGRUModule
 from llmasos_xla.models.layers.recurrent import RecurrentModule, _Recurrent, hidden, row_lengths
 
 MERGES = ("concat", "sum", "mul", "ave")
@@ -33,8 +35,8 @@ class Bidirectional(Layer):
 
     def check(self) -> None:
         """Refuses other layers than recurrent ones, and one that goes backwards itself."""
-        if not isinstance(self.layer, _Recurrent):
-            raise ValueError(f"{self.who}: wants a SimpleRNN, GRU or LSTM, got {short(self.layer)}")
+        if not isinstance(self.layer, _Recurrent | MinGRU):
+            raise ValueError(f"{self.who}: wants a SimpleRNN, GRU, LSTM or MinGRU, got {short(self.layer)}")
         if self.layer.go_backwards:
             raise ValueError(f"{self.who}: its layer runs in both directions; leave go_backwards out")
         self._set(merge_mode=one_of(self.who, "merge_mode", self.merge_mode, MERGES))
@@ -52,29 +54,38 @@ class Bidirectional(Layer):
 
 class _Bidirectional(MaskModule):
     def __init__(self, spec: Bidirectional, cin: int, rngs: nnx.Rngs):
-        assert isinstance(spec.layer, _Recurrent)
+        assert isinstance(spec.layer, _Recurrent | MinGRU)
         self.layer = spec.layer
         self.merge_mode = spec.merge_mode
-        self.forward = RecurrentModule(spec.layer, cin, rngs)
-        self.backward = RecurrentModule(spec.layer, cin, rngs)
+        self.forward, self.backward = (
+            MinGRUModule(spec.layer, cin, rngs)
+            if isinstance(spec.layer, MinGRU)
+            else RecurrentModule(spec.layer, cin, rngs)
+            for _ in range(2)
+        )
 
     def masked(
         self, x: jax.Array, mask: jax.Array | None, *, train: bool, rngs: nnx.Rngs | None
     ) -> tuple[jax.Array, jax.Array | None]:
-        options = {**self.layer.options, "lengths": None if mask is None else row_lengths(mask)}
-        op, directions = self.layer.op, (self.forward, self.backward)
-        if train and self.layer.dropout:  # each direction drops its own channels of the input
-            xs = [d.dropped(x, train=train, rngs=rngs) for d in directions]
-            arrays = [d.arrays(x, train=train, rngs=rngs) for d in directions]
-            (there, last), (back, first) = (
-                op(x, **a, **options, reverse=reverse) for x, a, reverse in zip(xs, arrays, (False, True))
-            )
-        else:
-            arrays = [d.arrays(x, train=train, rngs=rngs) for d in directions]
-            (there, last), (back, first) = kernels.bidirectional(op, x, *arrays, **options)
+        lengths = None if mask is None else row_lengths(mask)
+        (there, last), (back, first) = self._both(x, lengths, train, rngs)
         if not self.layer.return_sequences:
             return self._merge(hidden(last), hidden(first)), None
         return self._merge(there, back), mask
+
+    def _both(self, x: jax.Array, lengths: jax.Array | None, train: bool, rngs: nnx.Rngs | None) -> Any:
+        """The kernel's outputs and states in each direction."""
+        layer, given = self.layer, {"train": train, "rngs": rngs}
+        directions: Any = (self.forward, self.backward)
+        if isinstance(layer, MinGRU):
+            return [d.sequence(x, lengths, reverse=reverse, **given) for d, reverse in zip(directions, (False, True))]
+        options = {**layer.options, "lengths": lengths}
+        if train and layer.dropout:  # each direction drops its own channels of the input
+            xs = [d.dropped(x, **given) for d in directions]
+            arrays = [d.arrays(x, **given) for d in directions]
+            return [layer.op(x, **a, **options, reverse=r) for x, a, r in zip(xs, arrays, (False, True))]
+        arrays = [d.arrays(x, **given) for d in directions]
+        return kernels.bidirectional(layer.op, x, *arrays, **options)
 
     def _merge(self, a: jax.Array, b: jax.Array) -> jax.Array:
         if self.merge_mode == "concat":

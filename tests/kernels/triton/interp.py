@@ -2,6 +2,7 @@
 
 - It keeps bfloat16 as raw bits: products of them are made in float32 here, and any other arithmetic on them raises.
 - It truncates float32 to bfloat16, where a GPU rounds to the nearest.
+- It makes integers of a comparison's result where that is one value and meets a block.
 - Programs run one after another; `run` gives those of a kernel with a barrier turns, each in a thread of its own, so
   that the barrier is one.
 
@@ -79,14 +80,20 @@ def _patched(overrides: dict):
 
             return checked
 
+        def splat(result, handle):
+            if handle.data.dtype == np.bool_:
+                handle = inside.TensorHandle(handle.data, tl.int1)
+            return type(builder).create_splat(builder, result, handle)
+
         JITFunction.__call__, triton.knobs.runtime.interpret, inside._convert_float = call, True, to_nearest
+        builder.create_splat = splat
         builder.binary_op, builder.unary_op = guarded("binary_op"), guarded("unary_op")
         builder.create_dot = lambda a, b, d, *rest: dot(builder, _in_float32(a), _in_float32(b), d, *rest)
         try:
             with np.errstate(all="ignore"):
                 yield
         finally:
-            for name in ("create_dot", "binary_op", "unary_op"):
+            for name in ("create_splat", "create_dot", "binary_op", "unary_op"):
                 delattr(builder, name)
             JITFunction.__call__, triton.knobs.runtime.interpret, inside._convert_float = before
             scope.restore()

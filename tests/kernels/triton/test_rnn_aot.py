@@ -14,6 +14,7 @@ from llmasos_xla.kernels import _dispatch
 from llmasos_xla.kernels._triton.compiler import Options
 from llmasos_xla.kernels._triton.devices import KNOWN, Device
 from llmasos_xla.kernels.rnn import triton_kernels, triton_operations, triton_spec
+from llmasos_xla.kernels.rnn.cases import GPU_BENCH
 from llmasos_xla.kernels.rnn.triton_spec import Spec
 
 CALL = "triton_kernel_call_ffi"
@@ -120,6 +121,19 @@ def test_other_gpus_too(target, kind, head):
     cuts = [spec(target, kind, batch, heads, head, "bfloat16") for batch, heads in BATCHES[1:3]]
     for s in {(s.forward, s.backward): s for s in cuts if s is not None}.values():
         assert_fast(s, target)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", GPU_BENCH[:20:3], ids=lambda c: f"{c.name}-{c.dtype}")
+def test_what_tuning_may_try_compiles_without_spilling(case):
+    head = -(-case.hidden // case.heads // 16) * 16
+    s = spec("sm90", case.op, case.batch, case.heads, head, case.dtype)
+    for back, name in enumerate(("forward", "backward")):
+        shape = s.kind, s.batch, s.blocks, s.head, s.dtype, s.precision, s.device
+        for cut in triton_spec.allowed(*shape, bool(back))[1:12:4]:
+            got = report(s._replace(**{name: cut}), "sm90", bool(back))
+            assert got.spilled == 0, cut
+            assert got.shared_memory <= aot.SHARED_MEMORY["sm90"], cut
 
 
 def test_sizes_that_people_train_have_tiles():

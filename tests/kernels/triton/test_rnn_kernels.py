@@ -264,7 +264,6 @@ def test_what_it_refuses_and_in_which_words():
         assert objection() is None
         assert objection(activation="relu") == "needs activation tanh and recurrent_activation sigmoid"
         assert objection(x=arrays["x"][:, :1]) == "one step has no loop to save"
-        wide = {n: jax.ShapeDtypeStruct((2, 9000, 36000)[-len(a.shape) :], a.dtype) for n, a in arrays.items()}
         wide = {
             "x": jax.ShapeDtypeStruct((2, 3, 4), "float32"),
             "w_input": jax.ShapeDtypeStruct((4, 36000), "float32"),

@@ -77,6 +77,10 @@ def _recurrence(problem: Problem, values: tuple[jax.Array, ...]) -> Call:
     return getattr(kernels, problem.op), (*values[:3], rest[0] if rest else None), named
 
 
+def _linear_scan(problem: Problem, values: tuple[jax.Array, ...]) -> Call:
+    return kernels.linear_scan, values, {"reverse": problem.options["reverse"]}
+
+
 _OPS = {
     "conv": _conv,
     "conv_transpose": _conv_transpose,
@@ -87,4 +91,5 @@ _OPS = {
     "lstm": _recurrence,
     "gru": _recurrence,
     "rnn": _recurrence,
+    "linear_scan": _linear_scan,
 }

@@ -15,8 +15,11 @@ from side_by_side.kernels.problem import Problem
 
 
 def programs(problem: Problem, arrays: list[np.ndarray], cotangent: np.ndarray) -> Iterator[Program]:
-    """The problem's parts."""
-    return jax_programs.programs(function_of(problem), problem, arrays, cotangent)
+    """The problem's parts; the linear recurrence in both ways that lax has for it."""
+    yield from jax_programs.programs(function_of(problem), problem, arrays, cotangent)
+    if problem.op == "linear_scan":
+        function = partial(_associative_scan, problem.options)
+        yield from jax_programs.programs(function, problem, arrays, cotangent, "associative scan")
 
 
 def function_of(problem: Problem) -> jax_programs.Function:
@@ -122,6 +125,25 @@ def _over_time(
     return jnp.swapaxes(y, 0, 1)
 
 
+def _linear_scan(o: dict[str, Any], a: jax.Array, b: jax.Array, h0: jax.Array) -> jax.Array:
+    def step(h: jax.Array, at: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        h = at[0] * h + at[1]
+        return h, h
+
+    a = jnp.broadcast_to(a, b.shape)
+    _, h = lax.scan(step, h0, (jnp.swapaxes(a, 0, 1), jnp.swapaxes(b, 0, 1)), reverse=o["reverse"])
+    return jnp.swapaxes(h, 0, 1)
+
+
+def _associative_scan(o: dict[str, Any], a: jax.Array, b: jax.Array, h0: jax.Array) -> jax.Array:
+    first = b.shape[1] - 1 if o["reverse"] else 0
+    a = jnp.broadcast_to(a, b.shape)
+    pairs = a, b.at[:, first].add(a[:, first] * h0)
+    return lax.associative_scan(
+        lambda x, y: (x[0] * y[0], y[0] * x[1] + y[1]), pairs, reverse=o["reverse"], axis=1
+    )[1]  # fmt: skip
+
+
 _OPS = {
     "conv": _conv,
     "conv_transpose": _conv_transpose,
@@ -132,4 +154,5 @@ _OPS = {
     "lstm": _lstm,
     "gru": _gru,
     "rnn": _rnn,
+    "linear_scan": _linear_scan,
 }

@@ -42,10 +42,17 @@ def programs(problem: Problem, arrays: list[np.ndarray], cotangent: np.ndarray) 
     if problem.op in torch_recurrent.MODULES:
         yield from torch_recurrent.programs(problem, arrays, cotangent)
         return
+    if problem.op not in _OPS:
+        raise NotImplementedError(f"PyTorch: has no {problem.op}; its users compile their own")
     for name, operation in _OPS[problem.op](problem).items():
         for part in problem.parts:
             make = partial(_made, operation, part, getattr(torch, problem.dtype), arrays, cotangent)
             yield Program(part.name, name, make)
+
+
+def operations(problem: Problem) -> dict[str, Operation]:
+    """The ways to compute an operation that is no recurrence."""
+    return _OPS[problem.op](problem)
 
 
 def _made(
@@ -60,9 +67,9 @@ def _made(
 
     def gradient(i: int, tensor: torch.Tensor) -> np.ndarray:
         array = left(tensor, operation.orders[i])
-        return _flip(array) if i == 1 and operation.flipped else array
+        return flip(array) if i == 1 and operation.flipped else array
 
-    given = [_flip(a) if i == 1 and operation.flipped else a for i, a in enumerate(arrays)]
+    given = [flip(a) if i == 1 and operation.flipped else a for i, a in enumerate(arrays)]
     tensors = [entered(a, order) for a, order in zip(given, operation.orders)]
     if not part.of:
 
@@ -80,7 +87,8 @@ def _made(
     return gradients, lambda found: [gradient(i, g) for i, g in zip(part.of, found)]
 
 
-def _flip(kernel: np.ndarray) -> np.ndarray:
+def flip(kernel: np.ndarray) -> np.ndarray:
+    """The kernel with its spatial axes turned around."""
     return np.ascontiguousarray(np.flip(kernel, tuple(range(kernel.ndim - 2))))
 
 

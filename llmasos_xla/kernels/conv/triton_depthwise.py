@@ -1,0 +1,189 @@
+"""Depthwise convolution by Triton: when it can, and what is launched for the forward pass and the gradients."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from llmasos_xla.kernels import _triton
+from llmasos_xla.kernels._triton import tuned
+from llmasos_xla.kernels.activation import ACTIVATIONS
+from llmasos_xla.kernels.conv.geometry import Geometry, cropped, uncropped
+from llmasos_xla.kernels.conv.triton_depthwise_spec import (
+    FORWARD,
+    Plane,
+    Spec,
+    shape_class,
+    slide_programs,
+    with_blocks,
+)
+from llmasos_xla.kernels.conv.triton_operations import (
+    CHOICE,
+    DTYPES,
+    Arrays,
+    ahead_of_activation,
+    family,
+    fused,
+    start,
+    summed,
+)
+
+
+def _slide(s: Spec, read: Any, w: Any, b: Any, kept: Any, transposed: bool, results: dict[str, Any]) -> Arrays:
+    from llmasos_xla.kernels.conv.triton_depthwise_kernels import slide_kernel
+
+    p, blocks = s.plane, s.back if transposed else s.forward
+    assert blocks is not None
+    p = Plane(p.OH, p.OW, p.H, p.W, *p[4:]) if transposed else p
+    constants = {"N": s.batch, "C": s.channels, **p._asdict(), "TRANSPOSED": transposed}
+    constants |= {"ACTIVATION": "" if transposed and kept is None else s.activation}
+    constants |= {"WIDE": _wide(s), "ROWS": blocks.rows, "TAPS": blocks.taps}
+    return start(
+        slide_kernel,
+        slide_programs(s.batch, s.channels, p, transposed, blocks),
+        {"x_ptr": read, "w_ptr": w, "b_ptr": b, "kept_ptr": kept},
+        results,
+        constants | {"BLOCK_P": blocks.block_p, "BLOCK_C": blocks.block_c},
+        blocks.warps,
+    )
+
+
+def _forward(s: Spec, x: Any, w: Any, b: Any, with_z: bool) -> Arrays:
+    results = {"y_ptr": s.struct("y"), "z_ptr": s.struct("z") if with_z else None}
+    return _slide(s, x, w, b, None, False, results)
+
+
+def _backward(s: Spec, x: Any, w: Any, b: Any, kept: Any, dy: Any) -> dict[str, Any]:
+    from llmasos_xla.kernels.conv.triton_depthwise_kernels import short_backward_kernel, taps_kernel
+
+    p, with_bias = s.plane, "b" in s.sought
+    constants = {"N": s.batch, "C": s.channels, "ACTIVATION": s.activation, "BIAS": with_bias, "WIDE": _wide(s)}
+    blocks = s.short or s.sums
+    assert blocks is not None
+    constants |= {"ROWS": blocks.rows, "PROGRAMS": blocks.programs, "BLOCK_P": blocks.block_p}
+    constants |= {"BLOCK_C": blocks.block_c}
+    programs = blocks.programs * -(-s.channels // blocks.block_c)
+    parts = jax.ShapeDtypeStruct((blocks.programs, p.R * p.S + with_bias, s.channels), jnp.dtype(jnp.float32))
+    if s.short is not None:
+        dx, sums = start(
+            short_backward_kernel,
+            programs,
+            {"x_ptr": x, "w_ptr": w, "b_ptr": b, "g_ptr": dy},
+            {"dx_ptr": s.struct("x"), "part_ptr": parts},
+            constants | {"T": p.H, "OT": p.OH, "R": p.R, "P": p.PH, "D": p.DH},
+            blocks.warps,
+        )
+        return {"x": dx, **summed(s, sums, with_bias)}
+    if s.keep == "z":
+        # Each element is read for every column of taps: too often for a slope with an exponential in it.
+        kept, dy = None, ahead_of_activation(s, kept, dy)
+    found = {}
+    if "x" in s.sought:
+        (found["x"],) = _slide(s, dy, w, None, kept, True, {"y_ptr": s.struct("x"), "z_ptr": None})
+    if s.sums is not None and s.sought != ("x",):
+        (sums,) = start(
+            taps_kernel,
+            programs * -(-p.S // s.sums.span),
+            {"x_ptr": x, "g_ptr": dy, "kept_ptr": kept},
+            {"part_ptr": parts},
+            constants | {**p._asdict(), "SPAN": s.sums.span},
+            blocks.warps,
+            # Left alone, the assembler spills what is kept to have room for one more program.
+            None if kept is None else 255,
+        )
+        found |= summed(s, sums, with_bias)
+    return found
+
+
+def _wide(s: Spec) -> bool:
+    """Whether an offset passes 32 bits."""
+    return max(s.struct(name).size for name in "xy") >= 2**31
+
+
+def _batch(
+    s: Spec, size: int, given: Sequence[str], arrays: Arrays, axes: Sequence[Any], made: Sequence[str]
+) -> tuple[Spec, Arrays, Any]:
+    """The mapped axis joins the batch, or the channels where each of its elements has a kernel of its own."""
+    of_kernel = any(axis is not None for n, axis in zip(given, axes) if n in "wb") or not {"w", "b"}.isdisjoint(made)
+    packed = []
+    for name, a, axis in zip(given, arrays, axes):
+        if not of_kernel and name in "wb":
+            packed.append(a)
+            continue
+        a = jnp.broadcast_to(a, (size, *a.shape)) if axis is None else jnp.moveaxis(a, axis, 0)
+        if of_kernel:
+            a = jnp.moveaxis(a, 0, -2)
+            packed.append(a.reshape(*a.shape[:-2], -1))
+        else:
+            packed.append(a.reshape(-1, *a.shape[2:]))
+    if of_kernel:
+        wider = with_blocks(s._replace(channels=s.channels * size))
+        return wider, packed, lambda r: jnp.moveaxis(r.reshape(*r.shape[:-1], size, -1), -2, 0)
+    longer = with_blocks(s._replace(batch=s.batch * size))
+    return longer, packed, lambda r: r.reshape(size, -1, *r.shape[1:])
+
+
+OPERATIONS = family(
+    "depthwise", Spec, _forward, _backward, _batch, lambda s: 2.0 * s.struct("y").size * s.plane.R * s.plane.S
+)
+
+
+def spec_of(g: Geometry, bias: bool, activation: str | None) -> Spec:
+    """The description of a depthwise geometry without cropping; its activation if a kernel has it."""
+    device = _triton.current()
+    assert not isinstance(device, str)
+    return with_blocks(
+        Spec(
+            g.batch, g.size, g.cin, g.kernel, g.stride, g.pads, g.rhs_dilation, str(g.dtype), device, bias,
+            fused(activation),
+        )
+    )  # fmt: skip
+
+
+def cannot(g: Geometry, x: Any, w: Any) -> str | None:
+    """Why the kernels cannot compute this convolution, or None."""
+    if g.groups == 1 or g.groups != g.cin:
+        return f"has {g.cin // g.groups} input channel(s) in each of {g.groups} group(s)"
+    if g.cout != g.cin:
+        return f"has {g.cout // g.cin} output channels for each input channel"
+    if g.rank > 2:
+        return f"has {g.rank} spatial axes"
+    if str(g.dtype) not in DTYPES:
+        return f"operands are {g.dtype}; it takes {', '.join(DTYPES)}"
+    if g.preferred is not None and g.preferred != g.dtype:
+        return f"the result is {g.preferred}, not {g.dtype} as the operands"
+    if any(b > 1 for b in g.lhs_dilation):
+        return "lhs_dilation is above 1"
+    if any(k > 31 for k in g.kernel):
+        return f"the kernel is {'x'.join(map(str, g.kernel))}; it takes at most 31 along an axis"
+    if any(s > 8 for s in g.stride):
+        return f"the stride is {g.stride}; it takes at most 8"
+    if any(s > 1 and d > 1 for s, d in zip(g.stride, g.rhs_dilation)):
+        return "stride and dilation are both above 1"
+    if any(n + min(low, 0) + min(high, 0) < 1 for n, (low, high) in zip(g.size, g.pads)):
+        return "negative padding crops everything"
+    return _triton.unfit(x, w) or _triton.refusal()
+
+
+def slower(g: Geometry) -> str | None:
+    """Why XLA is the better choice although the kernels could, as far as was measured, or None."""
+    s = spec_of(uncropped(g), False, None)
+    return tuned.slower(s.device.name, CHOICE, shape_class(s))
+
+
+def origin(g: Geometry) -> str:
+    """Where the block sizes come from, for `explain`."""
+    s = spec_of(uncropped(g), False, None)
+    measured = tuned.lookup(s.device.name, FORWARD, shape_class(s))
+    return tuned.UNMEASURED if measured is None else tuned.origin(s.device.name)
+
+
+def conv(
+    x: jax.Array, w: jax.Array, bias: jax.Array | None, g: Geometry, activation: str | None, named: bool
+) -> jax.Array:
+    """`activation(lax_conv(x, w) + bias)` of channels-last arrays."""
+    s = spec_of(uncropped(g), bias is not None, activation)
+    arguments = [cropped(x, g), w, *([] if bias is None else [bias.astype(x.dtype)])]
+    (y,) = _triton.call(OPERATIONS.inference, s, *arguments, named=named)
+    return ACTIVATIONS[activation](y) if activation and not s.activation else y

@@ -1,0 +1,1 @@
+"""The linear recurrence over time: `linear_scan`."""

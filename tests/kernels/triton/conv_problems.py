@@ -1,0 +1,169 @@
+"""Convolutions for the tests of Triton kernels: drawn arrays, float64 results, and a launch as it is compiled."""
+
+import contextlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from kernels import conv_reference as reference
+from kernels.triton import aot
+from tolerances import assert_close
+
+from llmasos_xla import kernels
+from llmasos_xla.kernels import _dispatch
+from llmasos_xla.kernels._triton import devices, tuned
+from llmasos_xla.kernels.activation import activation as activation_named
+from llmasos_xla.kernels.conv.geometry import conv_geometry
+from llmasos_xla.kernels.conv.triton_operations import FROM_RESULT
+
+SMALL = devices.Device("one multiprocessor", 90, 1, 232448)
+"""So small that every program of a sum has several blocks to go through."""
+
+
+def drawn(case, dtype, bias=True, seed=0):
+    """x, w, b and a cotangent of the result, all of that dtype."""
+    rng = np.random.default_rng(seed)
+    shapes = [case.lhs, case.rhs, case.rhs[-1:]][: 2 + bias]
+    arrays = [jnp.asarray(rng.standard_normal(s), dtype) for s in shapes]
+    y = jax.eval_shape(lambda x, w: lax.conv_general_dilated(x, w, **case.arguments_of_lax()), *arrays[:2])
+    return arrays, jnp.asarray(rng.standard_normal(y.shape), dtype)
+
+
+def conv_of(case, activation, **more):
+    """`kernels.conv` of a case as a function of x, w and perhaps b."""
+
+    def f(x, w, b=None):
+        return kernels.conv(x, w, **case.arguments, bias=b, activation=activation, **more)
+
+    return f
+
+
+def with_gradients(f):
+    """The result of f and its gradients for a cotangent, in one program."""
+
+    @jax.jit
+    def both(arrays, dy):
+        y, pull = jax.vjp(f, *arrays)
+        return y, *pull(dy)
+
+    return both
+
+
+def in_float64(case, activation, arrays, dy):
+    """Result and gradients in float64; the convolution is the one of loops in NumPy."""
+    wide = [np.asarray(a, np.float64) for a in arrays]
+    with jax.enable_x64(True):
+
+        def f(x, w, b=0.0):
+            z = lax.conv_general_dilated(x, w, **case.arguments_of_lax()) + jnp.broadcast_to(b, dy.shape)
+            return activation_named(activation)(z)
+
+        results = [np.asarray(r) for r in with_gradients(f)(wide, np.asarray(dy, np.float64))]
+        z = reference.conv(*wide[:2], case.stride, case.padding, case.rhs_dilation, groups=case.groups)
+        z = z + (wide[2] if len(wide) > 2 else 0)
+        np.testing.assert_allclose(results[0], activation_named(activation)(jnp.asarray(z)), 1e-9, 1e-9)
+    return results
+
+
+def check(case, activation, dtype, interpreted, bias=True, device=None):
+    """Holds what runs on a GPU, interpreted, to float64; the names of the kernels that ran."""
+    arrays, dy = drawn(case, dtype, bias)
+    with interpreted() as ran, contextlib.nullcontext() if device is None else compiled_for(device):
+        got = jax.block_until_ready(with_gradients(conv_of(case, activation))(arrays, dy))
+        ran = list(ran)
+    assert ran
+    for a, b in zip(got, in_float64(case, activation, arrays, dy)):
+        assert a.dtype == dtype
+        # Of 16 bits what is kept for the slope is rounded too; sums of gradients are long.
+        scale = 1 if dtype == "float32" else 2
+        assert_close(a, b, scale=scale * max(1.0, np.abs(b).max() / 4))
+    return ran
+
+
+def text(f, *arrays, platform="cuda"):
+    """The program of a function as it is on a GPU."""
+    with _dispatch.tracing_for("gpu"):
+        return jax.jit(f).trace(*arrays).lower(lowering_platforms=(platform,)).as_text()
+
+
+def explained(case, dtype=jnp.float32, **more):
+    """What runs on a GPU, and why not the rest."""
+    shapes = jax.ShapeDtypeStruct(case.lhs, dtype), jax.ShapeDtypeStruct(case.rhs, dtype)
+    with _dispatch.tracing_for("gpu"):
+        return kernels.explain(kernels.conv, *shapes, **(case.arguments | more))
+
+
+def check_tuned(operations, case, blocks, worded):
+    """A table's entry of a class like the case's gives the blocks of all its calls, and the choice of XLA."""
+    g = geometry_of(case, "bfloat16")
+    key = operations.shape_class(operations.spec_of(g, True, None))
+    assert key.startswith(worded)
+    twice = operations.shape_class(operations.spec_of(g._replace(batch=2 * g.batch), True, None))
+    assert tuned.UNMEASURED in explained(case, "bfloat16").chosen.reason
+    for table, (field, entry) in blocks.items():
+        with tuned.trying({table: {twice: entry}}) as asked:
+            s = operations.spec_of(g, True, None)
+            assert (table, key) in asked
+            assert entry.items() <= getattr(s, field)._asdict().items()
+    with tuned.trying({"conv": {twice: {"triton": 2e-3, "xla": 1e-3}}}):
+        found = explained(case, "bfloat16")
+        assert found.chosen.implementation == "xla"
+        assert "takes 2.00 times as long as XLA" in str(found)
+    with tuned.trying({"conv": {twice: {"triton": 1e-3, "xla": 2e-3}}}):
+        assert explained(case, "bfloat16").chosen.implementation == "triton"
+
+
+def geometry_of(case, dtype):
+    """A case as the candidates see it."""
+    a = case.arguments
+    return conv_geometry(
+        "conv", jax.ShapeDtypeStruct(case.lhs, dtype), jax.ShapeDtypeStruct(case.rhs, dtype), a["window_strides"],
+        a["padding"], None, a["rhs_dilation"], a["dimension_numbers"], a["feature_group_count"], 1, None, None,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def compiled_for(device):
+    """As `devices.compiling_for`, for a GPU that is not in its table."""
+    token = devices._TOLD.set(device)
+    try:
+        yield
+    finally:
+        devices._TOLD.reset(token)
+
+
+GPUS = {"sm80": "NVIDIA A100-SXM4-80GB", "sm100": "NVIDIA B200"}
+"""The GPU whose block sizes are compiled for a target; of other targets an H100's."""
+
+
+def compiled(operations, case, dtype, activation, target):
+    """What the compiler makes of the forward pass and of all gradients, by the kernels' names."""
+    with devices.compiling_for(GPUS.get(target, "NVIDIA H100 80GB HBM3")):
+        s = operations.spec_of(geometry_of(case, dtype), True, activation)
+        keep = "z" if s.activation and not s.recomputes else ""
+        sought = ("w", "b") if s.struct("x").shape[-1] <= 4 else ("x", "w", "b")
+        s = s._replace(keep=keep and ("y" if s.activation in FROM_RESULT else "z"), sought=sought)
+        x, w, b, y = (s.struct(n) for n in "xwby")
+        kept, family = [y] if keep else [], operations.OPERATIONS
+        forward = reports(lambda *a: family.inference.build(s, *a), x, w, b, target=target)
+        return forward, reports(lambda *a: family.backward.build(s, *a), x, w, b, *kept, y, target=target)
+
+
+def launches(function, *arrays):
+    """The launches in a function: kernel, dtypes of its pointers, constants and options of each."""
+    found = []
+    for eqn in jax.make_jaxpr(function)(*arrays).eqns:
+        if "kernel" in eqn.params:
+            avals = [v.aval for v in (*eqn.invars, *eqn.outvars)]
+            pointers = {n: np.dtype(a.dtype) for n, a in zip(eqn.params["names"], avals)}
+            constants = dict(eqn.params["constants"])
+            found.append((eqn.params["kernel"].jit, pointers, constants, eqn.params["options"]))
+    return found
+
+
+def reports(function, *arrays, target):
+    """What the compiler made of each launch for that target, by the kernel's name."""
+    return {
+        kernel.fn.__name__: aot.compiled(kernel, p, c, target, o) for kernel, p, c, o in launches(function, *arrays)
+    }

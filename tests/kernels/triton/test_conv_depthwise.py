@@ -1,0 +1,292 @@
+"""Depthwise convolution by Triton: interpreted it equals float64 and its gradients; compiled it fits the GPUs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from kernels.triton.conv_problems import (
+    SMALL,
+    check,
+    check_tuned,
+    compiled,
+    conv_of,
+    drawn,
+    explained,
+    geometry_of,
+    in_float64,
+    text,
+    with_gradients,
+)
+from tolerances import assert_close
+
+from llmasos_xla import kernels
+from llmasos_xla.kernels._triton import tuned
+from llmasos_xla.kernels.conv import triton_depthwise
+from llmasos_xla.kernels.conv.cases import DEPTHWISE_TESTS, GPU_BENCH, Case
+
+CALL = "triton_kernel_call_ffi"
+CASES = {case.name: case for case in DEPTHWISE_TESTS}
+ACTIVATIONS = (None, "relu", "silu", "relu6", "gelu", "leaky_relu", "gelu_tanh", "tanh", "sigmoid", "swish", "softplus")
+MIXED = [(name, ACTIVATIONS[i % len(ACTIVATIONS)]) for i, name in enumerate(CASES)]
+
+
+@pytest.mark.parametrize(("name", "activation"), MIXED)
+def test_value_and_gradients_equal_float64(name, activation, interpreted):
+    check(CASES[name], activation, "float32", interpreted)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["odd", "stride", "1d-causal"])
+def test_sums_of_16_bits_are_float32(name, dtype, interpreted):
+    check(CASES[name], "silu", dtype, interpreted, bias=dtype == "bfloat16")
+
+
+@pytest.mark.parametrize(("name", "batch"), [("strips", 7), ("1d-causal", 41), ("many-channels", 3)])
+def test_programs_with_several_blocks(name, batch, interpreted):
+    case = CASES[name]
+    check(case._replace(lhs=(batch, *case.lhs[1:])), "relu", "float32", interpreted, device=SMALL)
+
+
+@pytest.mark.parametrize("name", ["odd", "1d-causal"])
+def test_offsets_of_64_bits(name, interpreted, monkeypatch):
+    monkeypatch.setattr(triton_depthwise, "_wide", lambda s: True)
+    check(CASES[name], "gelu", "float32", interpreted)
+
+
+@pytest.mark.parametrize(
+    ("name", "activation", "expected"),
+    [
+        ("odd", None, ["slide_kernel", "slide_kernel", "taps_kernel"]),
+        ("odd", "silu", ["slide_kernel", "slide_kernel", "taps_kernel"]),
+        ("1d-causal", "silu", ["slide_kernel", "short_backward_kernel"]),
+    ],
+)
+def test_a_short_convolution_over_time_has_its_gradient_in_one_pass(name, activation, expected, interpreted):
+    assert check(CASES[name], activation, "float32", interpreted) == expected
+
+
+@pytest.mark.parametrize("sought", [(0,), (1,), (2,), (0, 2)])
+@pytest.mark.parametrize("name", ["odd", "1d-causal"])
+def test_some_gradients_are_those_among_all(name, sought, interpreted):
+    arrays, dy = drawn(CASES[name], "float32")
+    wanted = in_float64(CASES[name], "silu", arrays, dy)
+
+    def some(*values):
+        given = dict(zip(sought, values))
+        return conv_of(CASES[name], "silu")(*(given.get(i, a) for i, a in enumerate(arrays)))
+
+    with interpreted():
+        _, *got = with_gradients(some)([arrays[i] for i in sought], dy)
+    for i, g in zip(sought, got):
+        assert_close(g, wanted[1 + i], scale=max(1.0, np.abs(wanted[1 + i]).max() / 4))
+
+
+def test_what_is_not_finite_stays_where_the_sums_are(interpreted):
+    # Rows that no result reads, and the places beyond the last one.
+    x = np.ones((2, 9, 2), np.float32)
+    x[1, 8] = np.nan
+    case = Case("", x.shape, (3, 1, 2), 1, ((0, -1),), groups=2)
+    w = jnp.ones(case.rhs)
+    with interpreted():
+        got = with_gradients(conv_of(case, "silu"))([jnp.asarray(x), w], jnp.ones((2, 6, 2)))
+    assert all(np.isfinite(a).all() for a in got)
+    case = Case("", (2, 8, 8, 2), (3, 3, 1, 2), 2, "VALID", groups=2)
+    x = np.ones(case.lhs, np.float32)
+    x[:, 7] = x[:, :, 7] = np.inf
+    with interpreted():
+        got = with_gradients(conv_of(case, None))([jnp.asarray(x), jnp.ones(case.rhs)], jnp.ones((2, 3, 3, 2)))
+    assert all(np.isfinite(a).all() for a in got)
+
+
+# Through JAX.
+
+
+@pytest.mark.parametrize("name", ["odd", "1d-causal"])
+@pytest.mark.parametrize("axes", [(0, None, None), (1, 0, None), (None, 0, 0)])
+def test_vmap_of_value_and_gradients_is_one_call(name, axes, interpreted):
+    pairs = [drawn(CASES[name], "float32", seed=seed) for seed in range(2)]
+    each = [list(arrays) for arrays, _ in pairs]
+    stacked = [
+        each[0][i] if axis is None else jnp.stack([arrays[i] for arrays in each], axis) for i, axis in enumerate(axes)
+    ]
+    one = [[each[0][i] if axis is None else each[j][i] for i, axis in enumerate(axes)] for j in range(2)]
+    dy = jnp.stack([dy for _, dy in pairs])
+    both = with_gradients(conv_of(CASES[name], "relu"))
+    wanted = [both(arrays, dy[j]) for j, arrays in enumerate(one)]
+    with interpreted() as ran:
+        got = jax.jit(jax.vmap(lambda *a: both(list(a[:3]), a[3]), (*axes, 0)))(*stacked, dy)
+        jax.block_until_ready(got)
+        assert len(ran) == (3 if name == "odd" else 2)
+    for a, b in zip(got, zip(*wanted)):
+        assert_close(a, jnp.stack(b), scale=4)
+
+
+@pytest.mark.parametrize("name", ["odd", "1d-causal"])
+@pytest.mark.parametrize("activation", ["silu", "tanh"])
+def test_second_derivatives_and_forward_mode_equal_those_of_the_plain_version(name, activation, interpreted):
+    arrays, _ = drawn(CASES[name], "float32")
+    directions, _ = drawn(CASES[name], "float32", seed=1)
+
+    def derivatives(*arrays):
+        f = conv_of(CASES[name], activation)
+
+        def loss(*a):
+            return (f(*a) ** 2).sum()
+
+        forward = jax.jvp(f, arrays, tuple(directions))[1]
+        return forward, jax.jvp(jax.grad(loss, (0, 1, 2)), arrays, tuple(directions))[1]
+
+    wanted = jax.jit(derivatives)(*arrays)
+    with interpreted() as ran:
+        got = jax.block_until_ready(jax.jit(derivatives)(*arrays))
+        assert ran
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted)):
+        assert_close(a, b, scale=max(4.0, np.abs(b).max()))
+
+
+def test_eager_remat_and_scan_give_the_same(interpreted):
+    case = CASES["1d-causal"]
+    (x, w, b), _ = drawn(case, "float32")
+    f = conv_of(case, "silu")
+
+    def loss(x, step):
+        return jax.lax.scan(lambda h, _: (step(h, w, b), None), x, None, length=2)[0].sum()
+
+    with interpreted():
+        assert_close(f(x, w, b), jax.jit(f)(x, w, b))
+        plain = jax.jit(jax.grad(lambda x: f(f(x, w, b), w, b).sum()))(x)
+        assert_close(jax.jit(jax.grad(lambda x: loss(x, jax.checkpoint(f))))(x), plain)
+
+
+def test_calls_stand_in_a_cuda_program_alone():
+    arrays, dy = drawn(CASES["odd"], "float32")
+    both = with_gradients(conv_of(CASES["odd"], "silu"))
+    assert text(both, arrays, dy).count(f"@{CALL}") == 3
+    assert "stablehlo.convolution" not in text(both, arrays, dy)
+    assert CALL not in text(both, arrays, dy, platform="cpu")
+
+
+# The choice.
+
+
+def test_it_is_chosen_on_gpu_alone():
+    found = explained(CASES["stride"])
+    assert (found.chosen.implementation, found.chosen.formulation) == ("triton", "depthwise kernel")
+    shapes = jax.ShapeDtypeStruct(CASES["stride"].lhs, "float32"), jax.ShapeDtypeStruct(CASES["stride"].rhs, "float32")
+    on_cpu = kernels.explain(kernels.conv, *shapes, **CASES["stride"].arguments)
+    assert "triton: depthwise kernel (runs on gpu, this is cpu)" in str(on_cpu)
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks"),
+    [
+        (
+            "stride",
+            {
+                "depthwise forward": ("forward", {"rows": 1, "warps": 8}),
+                "depthwise input gradient": ("back", {"rows": 8, "warps": 2}),
+                "depthwise kernel gradient": ("sums", {"programs": 7}),
+            },
+        ),
+        ("1d-causal", {"depthwise gradient": ("short", {"rows": 16, "programs": 3})}),
+    ],
+)
+def test_a_tuned_table_has_the_last_word(name, blocks):
+    check_tuned(triton_depthwise, CASES[name], blocks, "depthwise 16-bit")
+
+
+def test_tuned_blocks_compute_the_same(interpreted):
+    arrays, dy = drawn(CASES["stride"], "float32")
+    both, g = with_gradients(conv_of(CASES["stride"], None)), geometry_of(CASES["stride"], "float32")
+    key = triton_depthwise.shape_class(triton_depthwise.spec_of(g, True, None))
+    with interpreted():
+        wanted = both(arrays, dy)
+    entries = {"forward": {"rows": 3}, "input gradient": {"rows": 4, "warps": 2}, "kernel gradient": {"programs": 9}}
+    with interpreted(), tuned.trying({f"depthwise {table}": {key: entry} for table, entry in entries.items()}):
+        for a, b in zip(jax.block_until_ready(both(arrays, dy)), wanted):
+            assert_close(a, b, scale=4)
+
+
+def test_a_factor_for_each_channel_is_no_convolution():
+    found = explained(Case("", (2, 5, 5, 4), (1, 1, 1, 4), 2, groups=4))
+    assert found.chosen.formulation == "depthwise multiply-adds"
+    assert "triton: depthwise kernel (a kernel of size one is a plain product)" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("case", "more", "why"),
+    [
+        (Case("", (1, 5, 5, 4), (3, 3, 2, 4), groups=2), {}, "has 2 input channel(s) in each of 2 group(s)"),
+        (Case("", (1, 5, 5, 4), (3, 3, 1, 8), groups=4), {}, "has 2 output channels for each input channel"),
+        (Case("", (1, 5, 5, 5, 2), (3, 3, 3, 1, 2), groups=2), {}, "has 3 spatial axes"),
+        (CASES["odd"]._replace(lhs_dilation=2), {}, "lhs_dilation is above 1"),
+        (Case("", (1, 50, 2), (33, 1, 2), groups=2), {}, "the kernel is 33; it takes at most 31 along an axis"),
+        (CASES["odd"]._replace(stride=2, rhs_dilation=2), {}, "stride and dilation are both above 1"),
+        (CASES["odd"]._replace(stride=9), {}, "the stride is (9, 9); it takes at most 8"),
+        (CASES["odd"], {"preferred_element_type": jnp.float64}, "the result is float64, not float32 as the operands"),
+        (
+            Case("", (1, 4, 5, 6), (3, 3, 1, 4), groups=4),
+            {"dimension_numbers": ("NCHW", "HWIO", "NCHW")},
+            "channels are not last: it would transpose the arrays",
+        ),
+    ],
+)
+def test_it_says_why_not(case, more, why):
+    with jax.enable_x64("preferred_element_type" in more):
+        assert f"triton: depthwise kernel ({why})" in str(explained(case, **more))
+
+
+def test_by_name_it_runs_in_any_order_of_dimensions_or_raises_its_reason(interpreted):
+    case = CASES["odd"]
+    (x, w), _ = drawn(case, "float32", bias=False)
+    numbers = {"dimension_numbers": ("NCHW", "OIHW", "NCHW")}
+    with interpreted() as ran:
+        y = kernels.conv(
+            x.transpose(0, 3, 1, 2), w.transpose(3, 2, 0, 1), **(case.arguments | numbers), implementation="triton"
+        )
+        assert ran == ["slide_kernel"]
+    assert_close(y.transpose(0, 2, 3, 1), conv_of(case, None)(x, w))
+    with pytest.raises(NotImplementedError, match="implementation='triton' cannot run: .*runs on gpu, this is cpu"):
+        kernels.conv(x, w, **case.arguments, implementation="triton")
+
+
+# Compiled ahead of time.
+
+BENCH = {case.name: case for case in GPU_BENCH if case.groups == case.lhs[-1] > 1}
+BENCH["conv1d-long"] = Case("conv1d-long", (32, 1000, 256), (31, 1, 256), groups=256)
+BENCH["efficientnet-down"] = Case("efficientnet-down", (128, 28, 28, 240), (5, 5, 1, 240), 2, groups=240)
+BENCH["past-32-bits"] = Case("past-32-bits", (4096, 112, 112, 64), (3, 3, 1, 64), groups=64)
+SWEEP = (
+    ("convnext-depthwise-56", "sm90", "bfloat16", None),
+    ("conv1d-long", "sm90", "bfloat16", None),
+    ("mamba-causal-depthwise", "sm90", "bfloat16", "silu"),
+    ("mamba-causal-depthwise", "gfx942", "float16", "silu"),
+    ("efficientnet-down", "sm80", "float32", "silu"),
+    ("convnext-depthwise-7", "sm100", "float32", None),
+    ("past-32-bits", "gfx942", "bfloat16", "relu6"),
+    ("convnext-depthwise-56", "sm90", "float32", "relu"),
+)
+TARGETS, DTYPES = ("sm80", "sm90", "sm100", "gfx942"), ("bfloat16", "float32")
+REST = [(n, t, d, a) for n in BENCH for t in TARGETS for d in DTYPES for a in (None, "relu", "silu")]
+
+
+def check_compiled(name, target, dtype, activation):
+    forward, backward = compiled(triton_depthwise, BENCH[name], dtype, activation, target)
+    for report in (*forward.values(), *backward.values()):
+        assert report.spilled == 0
+        assert report.registers <= (512 if target == "gfx942" else 255)
+        assert report.shared_memory <= 4096
+    # Channels lie side by side in a thread, so that a load is of 16 bytes in the pass that is all loads.
+    if target != "gfx942":
+        assert "ld.global.v4.b32" in forward["slide_kernel"].text
+
+
+@pytest.mark.parametrize(("name", "target", "dtype", "activation"), SWEEP)
+def test_it_compiles_without_spills(name, target, dtype, activation):
+    check_compiled(name, target, dtype, activation)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "target", "dtype", "activation"), [each for each in REST if each not in SWEEP])
+def test_every_configuration_compiles_without_spills(name, target, dtype, activation):
+    check_compiled(name, target, dtype, activation)
