@@ -8,7 +8,7 @@ WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); if [ $
 # What is compiled when the package is installed.
 NATIVE := hatch_build.py llmasos_xla/kernels/_onednn/compiler.py $(wildcard llmasos_xla/kernels/_onednn/native/*)
 
-.PHONY: demo test test-all lint docs-check clean
+.PHONY: demo test test-all lint clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt $(NATIVE)
 	$(PYTHON) -m venv $(VENV)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core as extend_core
 
 # XLA's default on CPU is dots, reductions and convolutions through YNN. Its convolutions run on one thread, so they are
@@ -73,33 +74,58 @@ def compile(
     The program takes arrays of exactly these shapes. `donate` lists the arguments whose memory it may reuse; `once`
     says that it will run once, so that compiling counts more than running; `log` receives a `CompileRecord`.
 
+    Where `jax.disable_jit()` is in force nothing is compiled: `function` runs step by step, with values that can be
+    printed and looked at in a debugger.
+
     >>> import jax.numpy as jnp
     >>> log = []
     >>> double = compile(lambda x: x * 2, jnp.ones(3), what="double", log=log)
     >>> double(jnp.ones(3)).tolist(), log[0].argument_bytes
     ([2.0, 2.0, 2.0], 12)
     """
-    started = time.time()
-    traced = jax.jit(function, donate_argnums=tuple(donate)).trace(*arguments)
-    lowered = traced.lower()
-    program = lowered.compile(compiler_options=compiler_options(once=once))
-    if log is not None:
-        memory, cost = program.memory_analysis(), program.cost_analysis()
-        log.append(
-            CompileRecord(
-                what,
-                time.time() - started,
-                started,
-                memory.argument_size_in_bytes if memory else -1,
-                memory.temp_size_in_bytes if memory else -1,
-                cost.get("flops", 0.0) + _foreign_flops(traced.jaxpr.jaxpr) if cost else -1.0,
+
+    def build(*arguments: Any) -> Callable:
+        started = time.time()
+        traced = jax.jit(function, donate_argnums=tuple(donate)).trace(*arguments)
+        lowered = traced.lower()
+        program = lowered.compile(compiler_options=compiler_options(once=once))
+        if log is not None:
+            memory, cost = program.memory_analysis(), program.cost_analysis()
+            log.append(
+                CompileRecord(
+                    what,
+                    time.time() - started,
+                    started,
+                    memory.argument_size_in_bytes if memory else -1,
+                    memory.temp_size_in_bytes if memory else -1,
+                    cost.get("flops", 0.0) + _foreign_flops(traced.jaxpr.jaxpr) if cost else -1.0,
+                )
             )
-        )
-    return program
+        return program
+
+    program = None if jit_is_disabled() else build(*arguments)
+
+    def run(*arguments: Any) -> Any:
+        nonlocal program
+        if jit_is_disabled():
+            return function(*jax.tree.map(jnp.asarray, arguments))
+        if program is None:
+            program = build(*arguments)
+        return program(*arguments)
+
+    return run
+
+
+def jit_is_disabled() -> bool:
+    """Whether `jax.disable_jit()` is in force in this thread."""
+    return jax.config.jax_disable_jit  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def operations(function: Callable, *arguments: Any) -> float:
-    """Floating point operations of one call, from the lowered program, without compiling it; -1 if unknown."""
+    """Floating point operations of one call, from the lowered program, without compiling it; -1 if unknown, as under
+    `jax.disable_jit()`."""
+    if jit_is_disabled():
+        return -1.0
     traced = jax.jit(function).trace(*arguments)
     cost = traced.lower().cost_analysis()
     return cost.get("flops", 0.0) + _foreign_flops(traced.jaxpr.jaxpr) if cost else -1.0

@@ -36,6 +36,8 @@ def pure(make: Callable[[nnx.Rngs], nnx.Module]) -> Net:
     `make(rngs)` builds the module; the module's `__call__` takes `train: bool` and `rngs: nnx.Rngs | None`. What it
     holds as `nnx.Param` becomes `params`; every other variable (batch statistics, a cache) becomes `state`.
 
+    Raises TypeError for a module that is made already.
+
     >>> import jax.numpy as jnp
     >>> class Scale(nnx.Module):
     ...     def __init__(self, rngs):
@@ -48,6 +50,15 @@ def pure(make: Callable[[nnx.Rngs], nnx.Module]) -> Net:
     >>> sorted(variables.params), y.shape
     (['scale'], (2, 3))
     """
+    if isinstance(make, nnx.Module) or not callable(make):
+        kind, way_out = type(make).__name__, ""
+        if isinstance(make, nnx.Module):
+            way_out = f": pass pure({kind}), or pure(lambda rngs: {kind}(..., rngs=rngs)) where it takes arguments"
+        elif hasattr(make, "build"):
+            way_out = ": pass pure(lambda rngs: layer.build(sample_shape, rngs))"
+        raise TypeError(
+            f"pure: a constructor is wanted, which makes the module of an nnx.Rngs, got an instance of {kind}{way_out}"
+        )
     abstract = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
     graphdef = nnx.graphdef(abstract)
     path_of = {_name(path): path for path, _ in nnx.to_flat_state(nnx.state(abstract))}

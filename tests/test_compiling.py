@@ -39,6 +39,31 @@ def test_donated_arguments_are_gone():
     assert x.is_deleted()
 
 
+def test_nothing_is_compiled_under_disable_jit():
+    def double(x):
+        seen.append(x)
+        return x * 2 if x.sum() > 0 else x
+
+    seen, log = [], []
+    with jax.disable_jit():
+        program = compiling.compile(double, jnp.ones(3), what="double", log=log)
+        np.testing.assert_array_equal(program(np.ones(3, np.float32)), np.full(3, 2.0))
+        assert compiling.operations(double, jnp.ones(3)) == -1
+    assert isinstance(seen[0], jax.Array)
+    assert not log
+
+
+def test_a_program_may_be_made_under_disable_jit_and_run_without_and_the_other_way_round():
+    x = jnp.arange(3.0)
+    with jax.disable_jit():
+        early = compiling.compile(lambda x: x + 1, x, what="early", log=(log := []))
+    late = compiling.compile(lambda x: x + 1, x, what="late")
+    np.testing.assert_array_equal(early(x), early(x + 0))
+    assert [record.what for record in log] == ["early"]
+    with jax.disable_jit():
+        np.testing.assert_array_equal(late(x), early(x))
+
+
 def test_unknown_options_are_left_out(monkeypatch):
     monkeypatch.setattr(compiling, "_CPU_OPTIONS", {"xla_no_such_option": "1"})
     assert compiling.compiler_options("cpu") == {}

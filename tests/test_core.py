@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from llmasos_xla import Variables, pure
+from llmasos_xla import Variables, layers, pure
 
 
 class Block(nnx.Module):
@@ -94,3 +94,15 @@ def test_wrong_variables_are_named(net, variables):
     params = {n: a for n, a in variables.params.items() if n != "blocks/0/dense/kernel"} | {"extra": jnp.ones(2)}
     with pytest.raises(ValueError, match=r"missing \['blocks/0/dense/kernel'\], left over \['extra'\]"):
         net.apply(Variables(params, variables.state), X, train=False)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_an_instance_is_no_constructor():
+    with pytest.raises(
+        TypeError, match=r"pure: a constructor .* got an instance of Tower: pass pure\(Tower\), or pure"
+    ):
+        pure(Tower(nnx.Rngs(0)))
+    layer = layers.Dense(3)
+    with pytest.raises(TypeError, match=r"got an instance of Dense: pass pure\(lambda rngs: layer.build\(sample_shape"):
+        pure(layer)
+    assert set(pure(lambda rngs: layer.build((4,), rngs)).init(jax.random.key(0)).params) == {"bias", "kernel"}

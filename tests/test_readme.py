@@ -52,5 +52,15 @@ def test_the_second(listings, tmp_path, monkeypatch, capsys):
         for handle in handles:
             handle.stop()
     assert "Epoch 10/10" in capsys.readouterr().out
+    # The address in the README is one machine's: the text says that the port is any free one.
+    text = README.read_text()
+    (shown,) = set(re.findall(r"http://127\.0\.0\.1:(\d+)", text))
+    assert f"The port is one that was free, so yours is another; `deploy(port={shown})` asks for that one" in text
     again = lm.load("model.h5")
     assert again.evaluate(raw, verbose=0) == names["model"].evaluate(raw, verbose=0)
+
+
+def test_every_make_target_has_a_rule():
+    text = README.with_name("Makefile").read_text()
+    (targets,) = re.findall(r"^\.PHONY: (.*)$", text, re.MULTILINE)
+    assert [name for name in targets.split() if not re.search(rf"^{name}:", text, re.MULTILINE)] == []

@@ -65,9 +65,10 @@ class Learner:
             return
         if self.spec.input_shape is None and input_shape is not None:
             self.spec = StackSpec(self.spec.layers, tuple(input_shape))
-        self._net = self.spec.net()
-        init = compile(self._net.init, jax.random.key(self.seed), what="initial weights", once=True, log=self.compiled)
+        net = self.spec.net()
+        init = compile(net.init, jax.random.key(self.seed), what="initial weights", once=True, log=self.compiled)
         self._state = init(jax.random.key(self.seed))
+        self._net = net
 
     def compile(self, recipe: Recipe) -> None:
         """Sets how the model is trained; the optimizer's state is kept if it is the same optimizer."""
@@ -285,7 +286,20 @@ class Learner:
     def _prepare(self, dataset: Dataset) -> None:
         """Settles preprocessing and weights when the first data are seen."""
         if self.preprocessing is None:
-            self.preprocessing = Preprocessing.fit(dataset, self.spec.input_shape, tokens=self.spec.tokens)
+            if dataset.inputs is not None:
+                raise ValueError(
+                    f"model: it takes one input, the data are a dict of {' and '.join(dataset.inputs)}: pass one "
+                    f"array, x[{dataset.inputs[0]!r}] or np.concatenate(list(x.values()), axis=-1); columns become a "
+                    "table with pandas.DataFrame(x)"
+                )
+            fitted = Preprocessing.fit(dataset, self.spec.input_shape, tokens=self.spec.tokens)
+            if (size := fitted.vocabulary_size) is not None and not self.spec.tokens:
+                raise ValueError(
+                    f"model: the data are text, encoded to ids 0 to {size - 1}, and its first layer reads numbers: "
+                    f"begin with lm.layers.Embedding({size}, ...); a table's only text column is categories with "
+                    "categories=[...]"
+                )
+            self.preprocessing = fitted
         self.build(self.preprocessing.shape)
         if self.spec.tokens and dataset.in_memory:
             # A text's ids are those of the vocabulary, so its largest stands for all of them.
@@ -299,7 +313,7 @@ class Learner:
             raise ValueError(f"{who}: how to train is not known yet; call compile(optimizer=, loss=, metrics=) first")
         assert self.preprocessing is not None
         labels = self.preprocessing.encode_labels(dataset.labels, who=who)
-        check_targets(self.recipe.loss, labels, self.spec.output_shape())
+        check_targets(self.recipe.loss, labels, self.spec.output_shape(), self.preprocessing.label_names)
         return labels
 
     def _toolbox(self) -> tuple[Objective, Evaluator, Predictor]:

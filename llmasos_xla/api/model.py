@@ -1,5 +1,6 @@
 """The second front door: `Model(input_dim, output_dim)`, layer by layer, with data sets and an optimizer."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -74,16 +75,10 @@ class Model(Door):
                 raise ValueError(f"Model.train: wants a Dataset or (x, y), got {type(dataset).__name__}")
             dataset = self._dataset(dataset[0], dataset[1], "train")
         self._check_output()
-        head = split_head(self.layers)[1]
-        labels = dataset.labels
-        integers = labels is not None and labels.dtype.kind in "iubOSU" and labels.ndim <= 2 and labels[0].size == 1
-        found_loss, found_metrics = default_loss(head, integers)
-        recipe = Recipe.of(
-            optimizer,
-            found_loss if loss is None else loss,
-            (found_metrics if loss is None else ()) if metrics is None else metrics,
-            precision,
-        )
+        if loss is None:
+            loss, usual = default_loss(split_head(self.layers)[1], self._takes_classes(dataset))
+            metrics = usual if metrics is None else metrics
+        recipe = Recipe.of(optimizer, loss, metrics or (), precision)
         self.learner.compile(recipe)
         return self._fit(
             dataset,
@@ -101,6 +96,12 @@ class Model(Door):
     def fit(self, x: Any, y: Any = None, **options: Any) -> History:
         """`train` with the data as `Sequential.fit` takes them: (x, y) or a `Dataset`."""
         return self.train(self._dataset(x, y, "train", options.pop("sample_weight", None)), **options)
+
+    def _takes_classes(self, dataset: Dataset) -> bool:
+        """Whether labels name a class each rather than being shaped as the outputs."""
+        labels, shape = dataset.labels, self.learner.spec.output_shape()
+        # A softmax of one output has no shares: its labels are taken for classes, of which there are too many.
+        return labels is not None and (shape[-1] == 1 or math.prod(labels.shape[1:]) < math.prod(n or 1 for n in shape))
 
     def _check_output(self) -> None:
         shape = self.learner.spec.output_shape()

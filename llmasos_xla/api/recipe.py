@@ -7,7 +7,7 @@ from typing import Any
 import optax
 
 from llmasos_xla.training.losses import LOSSES, Loss, loss_by_name
-from llmasos_xla.training.metrics import METRICS, Metric, metric_by_name
+from llmasos_xla.training.metrics import Metric, metric_by_name
 from llmasos_xla.training.optimizers import Optimizer, optimizer_by_name, with_standard_promotion
 from llmasos_xla.training.step import precision_by_name
 
@@ -56,8 +56,9 @@ class Recipe:
 
     def to_json(self) -> dict[str, Any] | None:
         """The recipe as JSON values; None if it holds functions of the user's own, which no file can carry."""
-        known_metrics = all(dataclasses.replace(m, name=k) in METRICS.values() for m, k in self._metric_kinds())
-        if self.loss not in LOSSES.values() or not known_metrics or not isinstance(self.optimizer, Optimizer):
+        if self.loss not in LOSSES.values() or not isinstance(self.optimizer, Optimizer):
+            return None
+        if not all(map(self._by_name, self.metrics)):
             return None
         try:
             optimizer = self.optimizer.to_json()
@@ -75,15 +76,18 @@ class Recipe:
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"load: the training recipe is damaged: {error!r}") from error
 
-    def _metric_kinds(self) -> list[tuple[Metric, str]]:
-        kinds = {(m.sums, m.result): name for name, m in METRICS.items()}
-        return [(m, kinds.get((m.sums, m.result), "")) for m in self.metrics]
+    def _by_name(self, metric: Metric) -> bool:
+        """Whether the metric's name stands for all of it."""
+        try:
+            return metric_by_name(metric.name, self.loss) == metric
+        except ValueError:
+            return False
 
 
-def default_loss(head: str | None, integer_labels: bool) -> tuple[str, tuple[str, ...]]:
-    """The loss and metrics of a model that named none: from its last activation and the labels' kind."""
+def default_loss(head: str | None, classes: bool) -> tuple[str, tuple[str, ...]]:
+    """The loss and metrics of a model that named none: from its last activation, and whether labels are classes."""
     if head == "softmax":
-        return ("sparse_categorical_crossentropy" if integer_labels else "categorical_crossentropy"), ("accuracy",)
+        return ("sparse_categorical_crossentropy" if classes else "categorical_crossentropy"), ("accuracy",)
     if head == "sigmoid":
         return "binary_crossentropy", ("accuracy",)
     return "mean_squared_error", ("mean_absolute_error",)

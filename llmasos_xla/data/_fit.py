@@ -97,7 +97,8 @@ def _fit_table(dataset: "Dataset", input_shape: Shape | None, tokens: bool) -> A
     if tokens:
         if not plain:
             raise ValueError(
-                f"fit: the model takes token ids; {dataset.name} has text columns ({', '.join(names[:8])})"
+                f"fit: the model takes token ids; {dataset.name} has text columns ({', '.join(names[:8])}): text= "
+                "reads one of them as text"
             )
         shape, free = resolve(input_shape, (len(names),), dataset.name)
         return ArrayInput(shape, "int32", free, columns=names)

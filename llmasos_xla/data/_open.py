@@ -18,7 +18,7 @@ CSV, IDX, NPZ, NPY, IMAGES, AUDIO, TEXT = KINDS = ("csv", "idx", "npz", "npy", "
 
 _TABLE = ("label", "columns", "categories", "text")
 _TAKES = {
-    CSV: (*_TABLE, "header", "delimiter", "na_values"),
+    CSV: (*_TABLE, "header", "delimiter", "decimal", "na_values"),
     "table": _TABLE,
     IDX: (),
     NPZ: ("x_key", "y_key"),
@@ -43,6 +43,7 @@ class Options:
     categories: Sequence[str] | None = None
     header: bool | None = None
     delimiter: str | None = None
+    decimal: str | None = None
     na_values: Sequence[str] | None = None
     text: str | None = None
     image_size: tuple[int, int] | None = None
@@ -106,8 +107,9 @@ def _open_path(path: pathlib.Path, labels: Any, kind: str | None, options: Optio
     options.refuse_others(kind)
     if kind == CSV:
         reading = csv_reader.CsvOptions(
-            options.header, options.delimiter, _names(options.na_values, "na_values") or (), options.encoding
-        )
+            options.header, options.delimiter, _names(options.na_values, "na_values") or (), options.encoding,
+            "." if options.decimal is None else options.decimal,
+        )  # fmt: skip
         return csv_reader.from_csv(path, _label_array(labels), options.table(), reading)
     if kind == IDX:
         return idx.from_idx(path, labels)

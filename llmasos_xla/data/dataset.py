@@ -29,7 +29,7 @@ class Dataset:
     - a folder of images or of audio files, a folder in it for each class.
     - `"lines.txt"`: text, a row a line; `{"neg": path, "pos": path}`: a file for each class.
     - `(x, y)`, or x with `labels=`: arrays of NumPy, jax, torch and others; a list of str is text; a dict of arrays is
-      several inputs.
+      several inputs, for `data.batches` and networks of your own: `Sequential` and `Model` take one.
     - any object with `len` and `[i]` that gives pairs (x, y), for instance a PyTorch data set.
 
     Args:
@@ -49,10 +49,12 @@ class Dataset:
         header: CSV: whether the first line names the columns; by default if none of its cells is a number, or a word
             stands above a number.
         delimiter: CSV: comma, semicolon or tab by default, whichever is found.
+        decimal: CSV: the sign before a fraction, "." by default.
         na_values: CSV: further spellings of a missing value.
-        text: CSV: the column to read as text.
+        text: CSV: the column to read as text; a table's only column of inputs is where most of its values differ.
         level: text: "word" or "character" ids.
-        max_words: text: the size of the vocabulary, 20,000 by default.
+        max_words: text: the most ids that there may be, 0 for padding and 1 for unknown words among them, 20,000 by
+            default: `Embedding(max_words, ...)` has a vector for each.
         max_length: text: the length of a row of ids; the longest row's by default, up to 256 words, 1,024 characters.
         encoding: text files: "utf-8" by default.
         image_size: images: (height, width) to resize to; needed if sizes differ.
@@ -90,6 +92,7 @@ class Dataset:
         missing: str = "mean",
         header: bool | None = None,
         delimiter: str | None = None,
+        decimal: str | None = None,
         na_values: Sequence[str] | None = None,
         text: str | None = None,
         level: str = "word",
@@ -112,8 +115,8 @@ class Dataset:
         check_normalize(normalize)
         options = Options(
             mode=mode, label=label, columns=columns, categories=categories, missing=missing, header=header,
-            delimiter=delimiter, na_values=na_values, text=text, encoding=encoding, image_size=image_size,
-            channels=channels, length=length, label_from=label_from, x_key=x_key, y_key=y_key,
+            delimiter=delimiter, decimal=decimal, na_values=na_values, text=text, encoding=encoding,
+            image_size=image_size, channels=channels, length=length, label_from=label_from, x_key=x_key, y_key=y_key,
         )  # fmt: skip
         self.content: Content = open_source(source, labels, kind, options)
         self.mode, self.seed, self.normalize, self.missing = mode, seed, normalize, missing
@@ -142,6 +145,12 @@ class Dataset:
     def columns(self) -> tuple[str, ...] | None:
         """The names of a table's input columns."""
         return self.content.columns
+
+    @property
+    def inputs(self) -> tuple[str, ...] | None:
+        """The names of several inputs; None for one, which a table's columns are."""
+        x = self.content.x
+        return tuple(x) if isinstance(x, dict) and self.content.columns is None else None
 
     @property
     def classes(self) -> tuple[str, ...] | None:

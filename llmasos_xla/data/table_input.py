@@ -100,7 +100,7 @@ class TableInput:
                 raise ValueError(
                     f"{who}: the columns {', '.join(lacking)} are missing; given: {', '.join(map(str, raw))}"
                 )
-            return {name: np.asarray(raw[name]) for name in names}
+            return _columns({name: np.asarray(raw[name]) for name in names}, who)
         array = np.asarray(raw, object) if any(c.categories is not None for c in self.columns) else as_array(raw, who)
         if array.ndim == 1 and array.shape[0] == len(names):
             raise ValueError(f"{who}: x has shape {array.shape}, which is one row; add the batch axis with x[None]")
@@ -112,6 +112,22 @@ class TableInput:
                 f"{who}: x has shape {array.shape}; (rows, {len(names)}) is wanted: {', '.join(names[:12])}"
             )
         return _by_name(array, order)
+
+
+def _columns(table: dict[str, np.ndarray], who: str) -> dict[str, np.ndarray]:
+    """The columns as `[rows]`, of equal length."""
+    for name, column in table.items():
+        if column.ndim == 0:
+            raise ValueError(
+                f"{who}: the column {name!r} is a single value ({column.item()!r}); a list of values is wanted, one a "
+                "row; a single row goes as [row]"
+            )
+        if column.size != len(column):
+            raise ValueError(f"{who}: the column {name!r} has shape {column.shape}; one value a row is wanted: (rows,)")
+    sizes = {name: len(column) for name, column in table.items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"{who}: the columns have different numbers of rows: {sizes}")
+    return {name: column.reshape(-1) for name, column in table.items()}
 
 
 def _by_name(x: np.ndarray | dict[str, np.ndarray], names: tuple[str, ...]) -> dict[str, np.ndarray]:

@@ -44,15 +44,24 @@ class TextInput:
     def fit(
         cls, texts: Any, level: str = "word", max_words: int = 20_000, max_length: int | None = None
     ) -> "TextInput":
-        """The `max_words` most frequent words, and the length of the longest row (256 words, 1,024 characters at most).
+        """The most frequent words, and the length of the longest row (256 words, 1,024 characters at most).
+
+        `max_words` is the most ids that there may be, those for padding and unknown words among them, so that
+        `Embedding(max_words, ...)` has a vector for each.
+
+        Raises ValueError unless `max_words` >= 3 (one word) and `max_length` >= 1 are whole numbers.
 
         >>> TextInput.fit(["one two", "two"]).encode(["two one", "three"])
         array([[2, 3],
                [1, 0]], dtype=int32)
         """
+        for name, value, least in (("max_words", max_words, FIRST + 1), ("max_length", max_length, 1)):
+            if not (isinstance(value, int | np.integer) and value >= least) and (name, value) != ("max_length", None):
+                why = "; padding and unknown words take two ids" if name == "max_words" else ""
+                raise ValueError(f"text: {name} wants a whole number >= {least}, got {value!r}{why}")
         pieces = [_split(text, level) for text in texts]
         counts = collections.Counter(piece for row in pieces for piece in row)
-        ranked = sorted(counts, key=lambda piece: (-counts[piece], piece))[:max_words]
+        ranked = sorted(counts, key=lambda piece: (-counts[piece], piece))[: max_words - FIRST]
         longest = max(map(len, pieces), default=1)
         return cls(tuple(ranked), max_length or max(1, min(longest, LONGEST[level])), level)
 

@@ -9,7 +9,7 @@ import contextlib
 import contextvars
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -40,7 +40,15 @@ class Candidate:
 
 Candidates = Callable[..., Sequence[Candidate]]
 
-OPS: dict[str, Candidates] = {}
+
+class Op(NamedTuple):
+    """A public function that chooses, and what it chooses from."""
+
+    function: Callable
+    candidates: Candidates
+
+
+OPS: dict[str, Op] = {}
 
 PLATFORMS = ("cpu", "gpu", "tpu")
 
@@ -49,10 +57,10 @@ _FORCED: contextvars.ContextVar[str | None] = contextvars.ContextVar("forced for
 
 
 def op(candidates: Candidates) -> Callable[[Callable], Callable]:
-    """Makes the decorated public function an op, whose candidates come from `candidates(*args, **kwargs)`."""
+    """Makes the decorated public function an op, whose candidates come of its arguments: `candidates(*args, **kw)`."""
 
     def register(function: Callable) -> Callable:
-        OPS[function.__name__] = candidates
+        OPS[function.__name__] = Op(function, candidates)
         return function
 
     return register
@@ -168,19 +176,27 @@ class Explanation:
 def explain(function: Callable, *args: Any, **kwargs: Any) -> Explanation:
     """Says which implementation `function(*args, **kwargs)` runs, and why the others do not.
 
-    Arrays may be `jax.ShapeDtypeStruct`: nothing is computed.
+    Arrays may be `jax.ShapeDtypeStruct`: nothing is computed. The function is one of this package's ops, or `jax.jit`
+    of one.
+
+    Raises:
+        ValueError: if it is another, and whatever the op itself raises.
 
     >>> import jax.numpy as jnp
     >>> from llmasos_xla import kernels
     >>> kernels.explain(kernels.max_pool, jnp.ones((1, 4, 4, 1)), (2, 2)).chosen.implementation
     'xla'
     """
-    name = getattr(function, "__name__", str(function))
+    inner = getattr(function, "__wrapped__", None) if isinstance(function, jax.stages.Wrapped) else function
+    name = getattr(inner, "__name__", str(inner))
     if name not in OPS:
         raise unknown("explain", "op", name, OPS)
-    implementation = kwargs.pop("implementation", None)
-    candidates = tuple(OPS[name](*args, **kwargs))
-    return Explanation(name, platform(), choose(name, candidates, implementation), candidates)
+    if OPS[name].function is not inner:
+        # Others have a conv or a max_pool too, which know nothing of these candidates.
+        where = getattr(inner, "__module__", None) or "elsewhere"
+        raise ValueError(f"explain: {name} of {where} is not kernels.{name}; pass that one, as it is or under jax.jit")
+    candidates = tuple(OPS[name].candidates(*args, **kwargs))
+    return Explanation(name, platform(), choose(name, candidates, kwargs.get("implementation")), candidates)
 
 
 def _objections(candidates: Sequence[Candidate]) -> str:

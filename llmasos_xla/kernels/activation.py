@@ -1,5 +1,6 @@
 """Activation functions by name, as Keras and the field spell them."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -45,14 +46,21 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-def activation(name: str | None, who: str = "activation") -> Activation:
-    """The activation function of that name; None is the identity.
+# These see a whole axis; the others take each element by itself.
+_ALONG_AN_AXIS = {"softmax": jax.nn.softmax, "log_softmax": jax.nn.log_softmax}
+
+
+def activation(name: str | None, who: str = "activation", axis: int = -1) -> Activation:
+    """The activation function of that name; None is the identity. `axis` is that of softmax and log_softmax.
 
     >>> float(activation("ReLU")(jnp.float32(-1.0)))
     0.0
+    >>> activation("softmax", axis=0)(jnp.zeros((2, 1))).tolist()
+    [[0.5], [0.5]]
     """
     if name is None:
         return ACTIVATIONS["linear"]
     if not isinstance(name, str) or name.lower() not in ACTIVATIONS:
         raise unknown(who, "activation", name, ACTIVATIONS)
-    return ACTIVATIONS[name.lower()]
+    name = name.lower()
+    return functools.partial(_ALONG_AN_AXIS[name], axis=axis) if name in _ALONG_AN_AXIS else ACTIVATIONS[name]

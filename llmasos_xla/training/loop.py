@@ -140,6 +140,8 @@ def fit(
                     logs |= evaluator(variables, job.validation, job.preprocessing, report=report, prefix="val_")
                 history.add(epoch, logs, seconds, run.samples)
                 report.epoch_end(epoch, seconds, run.samples / max(seconds, 1e-9), logs)
+                # Only now is the epoch over: one that ends in its validation goes on with that.
+                run.position = Position(epoch + 1, run.source.get_state(), None)
                 keep(run.state, run.position, False)
                 if tell("epoch", epoch, logs):
                     report.note(f"stopped by a callback after epoch {epoch + 1}")
@@ -216,10 +218,12 @@ class _Run:
         self.samples = 0
         under_way: collections.deque[jax.Array] = collections.deque()
         started = reported = time.perf_counter()
-        done = 0
+        # A fit that was interrupted in an epoch's last dispatch has none left to do of it.
+        at = self.source.get_state()
+        done = int(at["step"]) if at["epoch"] == epoch else self.steps_per_epoch
+        first_update = self.updates - done
         while done < self.steps_per_epoch:
             group = next(self.groups)
-            first_update = self.updates - group.first_step
             self.state, totals = self.program(self.state, totals, arrays_of(group), np.int32(group.steps), self.key)
             self.updates += group.steps
             self.samples += int(group.count[: group.steps].sum())
@@ -234,6 +238,8 @@ class _Run:
                 logs = totals.read(self.job.objective.metrics)
                 self.report.step(done, self.samples / (now - started), logs)
             if interrupted():
+                # A position must not hide a step that went wrong.
+                self._check(totals.bad_step, epoch, first_update)
                 self.report.note(
                     f"interrupted in epoch {epoch + 1} at step {done} of {self.steps_per_epoch}; the weights are kept, "
                     "the same call of fit goes on from here"
@@ -241,7 +247,6 @@ class _Run:
                 raise KeyboardInterrupt
         logs = totals.read(self.job.objective.metrics)
         self._check(totals.bad_step, epoch, first_update)
-        self.position = Position(epoch + 1, self.source.get_state(), None)
         return logs, time.perf_counter() - started
 
     def _check(self, bad_step: jax.Array, epoch: int, first_update: int) -> None:

@@ -40,6 +40,11 @@ class Loss:
         """The loss of each sample, [batch], in float32."""
         predictions = (logits if self.reads == "logits" else outputs).astype(jnp.float32)
         values = self.function(predictions, y)
+        if values.ndim and values.shape[0] != y.shape[0]:
+            raise ValueError(
+                f"loss {self.name!r} gave shape {values.shape} for a batch of {y.shape[0]} rows; one value a row is "
+                "wanted, (outputs, y) -> [batch, ...], or a single number"
+            )
         return (
             values.reshape(values.shape[0], -1).mean(axis=1) if values.ndim else jnp.broadcast_to(values, y.shape[:1])
         )
@@ -152,7 +157,9 @@ def check_targets(loss: Loss, y: np.ndarray, output_shape: tuple, label_names: t
         if not np.issubdtype(y.dtype, np.integer):
             whole = y.shape[1:] in (output_shape[:-1], (*output_shape[:-1], 1)) and np.all(y == np.floor(y))
             hint = (
-                "; cast them with y.astype('int32')" if whole else "; one-hot targets go with categorical_crossentropy"
+                "; cast them with y.astype('int32') (of a table: name its label column in categories=)"
+                if whole
+                else "; one-hot targets go with categorical_crossentropy"
             )
             raise ValueError(f"{loss.name}: wants integer class labels, got {y.dtype} of shape {y.shape}{hint}")
         if y.shape[1:] not in (output_shape[:-1], (*output_shape[:-1], 1)):
@@ -167,6 +174,14 @@ def check_targets(loss: Loss, y: np.ndarray, output_shape: tuple, label_names: t
                 f"so labels go from 0 to {classes - 1}; make the last layer larger or renumber the labels"
             )
         return
+    if loss.targets == "like" and len(label_names or ()) > 2:
+        names = label_names or ()
+        raise ValueError(
+            f"{loss.name}: the labels are names of {len(names)} classes ({', '.join(map(repr, names[:4]))}"
+            f"{', ...' if len(names) > 4 else ''}); how far apart their numbers are says nothing: end in "
+            f"Dense({len(names)}, activation='softmax') with sparse_categorical_crossentropy; numbers that came as "
+            "text are to be made numbers first"
+        )
     wanted = (len(y), *output_shape)
     if None not in output_shape and int(np.prod(y.shape)) != int(np.prod(wanted)):
         hint = "; integer class labels go with sparse_categorical_crossentropy" if y.ndim < len(wanted) else ""

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llmasos_xla.errors import unknown
+from llmasos_xla.training.classification import AVERAGES, auc, averaged, counts, f1_score, histograms, precision, recall
 from llmasos_xla.training.losses import ALIASES, LOSSES, Loss, spelled
 
 Sums = dict[str, jax.Array]
@@ -41,7 +42,13 @@ def mean(name: str, per_sample: Callable[[jax.Array, jax.Array], jax.Array], res
     """The weighted mean over samples of `per_sample(outputs, y)` [batch, ...]."""
 
     def sums(outputs: jax.Array, y: jax.Array, weight: jax.Array) -> Sums:
-        values = per_sample(outputs, y).astype(jnp.float32)
+        values = jnp.asarray(per_sample(outputs, y)).astype(jnp.float32)
+        if values.shape[:1] != weight.shape:
+            came = f"an array of shape {values.shape}" if values.ndim else "a single number"
+            raise ValueError(
+                f"metric {name!r} gave {came} for a batch of {weight.shape[0]} rows; one value a row is wanted, "
+                "(outputs, y) -> [batch, ...], of which the mean is taken: average over axis=-1, not over the rows"
+            )
         return {"sum": jnp.sum(values.reshape(values.shape[0], -1).mean(axis=1) * weight), "weight": jnp.sum(weight)}
 
     return Metric(name, sums, result)
@@ -68,51 +75,6 @@ def _top5(p: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.sum(p > score, axis=-1) < 5
 
 
-def _binary_counts(p: jax.Array, y: jax.Array, weight: jax.Array) -> Sums:
-    """True and false positives and negatives at 0.5; two softmax outputs count as one, the second."""
-    predicted, actual = _positive(p) > 0.5, _positive_labels(p, y) > 0.5
-    w = jnp.broadcast_to(weight.reshape(-1, *[1] * (predicted.ndim - 1)), predicted.shape)
-    return {
-        "tp": jnp.sum(w, where=predicted & actual),
-        "fp": jnp.sum(w, where=predicted & ~actual),
-        "fn": jnp.sum(w, where=~predicted & actual),
-    }
-
-
-def _positive(p: jax.Array) -> jax.Array:
-    return p[..., 1] if p.shape[-1] == 2 else p
-
-
-def _positive_labels(p: jax.Array, y: jax.Array) -> jax.Array:
-    if p.shape[-1] == 2 and y.shape == p.shape:
-        y = y[..., 1]
-    return y.reshape(_positive(p).shape).astype(jnp.float32)
-
-
-_BINS = 1000
-
-
-def _score_histograms(p: jax.Array, y: jax.Array, weight: jax.Array) -> Sums:
-    score, actual = _positive(p), _positive_labels(p, y)
-    w = jnp.broadcast_to(weight.reshape(-1, *[1] * (score.ndim - 1)), score.shape).reshape(-1)
-    bins = jnp.clip((score.reshape(-1) * _BINS).astype(jnp.int32), 0, _BINS - 1)
-    zero = jnp.zeros(_BINS, jnp.float32)
-    actual = actual.reshape(-1)
-    return {"positive": zero.at[bins].add(w * actual), "negative": zero.at[bins].add(w * (1.0 - actual))}
-
-
-def _auc(sums: dict[str, np.ndarray]) -> float:
-    """Area under the ROC curve: P(score of a positive > of a negative), ties of a bin of 1/1000 count half."""
-    positive, negative = np.asarray(sums["positive"], np.float64), np.asarray(sums["negative"], np.float64)
-    below = np.concatenate([[0.0], np.cumsum(negative)[:-1]])
-    pairs = positive.sum() * negative.sum()
-    return float(np.sum(positive * (below + 0.5 * negative)) / pairs) if pairs else float("nan")
-
-
-def _share(over: tuple[str, ...]) -> Callable[[dict[str, np.ndarray]], float]:
-    return lambda s: float(s["tp"] / max(sum(s[k] for k in over), 1e-12))
-
-
 def _r2_sums(p: jax.Array, y: jax.Array, weight: jax.Array) -> Sums:
     y = y.reshape(p.shape).astype(jnp.float32)
     w = jnp.broadcast_to(weight.reshape(-1, *[1] * (p.ndim - 1)), p.shape)
@@ -122,6 +84,15 @@ def _r2_sums(p: jax.Array, y: jax.Array, weight: jax.Array) -> Sums:
 def _r2(s: dict[str, np.ndarray]) -> float:
     total = float(s["yy"]) - float(s["y"]) ** 2 / max(float(s["w"]), 1e-12)
     return 1.0 - float(s["res"]) / max(total, 1e-12)
+
+
+def _classification(labels: bool) -> list[Metric]:
+    scores = {"precision": precision, "recall": recall, "f1_score": f1_score}
+    return [
+        Metric(f"{name}_{average}" if average else name, counts(name, average, labels), averaged(score, average))
+        for name, score in scores.items()
+        for average in (None, *AVERAGES)
+    ] + [Metric("auc", histograms(labels), auc)]
 
 
 METRICS: dict[str, Metric] = {
@@ -137,10 +108,7 @@ METRICS: dict[str, Metric] = {
             lambda p, y: jnp.square(p - y.reshape(p.shape).astype(jnp.float32)),
             lambda s: float(np.sqrt(_ratio(s))),
         ),
-        Metric("precision", _binary_counts, _share(("tp", "fp"))),
-        Metric("recall", _binary_counts, _share(("tp", "fn"))),
-        Metric("f1_score", _binary_counts, lambda s: float(2 * s["tp"] / max(2 * s["tp"] + s["fp"] + s["fn"], 1e-12))),
-        Metric("auc", _score_histograms, _auc),
+        *_classification(labels=False),
         Metric("r2_score", _r2_sums, _r2),
         *(
             mean(name, lambda p, y, function=LOSSES[name].function: function(p, y))
@@ -155,16 +123,22 @@ METRICS: dict[str, Metric] = {
     )
 }
 
+# The same where each of several outputs is a decision of its own.
+_OF_LABELS = {m.name: m for m in _classification(labels=True)}
+
 _SHORT = {
     "top_5": "sparse_top_k_categorical_accuracy",
     "rmse": "root_mean_squared_error",
     "f1": "f1_score",
+    **{f"f1_{average}": f"f1_score_{average}" for average in AVERAGES},
     "r2": "r2_score",
 }
 
 
 def metric_by_name(metric: str | Metric | Callable, loss: Loss) -> Metric:
     """The metric of that name, any case; "accuracy" becomes the kind of accuracy that fits the loss, as in Keras.
+
+    "precision", "recall", "f1_score" and "auc" take several outputs as classes, under a loss of sigmoids as labels.
 
     A function `(outputs, y) -> [batch]` becomes its mean.
     """
@@ -181,7 +155,8 @@ def metric_by_name(metric: str | Metric | Callable, loss: Loss) -> Metric:
     full = _SHORT.get(name, ALIASES.get(name, name))
     if full not in METRICS:
         raise unknown("compile", "metric", metric, {*METRICS, *_SHORT, "accuracy", "mse", "mae", "mape"})
-    return dataclasses.replace(METRICS[full], name=name)
+    found = _OF_LABELS if loss.head == "sigmoid" and full in _OF_LABELS else METRICS
+    return dataclasses.replace(found[full], name=name)
 
 
 def add(a: Any, b: Any) -> Any:

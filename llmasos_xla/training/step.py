@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from llmasos_xla.compiling import jit_is_disabled
 from llmasos_xla.core import Net, Variables
 from llmasos_xla.errors import unknown
 from llmasos_xla.kernels.activation import activation
@@ -98,7 +99,8 @@ class Objective:
             logits, _ = self.forward(variables, x, train=False)
             return self._sums(logits, y, jnp.ones(batch, jnp.float32))
 
-        shapes = jax.eval_shape(sums)
+        # Under disable_jit a user's metric may look at values, which eval_shape has none of.
+        shapes = sums() if jit_is_disabled() else jax.eval_shape(sums)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         return Totals(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32), zeros, jnp.full((), -1, jnp.int32))
 
@@ -232,7 +234,7 @@ def over_group(step: Callable) -> Callable:
             # A loop of one would hide the batch from XLA's convolution libraries; without it they see it.
             return step(carry, jax.tree.map(lambda a: a[0], group), *rest)
 
-        def body(i: jax.Array, carry: Any) -> Any:
+        def body(i: jax.Array | int, carry: Any) -> Any:
             batch = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, i, keepdims=False), group)
             return step(carry, batch, *rest)
 

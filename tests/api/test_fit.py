@@ -49,6 +49,87 @@ def test_both_doors_give_the_same_weights(sequential, blobs):
     assert first.evaluate(*blobs, verbose=0) == second.evaluate(lm.Dataset(blobs), verbose=0)
 
 
+NAMES = np.array(["ant", "cat", "dog"])
+
+
+def by_name(units, head):
+    model = lm.Model(4, units)
+    model.add_layer("Dense", units, activation=head)
+    return model
+
+
+@pytest.mark.parametrize("loss", [None, "sparse_categorical_crossentropy"])
+@pytest.mark.parametrize("shape", [(-1,), (-1, 1)])
+def test_text_labels_are_learnt_as_their_ids(blobs, loss, shape):
+    x, y = blobs
+    ids, names = by_name(3, "softmax"), by_name(3, "softmax")
+    a = ids.train((x, y), loss=loss, **QUIET).history
+    b = names.train((x, NAMES[y].reshape(shape).tolist()), loss=loss, **QUIET).history
+    assert a == b
+    chex.assert_trees_all_equal(ids.variables, names.variables)
+    assert names.learner.preprocessing.label_names == tuple(NAMES)
+
+
+@pytest.mark.parametrize(("units", "head"), [(1, "sigmoid"), (2, "softmax")])
+def test_yes_and_no_are_learnt_as_1_and_0(blobs, units, head):
+    x, y = blobs[0], blobs[1] % 2
+    ids, names = by_name(units, head), by_name(units, head)
+    a = ids.fit(x, y, **QUIET).history
+    b = names.fit(x, np.array(["no", "yes"])[y], **QUIET).history
+    assert a == b
+    assert set(a) == {"loss", "accuracy"}
+
+
+@pytest.mark.parametrize("options", [{}, {"categories": ["label"]}])
+def test_a_table_with_text_labels_or_categories_trains(blobs, tmp_path, options):
+    x, y = blobs
+    labels = y + 2 if options else NAMES[y]
+    lines = [",".join(map(str, (*row, label))) for row, label in zip(x, labels, strict=True)]
+    (tmp_path / "t.csv").write_text("\n".join(["a,b,c,d,label", *lines]))
+    model = by_name(3, "softmax")
+    history = model.train(lm.Dataset(str(tmp_path / "t.csv"), **options), epochs=5, **QUIET).history
+    assert history["accuracy"][-1] > history["accuracy"][0]
+
+
+def test_labels_shaped_as_the_outputs_are_shares_and_others_classes(blobs):
+    x, y = blobs
+    for labels, loss in (
+        (y, "sparse_categorical_crossentropy"),
+        (y[:, None], "sparse_categorical_crossentropy"),
+        (np.eye(3)[y], "categorical_crossentropy"),
+    ):
+        model = by_name(3, "softmax")
+        model.train((x, labels), **QUIET)
+        assert model.learner.recipe.loss.name == loss
+    steps = lm.Model((5, 4), 3)
+    steps.add_layer("Dense", 3, activation="softmax")
+    steps.train((np.ones((6, 5, 4), np.float32), np.zeros((6, 5), int)), **QUIET)
+    assert steps.learner.recipe.loss.name == "sparse_categorical_crossentropy"
+
+
+def test_disable_jit_learns_the_same_step_by_step(sequential, blobs):
+    def confidence(outputs, y):
+        seen.append(float(outputs.max()))
+        return outputs.max(axis=-1)
+
+    seen = []
+    compiled, eager = sequential(), sequential()
+    request = {"epochs": 1, "steps_per_dispatch": 3, "validation_data": blobs, **QUIET}
+    history = compiled.fit(*blobs, **request).history
+    eager.compile("adam", "sparse_categorical_crossentropy", ["accuracy", confidence])
+    with jax.disable_jit():
+        run = eager.fit(*blobs, **request)
+        p, logs = eager.predict(blobs[0]), eager.evaluate(*blobs, verbose=0)
+        compiled.predict(blobs[0])
+    # The metric read numbers, in training as in evaluation.
+    assert len(seen) > 7
+    assert not run.compiled
+    chex.assert_trees_all_close(eager.variables, compiled.variables, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(run.history["val_loss"], history["val_loss"], rtol=1e-4)
+    np.testing.assert_allclose(p, eager.predict(blobs[0]), rtol=1e-4, atol=1e-6)
+    assert logs["loss"] == pytest.approx(run.history["val_loss"][0], rel=1e-4)
+
+
 def test_two_fits_equal_one(sequential, blobs):
     once, twice = sequential(), sequential()
     once.fit(*blobs, epochs=4, **QUIET)
@@ -82,20 +163,40 @@ def interrupted_at(monkeypatch):
     return arm
 
 
-def test_an_interrupted_fit_goes_on_in_mid_epoch_bit_for_bit(sequential, blobs, tmp_path, interrupted_at):
+# An epoch is four dispatches; the first group is only looked at for its shapes.
+@pytest.mark.parametrize("group", [2, 5, 7, 9, 13], ids=["first", "epoch's last", "middle", "next's last", "very last"])
+def test_an_interrupted_fit_goes_on_bit_for_bit(sequential, blobs, tmp_path, interrupted_at, group):
+    request = {"epochs": 3, "steps_per_dispatch": 2, "validation_data": blobs, **QUIET}
     undisturbed, stopped = sequential(), sequential()
-    whole = undisturbed.fit(*blobs, epochs=3, steps_per_dispatch=2, **QUIET)
-    interrupted_at(7)
+    whole = undisturbed.fit(*blobs, **request)
+    interrupted_at(group)
     with pytest.raises(KeyboardInterrupt):
-        stopped.fit(*blobs, epochs=3, steps_per_dispatch=2, **QUIET)
+        stopped.fit(*blobs, **request)
     assert stopped.learner.unfinished.position.totals is not None
     stopped.save(tmp_path / "halfway.h5")
     elsewhere = lm.load(tmp_path / "halfway.h5")
     for model in (stopped, elsewhere):
-        rest = model.fit(*blobs, epochs=3, steps_per_dispatch=2, **QUIET)
+        rest = model.fit(*blobs, **request)
         chex.assert_trees_all_equal(model.variables, undisturbed.variables)
         assert rest.history == whole.history
-        assert model.learner.unfinished is None
+        assert rest.epoch == whole.epoch
+        assert (model.learner.unfinished, model.learner.epochs_done) == (None, 3)
+
+
+def test_a_fit_interrupted_in_its_validation_goes_on_with_that(sequential, blobs, monkeypatch):
+    request = {"epochs": 2, "validation_data": blobs, **QUIET}
+    undisturbed, stopped = sequential(), sequential()
+    whole = undisturbed.fit(*blobs, **request)
+
+    def second_ctrl_c(group):
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluation, "arrays_of", second_ctrl_c)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.fit(*blobs, **request)
+    assert stopped.fit(*blobs, **request).history == whole.history
+    chex.assert_trees_all_equal(stopped.variables, undisturbed.variables)
 
 
 def test_another_request_starts_a_fit_of_its_own(sequential, blobs, interrupted_at):

@@ -9,16 +9,17 @@ pytestmark = pytest.mark.usefixtures("unchecked")
 
 
 def model(units=3, shape=(4,), compiled=True):
-    made = lm.Sequential([lm.layers.Dense(units, activation="softmax", input_shape=shape)])
+    size = {} if shape is None else {"input_shape": shape}
+    made = lm.Sequential([lm.layers.Dense(units, activation="softmax", **size)])
     if compiled:
         made.compile("adam", "sparse_categorical_crossentropy", ["accuracy"])
     return made
 
 
-def image_model():
+def image_model(channels=(1,)):
     made = lm.Sequential(
         [
-            lm.layers.Conv2D(2, 3, input_shape=(8, 8, 1)),
+            lm.layers.Conv2D(2, 3, input_shape=(8, 8, *channels)),
             lm.layers.Flatten(),
             lm.layers.Dense(2, activation="softmax"),
         ]
@@ -53,6 +54,39 @@ CASES = {
         "label 3 of row 2 is out of range: the model has 3",
     ),
     "float labels": (lambda: model().fit(X, Y + 0.5, verbose=0), "wants integer class labels, got float32"),
+    "class ids as floats": (
+        lambda: (m := lm.Model(4, 3), m.add_layer("Dense", 3, activation="softmax"), m.train((X, Y * 1.0), verbose=0)),
+        r"integer class labels, got float32.*cast them with y.astype\('int32'\) \(of a table.*categories=",
+    ),
+    "a softmax of one output": (
+        lambda: (m := lm.Model(4, 1), m.add_layer("Dense", 1, activation="softmax"), m.train((X, Y), verbose=0)),
+        "label 1 of row 1 is out of range: the model has 1 outputs.*make the last layer larger",
+    ),
+    "several inputs": (
+        lambda: model().fit({"a": X, "b": X}, Y, verbose=0),
+        r"it takes one input, the data are a dict of a and b: .*x\['a'\] or np.concatenate.*pandas.DataFrame",
+    ),
+    "images without channels": (
+        lambda: image_model(()).fit(np.ones((6, 8, 8), np.uint8), Y % 2, verbose=0),
+        r"samples of shape \(height, width, channels\), got \(8, 8\); with one channel.* input_shape=\(8, 8, 1\) in",
+    ),
+    "names under a loss of numbers": (
+        lambda: (m := model(1), m.compile("adam", "mse"), m.fit(X, np.array(list("abcabc")), verbose=0)),
+        r"names of 3 classes \('a', 'b', 'c'\).*Dense\(3, activation='softmax'\).*numbers that came as text",
+    ),
+    "a metric of the whole batch": (
+        lambda: (m := model(), m.compile("adam", "mse", [lambda p, y: p.mean()]), m.fit(X, np.eye(3)[Y], verbose=0)),
+        "metric '<lambda>' gave a single number for a batch of 6 rows; one value a row is wanted",
+    ),
+    "text for a model of numbers": (
+        lambda: model(shape=None).fit(lm.Dataset(["a b", "c", "d e"], Y[:3]), verbose=0),
+        r"the data are text, encoded to ids 0 to 6, and its first layer reads numbers: begin with .*Embedding\(7,",
+    ),
+    "several inputs in predict": (lambda: model().predict({"a": X}), "the data are a dict of a: pass one array"),
+    "several inputs after fit": (
+        lambda: (m := model(), m.fit(X, Y, verbose=0), m.predict({"a": X})),
+        "predict: an array is wanted, a dict of a came; pass one of its arrays",
+    ),
     "no labels": (lambda: model().fit(X, verbose=0), "the data have no labels; pass y"),
     "nan in the data": (lambda: model().fit(NAN, Y, verbose=0), "(?i)nan.*row 3"),
     "empty data": (lambda: model().fit(X[:0], Y[:0], verbose=0), "no rows"),

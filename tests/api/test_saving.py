@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
+from sklearn.metrics import f1_score
 
 import llmasos_xla as lm
 from llmasos_xla.api import saving
@@ -43,6 +44,28 @@ def test_load_is_the_inverse_of_save_bit_for_bit(trained, blobs, tmp_path, suffi
     np.testing.assert_array_equal(again.predict(blobs[0]), trained.predict(blobs[0]))
     assert again.evaluate(*blobs, verbose=0) == trained.evaluate(*blobs, verbose=0)
     assert again.layers == trained.layers
+
+
+METRICS = ["accuracy", "f1_macro", "recall_weighted", "precision_micro", "auc"]
+
+
+@pytest.mark.parametrize("head", ["softmax", "sigmoid"])
+def test_metrics_of_several_outputs_are_saved_by_name(blobs, tmp_path, head):
+    x, y = blobs
+    model = lm.Sequential([lm.layers.Dense(3, activation=head, input_shape=(4,))])
+    classes = head == "softmax"
+    # Under a loss of sigmoids the same names are metrics of labels.
+    model.compile("adam", "sparse_categorical_crossentropy" if classes else "binary_crossentropy", METRICS)
+    targets = y if classes else np.eye(3, dtype=np.float32)[y]
+    model.fit(x, targets, epochs=1, verbose=0)
+    logs = model.evaluate(x, targets, verbose=0)
+    assert list(logs) == ["loss", *METRICS]
+    p = model.predict(x)
+    chosen, wanted = (p.argmax(1), y) if classes else (p > 0.5, targets > 0.5)
+    expected = f1_score(wanted, chosen, average="macro", zero_division=0)
+    assert logs["f1_macro"] == pytest.approx(expected, rel=1e-5)
+    model.save(tmp_path / "m.h5")
+    assert lm.load(tmp_path / "m.h5").evaluate(x, targets, verbose=0) == logs
 
 
 def test_training_goes_on_after_loading(trained, blobs, tmp_path):

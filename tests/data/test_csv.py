@@ -286,6 +286,45 @@ def test_errors_of_options(write):
         Dataset(path, length=3)
 
 
+LOOKALIKES = {
+    "numbers": ["1,5", "1.000,50", "1'000", "1 000 000", "$12.50", "12 %", "-3,5e+2", "3 €"],
+    "dates or times": [
+        "2024-12-31", "2024/12/31 10:30", "2024-12-31T10:30:00Z", "31.12.2024", "12/31/24", "2024-12", "10:30",
+        "10:30:00.5", "3 days 04:05:06",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("what", "cell"), [(what, cell) for what, cells in LOOKALIKES.items() for cell in cells])
+def test_numbers_and_dates_do_not_pass_for_categories(write, what, cell):
+    text = f'when,size,label\n"{cell}",1,0\n"{cell}",2,1\nother,3,1\n'
+    with pytest.raises(ValueError, match=rf"the text column 'when' holds {what}, .* at line 2: make numbers of them"):
+        Dataset(write(text))
+    assert Dataset(write(text), columns=["size"]).columns == ("size",)
+    preprocessing = Preprocessing.fit(Dataset(write(text), categories=["when"]))
+    assert preprocessing.shape == (3,)
+
+
+@pytest.mark.parametrize("cell", ["red", "A12", "1.2.3", "3-room", "10-20", "v1", "12a", "-", "1st", "days"])
+def test_words_with_digits_are_categories(write, cell):
+    data = Dataset(write(f"kind,size,label\n{cell},1,0\n{cell},2,1\nother,3,1\n"))
+    assert Preprocessing.fit(data).shape == (3,)
+
+
+def test_a_decimal_comma(write):
+    text = "size;n;label\n1,5;2;0\n-2,25e1;3;1\n?;4;1\n"
+    data = Dataset(write(text), decimal=",", missing="zero", normalize=None)
+    np.testing.assert_array_equal(encoded(data), [[1.5, 2], [-22.5, 3], [0, 4]])
+    # Without a header the comma is more frequent than the delimiter.
+    bare = Dataset(write("1,5;2,5;0,5\n3,5;4,5;1,5\n"), decimal=",", label=-1)
+    np.testing.assert_array_equal(bare.rows().x, [[1.5, 2.5], [3.5, 4.5]])
+    with pytest.raises(ValueError, match=r"column 'a' .number 1. holds numbers, but line 4 has '1.5'"):
+        Dataset(write("a;label\n1,5;0\n2,5;1\n1.5;1\n"), decimal=",")
+    for wrong in (";", "", "10"):
+        with pytest.raises(ValueError, match=r"decimal is the one sign before a fraction, .* not the delimiter"):
+            Dataset(write(text), decimal=wrong, delimiter=";")
+
+
 def test_a_text_column_of_too_many_categories(write):
     path = write("name,size,label\n" + "".join(f"n{i},1,0\n" for i in range(300)))
     with pytest.raises(ValueError, match=r"'name' has 300 different values .* leave it out with columns=\[...\]"):

@@ -1,3 +1,5 @@
+import datetime
+import decimal
 import subprocess
 import sys
 
@@ -97,12 +99,33 @@ def test_a_pandas_frame():
     )
     data = Dataset(frame)
     assert data.columns == ("a", "b", "c")
+    assert data.inputs is None
     assert data.classes == ("p", "q")
     preprocessing = Preprocessing.fit(data)
     encoded = preprocessing.encode(frame)
     assert encoded.shape == (4, 4)
     assert encoded[1, 1] == 0
     np.testing.assert_array_equal(encoded[:, 2:], [[1, 0], [0, 1], [0, 0], [1, 0]])
+
+
+def test_pandas_numbers_and_dates_in_other_clothes():
+    import pandas as pd
+
+    def frame(column):
+        return pd.DataFrame({"a": column, "b": [1.0, 2.0], "label": [0, 1]})
+
+    assert Dataset(frame([decimal.Decimal("1.5"), None])).rows().x[0, 0] == 1.5
+    days = ["2024-01-01", "2024-01-02"]
+    for column in (
+        pd.to_datetime(days), pd.to_datetime(days, utc=True), pd.to_timedelta(["1 days", "2 days"]),
+        pd.period_range("2024-01", "2024-02", freq="M"), [datetime.date(2024, 1, 1), None],
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"the text column 'a' holds dates or times, .* at row 0"):
+            Dataset(frame(column))
+    with pytest.raises(ValueError, match=r"the text column 'a' holds numbers, such as '1' at row 0"):
+        Dataset(frame(["1", "2"]))
+    # pandas' own word for categories says what they are.
+    assert Preprocessing.fit(Dataset(frame(pd.Categorical(["1", "2"])))).shape == (3,)
 
 
 def test_errors_of_arrays():
@@ -114,6 +137,10 @@ def test_errors_of_arrays():
         Dataset(np.float32(3))
     with pytest.raises(TypeError, match=r"numbers or text are wanted, list of dict came"):
         Dataset([{"a": 1}], [0])
+    with pytest.raises(TypeError, match=r"y: an array is wanted, a dict of a, b came; pass one of its arrays"):
+        Dataset(X, {"a": Y, "b": Y})
+    with pytest.raises(ValueError, match=r"x is an empty dict; arrays by input name are wanted"):
+        Dataset({}, Y)
     with pytest.raises(ValueError, match=r"different numbers of rows: {'a': 10, 'b': 5}"):
         Dataset({"a": X, "b": X[:5]}, Y)
     with pytest.raises(ValueError, match=r"x: the rows have different shapes \(\(2,\), \(3,\)\); an array needs"):

@@ -131,6 +131,7 @@ def test_free_axes_take_any_length():
 
 def test_several_inputs():
     data = Dataset({"image": IMAGES, "age": np.arange(6.0)}, np.arange(6))
+    assert data.inputs == ("image", "age")
     preprocessing = Preprocessing.fit(data, {"image": (28, 28, 1), "age": (1,)})
     assert preprocessing.shape == {"image": (28, 28, 1), "age": (1,)}
     assert preprocessing.dtype == {"image": "uint8", "age": "float32"}
@@ -308,3 +309,20 @@ def test_numbers_too_large_for_float32_are_refused(tmp_path):
     path.write_text("a,label\n1e308,0\n-1e308,1\n")
     with pytest.raises(ValueError, match="the column 'a' holds 1e[+]308, too large"):
         Preprocessing.fit(Dataset(path))
+
+
+def test_a_table_takes_columns_of_values_and_nothing_else(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("a,b,label\n1.5,u,0\n2.5,v,1\n")
+    preprocessing = Preprocessing.fit(Dataset(path))
+    rows = preprocessing.encode([{"a": 1.0, "b": "u"}, {"a": 2.0, "b": "v"}])
+    for raw in ({"a": [1.0, 2.0], "b": ["u", "v"]}, {"b": [["u"], ["v"]], "a": np.array([[1.0], [2.0]])}):
+        np.testing.assert_array_equal(preprocessing.encode(raw), rows)
+    for raw, text in (
+        ({"a": 1.0, "b": "u"}, r"the column 'a' is a single value \(1.0\); .* a single row goes as \[row\]"),
+        ({"a": [1.0], "b": "u"}, r"the column 'b' is a single value \('u'\)"),
+        ({"a": [1.0, 2.0], "b": ["u"]}, r"the columns have different numbers of rows: {'a': 2, 'b': 1}"),
+        ({"a": np.ones((2, 3)), "b": ["u", "v"]}, r"the column 'a' has shape \(2, 3\); one value a row is wanted"),
+    ):
+        with pytest.raises(ValueError, match=f"predict: {text}"):
+            preprocessing.encode(raw, who="predict")

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import llmasos_xla as lm
 from llmasos_xla.data import Dataset, Preprocessing
 from llmasos_xla.data.text_input import TextInput
 
@@ -32,7 +33,7 @@ def test_characters_round_trip(texts):
 
 
 def test_sizes_can_be_set():
-    data = Dataset(["a b c d", "a b c", "a b"], [0, 1, 0], max_words=2, max_length=3)
+    data = Dataset(["a b c d", "a b c", "a b"], [0, 1, 0], max_words=4, max_length=3)
     preprocessing = Preprocessing.fit(data)
     assert preprocessing.encode(["a b c d"]).tolist() == [[2, 3, 1]]
     # The model's own length decides where the Dataset leaves it open.
@@ -42,6 +43,41 @@ def test_sizes_can_be_set():
         Preprocessing.fit(data, (5,))
     with pytest.raises(ValueError, match=r"is text, encoded to \(rows, length\); the model wants \(28, 28, 1\)"):
         Preprocessing.fit(data, (28, 28, 1))
+
+
+@pytest.mark.parametrize("level", ["word", "character"])
+@pytest.mark.parametrize("max_words", [3, 7, 26, 27, 28, 29, 100])
+def test_max_words_is_the_number_of_ids(max_words, level):
+    data = Dataset(["a b c d e f g h i j k l m", "n o p q r s t u v w x y z"], [0, 1], level=level, max_words=max_words)
+    preprocessing = Preprocessing.fit(data)
+    ids = preprocessing.encode(data.rows().x)
+    different = 26 if level == "word" else 27  # the space is a character
+    assert preprocessing.vocabulary_size == min(max_words, different + 2)
+    assert ids.max() == preprocessing.vocabulary_size - 1
+    assert len(np.unique(ids[ids > 1])) == min(max_words - 2, different)
+
+
+def test_a_text_fits_an_embedding_of_max_words():
+    layers = [lm.layers.Embedding(5, 2), lm.layers.Flatten(), lm.layers.Dense(2, activation="softmax")]
+    model = lm.Sequential(layers)
+    model.compile("adam", "sparse_categorical_crossentropy")
+    model.fit(Dataset(["a b c d e", "f g h i a"] * 2, [0, 1] * 2, max_words=5), verbose=0)
+    assert model.predict(["a b q"]).shape == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_words": 2}, "max_words wants a whole number >= 3, got 2; padding and unknown words take two ids"),
+        ({"max_words": 2.5}, "max_words wants a whole number >= 3, got 2.5"),
+        ({"max_words": None}, "max_words wants a whole number >= 3, got None"),
+        ({"max_length": 0}, "max_length wants a whole number >= 1, got 0"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_sizes_that_make_no_sense(options, message):
+    with pytest.raises(ValueError, match=message):
+        Preprocessing.fit(Dataset(["a b"], [0], **options))
 
 
 def test_lines_and_files_by_class(tmp_path):

@@ -46,6 +46,12 @@ def test_activations_are_their_formulas(name):
 
 
 @pytest.mark.parametrize("name", FORMULAS)
+def test_another_axis_is_the_transpose(name):
+    x = jnp.asarray(X, jnp.float32)
+    assert_close(kernels.activation(name, axis=0)(x.T), kernels.activation(name)(x).T)
+
+
+@pytest.mark.parametrize("name", FORMULAS)
 def test_activations_keep_narrow_types(name):
     assert kernels.activation(name)(jnp.ones((2, 3), jnp.bfloat16)).dtype == jnp.bfloat16
 

@@ -182,12 +182,19 @@ def test_preferred_element_type_is_that_of_the_result(name):
 
 
 @pytest.mark.parametrize("implementation", [None, "xla"])
-def test_bias_and_activation_follow_the_sum(implementation):
+@pytest.mark.parametrize("numbers", [NHWC, ("NCHW", "HWIO", "NCHW"), ("HWNC", "HWIO", "CHNW")], ids=str)
+@pytest.mark.parametrize("activation", [*kernels.ACTIVATIONS, "ReLU"])
+def test_bias_and_activation_follow_the_sum_in_any_order_of_dimensions(activation, numbers, implementation):
     case = CASES["stride"]
     x, w = drawn(case, dtype=np.float32)
     b = np.linspace(-1, 1, case.rhs[-1], dtype=np.float32)
-    y = kernels.conv(x, w, **case.arguments, bias=b, activation="ReLU", implementation=implementation)
-    assert_close(y, np.maximum(expected(case, x, w) + b, 0))
+    image, _, out = numbers
+    y = kernels.conv(
+        x.transpose(["NHWC".index(axis) for axis in image]), w, **(case.arguments | {"dimension_numbers": numbers}),
+        bias=b, activation=activation, implementation=implementation,
+    )  # fmt: skip
+    wanted = kernels.activation(activation)(jnp.asarray(expected(case, x, w) + b, jnp.float32))
+    assert_close(y, wanted.transpose(["NHWC".index(axis) for axis in out]), scale=5)
 
 
 @pytest.mark.parametrize(

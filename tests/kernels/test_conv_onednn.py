@@ -209,6 +209,28 @@ def test_sixteen_bits(name, preferred, dtype):
             assert_close(got, wanted, scale=4, dtype=dtype)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("activation", [None, "tanh"])
+@pytest.mark.parametrize("name", ["3x3", "groups", "depthwise"])
+def test_sixteen_bits_with_a_float32_bias(name, activation, dtype):
+    case = CASES[name]
+    x, w = (jnp.asarray(a, dtype) for a in drawn(case))
+    if kernels.explain(kernels.conv, x, w, **case.arguments).chosen.implementation != "onednn":
+        pytest.skip("this CPU computes no float16")
+    wanted = expected(case, *(np.asarray(a, np.float64) for a in (x, w)))
+    bias = np.random.default_rng(1).standard_normal(wanted.shape[-1]).astype(np.float32)
+    wanted = wanted + bias
+
+    def f(bias):
+        return ours(case, bias=bias, activation=activation, preferred_element_type=jnp.float32)(x, w)
+
+    y, vjp = jax.vjp(f, bias)
+    assert_close(y, np.tanh(wanted) if activation else wanted)
+    (slope,) = vjp(jnp.ones_like(y))
+    slopes = 1 - np.tanh(wanted) ** 2 if activation else np.ones_like(wanted)
+    assert_close(slope, slopes.sum(tuple(range(y.ndim - 1))), scale=3)
+
+
 @pytest.mark.parametrize("name", ["3x3", "1x1-stride", "groups", "depthwise", "1d-causal", "3d"])
 def test_int8_with_scales(name):
     case = CASES[name]

@@ -218,6 +218,41 @@ def test_narrow_operands_may_give_float32(dtype, implementation):
     )
 
 
+@pytest.mark.parametrize("rows", [1, 64])
+@pytest.mark.parametrize("activation", [None, "tanh", "softmax"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("implementation", ["xla", pytest.param("onednn", marks=onednn)])
+def test_a_float32_bias_keeps_its_bits(implementation, dtype, activation, rows):
+    case = Case("wide", (rows,), 30, 20)
+    x, w, _ = drawn(case, dtype)
+    bias = np.random.default_rng(2).standard_normal(20).astype(np.float32)
+    f = ours(case, implementation, activation, preferred_element_type=jnp.float32)
+    with jax.enable_x64(True):
+        wanted = ACTIVATIONS[activation or "linear"](jnp.asarray(expected(case, x, w, bias)))
+    assert_close(f(x, w, bias), wanted)
+    assert jax.grad(lambda bias: f(x, w, bias).sum())(bias).dtype == np.float32
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("implementation", ["xla", pytest.param("onednn", marks=onednn)])
+def test_sixteen_bits_are_rounded_where_the_docstring_says(implementation, dtype):
+    def rounded(y):
+        return np.asarray(jnp.asarray(y.astype(np.float32)).astype(dtype), np.float64)
+
+    if implementation == "onednn" and not _onednn.multiplies(dtype):
+        pytest.skip(f"this CPU has no products in {dtype}")
+    case = Case("rounding", (64,), 300, 200)
+    x, w, bias = drawn(case, dtype)
+    x = x / 16  # exact, and tanh is not saturated
+    product, bias64 = expected(case, x, w), np.asarray(bias, np.float64)
+    once = rounded(np.tanh(product + bias64))
+    each = rounded(np.tanh(rounded(rounded(product) + bias64)))
+    y = np.asarray(ours(case, implementation, "tanh")(x, w, bias), np.float64)
+    equal = {"once": (y == once).mean(), "each": (y == each).mean()}
+    assert max(equal, key=equal.__getitem__) == ("once" if implementation == "onednn" else "each"), equal
+    assert max(equal.values()) > 0.99
+
+
 @onednn
 @pytest.mark.parametrize("rows", [1, 6])
 def test_nan_and_infinity_stay_visible(rows):

@@ -1,8 +1,11 @@
 """The choice of an implementation: what runs is what `explain` says, and what is asked by name runs or says why not."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import linen as nn
 
 from llmasos_xla import kernels
 from llmasos_xla.kernels._dispatch import OPS, Candidate, choose, forced, op, platform, run, tracing_for
@@ -60,7 +63,7 @@ def test_a_forced_formulation_runs_or_raises():
 
 
 def test_explain_walks_what_run_walks():
-    def candidates(x):
+    def candidates(x, *, implementation=None):
         return [candidate("triton", objection="no GPU"), candidate("xla", reason="takes everything")]
 
     @op(candidates)
@@ -84,6 +87,38 @@ def test_explain_walks_what_run_walks():
 def test_explain_refuses_what_is_no_op():
     with pytest.raises(ValueError, match="explain: unknown op 'relu'; Known: "):
         kernels.explain(jax.nn.relu, jnp.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [
+        (jax.lax.conv, (jnp.ones((1, 3, 8, 8)), jnp.ones((4, 3, 3, 3)), (1, 1), "SAME")),
+        (nn.max_pool, (jnp.ones((1, 8, 8, 3)), (2, 2))),
+        (functools.wraps(kernels.max_pool)(lambda x, window: x), (jnp.ones((1, 8, 8, 3)), (2, 2))),
+    ],
+)
+def test_explain_refuses_another_function_of_the_same_name(function, arguments):
+    name = function.__name__
+    with pytest.raises(ValueError, match=rf"explain: {name} of .* is not kernels.{name}; pass that one"):
+        kernels.explain(function, *arguments)
+
+
+def test_explain_takes_a_jitted_op():
+    x = jnp.ones((1, 8, 8, 3))
+    found = kernels.explain(jax.jit(kernels.max_pool, static_argnums=1), x, 2)
+    assert str(found) == str(kernels.explain(kernels.max_pool, x, 2))
+
+
+def test_the_candidates_of_both_directions_say_what_each_runs():
+    x = jax.ShapeDtypeStruct((32, 50, 64), jnp.float32)
+    weights = {name: jax.ShapeDtypeStruct((64, 256), jnp.float32) for name in ("w_input", "w_recurrent")}
+    alone = kernels.explain(kernels.lstm, x, *weights.values(), None).chosen
+    both = kernels.explain(kernels.bidirectional, kernels.lstm, x, weights, weights).chosen
+    assert both.implementation == alone.implementation
+    assert both.reason == f"each direction as lstm has it: {alone.formulation}"
+    for name in {alone.implementation, "xla"}:
+        named = kernels.explain(kernels.bidirectional, kernels.lstm, x, weights, weights, implementation=name).chosen
+        assert named.implementation == name
 
 
 def test_explain_takes_shapes():

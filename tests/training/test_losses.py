@@ -158,6 +158,25 @@ def test_targets_that_do_not_fit(name, y, shape, text):
         check_targets(loss_by_name(name), y, shape)
 
 
+def test_names_of_three_classes_are_no_numbers():
+    y, names = np.array([0, 1, 2]), ("high", "low", "middle")
+    with pytest.raises(
+        ValueError, match=r"mean_squared_error: .* 3 classes \('high', 'low', 'middle'\).*Dense\(3, act"
+    ):
+        check_targets(loss_by_name("mse"), y, (1,), names)
+    check_targets(loss_by_name("mse"), y, (1,))
+    check_targets(loss_by_name(SPARSE), y, (3,), names)
+    # Two are 0 and 1.
+    check_targets(loss_by_name("mse"), y[:2], (1,), names[:2])
+
+
+def test_a_loss_of_another_length_is_refused():
+    loss = loss_by_name(lambda outputs, y: jnp.ones(5))
+    p = jnp.ones((6, 3))
+    with pytest.raises(ValueError, match=r"gave shape \(5,\) for a batch of 6 rows; one value a row is wanted"):
+        loss(p, p, jnp.ones(6))
+
+
 @pytest.mark.parametrize(
     ("name", "full"),
     [("KLDivergence", "kl_divergence"), ("MeanSquaredError", "mean_squared_error"), ("Log-Cosh", "log_cosh")],

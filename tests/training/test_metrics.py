@@ -80,6 +80,93 @@ def test_auc_of_two_softmax_outputs_is_that_of_the_second(binary, weight):
     assert streamed(METRICS["auc"], both, y, weight) == streamed(METRICS["auc"], p, y, weight)
 
 
+SCORES = {
+    "precision": reference.precision_score,
+    "recall": reference.recall_score,
+    "f1": reference.f1_score,
+}
+
+
+@pytest.mark.parametrize("one_hot", [False, True], ids=["ids", "one-hot"])
+@pytest.mark.parametrize("average", ["macro", "micro", "weighted"])
+@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize("outputs", [1, 2, 3, 8])
+def test_averages_over_classes(name, average, outputs, one_hot, rng, weight):
+    p = rng.dirichlet(np.full(max(outputs, 2), 0.3), N).astype(np.float32)
+    # Class 1 of 8 occurs and is never predicted, 2 is predicted only, 3 neither.
+    y = rng.choice(8 if outputs == 8 else max(outputs, 2), N).astype(np.int32)
+    if outputs == 8:
+        y[(y == 2) | (y == 3)] = 0
+        p[:, [1, 3]] *= 1e-3
+    expected = SCORES[name](y, p.argmax(1), average=average, sample_weight=weight, zero_division=0)
+    if outputs == 1:
+        p = p[:, 1:]
+    targets = np.eye(outputs, dtype=np.float32)[y] if one_hot and outputs > 1 else y
+    metric = metric_by_name(f"{name}_{average}", loss_by_name("mse"))
+    assert streamed(metric, p, targets, weight) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("average", [None, "macro", "micro", "weighted"])
+@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize("outputs", [2, 5])
+def test_averages_over_labels(name, average, outputs, rng, weight):
+    p = rng.uniform(size=(N, outputs)).astype(np.float32)
+    y = (rng.uniform(size=(N, outputs)) < 0.4).astype(np.int32)
+    y[:, 0], p[:, 0] = 0, 0
+    expected = SCORES[name](y, p > 0.5, average=average or "micro", sample_weight=weight, zero_division=0)
+    metric = metric_by_name(f"{name}_{average}" if average else name, loss_by_name("binary_crossentropy"))
+    assert streamed(metric, p, y, weight) == pytest.approx(expected, rel=1e-5)
+
+
+def pairs_won(score, positive, weight):
+    """AUC as it is defined, in float64: the share of pairs of a positive and a negative in which it is larger."""
+    score = score.astype(np.float64)
+    pairs = np.outer(weight * positive, weight * ~positive)
+    larger = (score[:, None] > score[None]) + 0.5 * (score[:, None] == score[None])
+    return (pairs * larger).sum() / pairs.sum()
+
+
+@pytest.mark.parametrize("one_hot", [False, True], ids=["ids", "one-hot"])
+def test_auc_of_classes_is_the_mean_of_each_against_the_rest(classes, weight, one_hot):
+    p, y = classes
+    y = np.where(y == 5, 0, y)  # a class without rows has no area
+    expected = np.mean([pairs_won(p[:, i], y == i, weight) for i in set(y)])
+    targets = np.eye(8, dtype=np.float32)[y] if one_hot else y
+    assert streamed(METRICS["auc"], p, targets, weight) == pytest.approx(expected, abs=2e-3)
+
+
+def test_auc_of_labels_is_their_mean(rng, weight):
+    p = rng.uniform(size=(N, 3)).astype(np.float32)
+    y = rng.integers(0, 2, (N, 3))
+    expected = reference.roc_auc_score(y, p, sample_weight=weight)
+    metric = metric_by_name("auc", loss_by_name("binary_crossentropy"))
+    assert streamed(metric, p, y.astype(np.float32), weight) == pytest.approx(expected, abs=2e-3)
+
+
+def test_auc_without_negatives_is_not_a_number(binary):
+    p, y = binary
+    assert np.isnan(streamed(METRICS["auc"], p, np.ones_like(y), np.ones(N, np.float32)))
+
+
+def test_scores_of_every_position(rng):
+    p = rng.dirichlet(np.ones(4), (N, 3)).astype(np.float32)
+    y = rng.integers(0, 4, (N, 3)).astype(np.int32)
+    ones = np.ones(N, np.float32)
+    expected = reference.f1_score(y.ravel(), p.argmax(-1).ravel(), average="macro")
+    assert streamed(METRICS["f1_score_macro"], p, y, ones) == pytest.approx(expected, rel=1e-5)
+    expected = np.mean([pairs_won(p[..., i].ravel(), y.ravel() == i, np.ones(3 * N)) for i in range(4)])
+    assert streamed(METRICS["auc"], p, y, ones) == pytest.approx(expected, abs=2e-3)
+
+
+@pytest.mark.parametrize("one_hot", [False, True], ids=["ids", "one-hot"])
+@pytest.mark.parametrize("name", ["precision", "recall", "f1_score"])
+def test_scores_of_two_classes_refuse_three(name, one_hot, classes):
+    p, y = classes
+    message = f"metric '{name}' is that of two classes, the model has 8 outputs: choose '{name}_macro'.*'{name}_micro'"
+    with pytest.raises(ValueError, match=message):
+        streamed(METRICS[name], p, np.eye(8, dtype=np.float32)[y] if one_hot else y, np.ones(N, np.float32))
+
+
 @pytest.mark.parametrize(
     ("name", "function"),
     [
@@ -103,6 +190,20 @@ def test_padding_of_weight_zero_changes_nothing(classes):
     accuracy = METRICS["sparse_categorical_accuracy"]
     changed = np.where(padded[:, None] > 0, p, p[::-1])
     assert streamed(accuracy, changed, y, padded) == streamed(accuracy, p, y, padded) != streamed(accuracy, p, y, ones)
+
+
+@pytest.mark.parametrize(
+    ("function", "came"),
+    [
+        (lambda outputs, y: jnp.mean(outputs), "a single number"),
+        (lambda outputs, y: 0.5, "a single number"),
+        (lambda outputs, y: jnp.mean(outputs, axis=0), r"an array of shape \(8,\)"),
+    ],
+)
+def test_a_function_gives_one_value_a_row(function, came, classes, weight):
+    metric = metric_by_name(function, loss_by_name("mse"))
+    with pytest.raises(ValueError, match=rf"metric '<lambda>' gave {came} for a batch of 32 rows; one value a row"):
+        streamed(metric, *classes, weight)
 
 
 def test_unknown_metric():

@@ -16,6 +16,9 @@ def as_array(value: Any, who: str) -> np.ndarray:
     >>> as_array([[1, 2], [3, 4]], "x").shape
     (2, 2)
     """
+    if isinstance(value, dict):
+        names = ", ".join(map(str, value)) or "nothing"
+        raise TypeError(f"{who}: an array is wanted, a dict of {names} came; pass one of its arrays, or join them")
     if hasattr(value, "detach") and hasattr(value, "cpu"):
         value = value.detach().cpu()
     if hasattr(value, "to_numpy"):
@@ -48,6 +51,8 @@ def from_arrays(x: Any, y: Any, name: str = "arrays") -> Content:
     inputs: Any
     if isinstance(x, dict):
         inputs = {key: as_array(value, f"Dataset: x[{key!r}]") for key, value in x.items()}
+        if not inputs:
+            raise ValueError("Dataset: x is an empty dict; arrays by input name are wanted")
         sizes = {key: len(value) if value.ndim else 0 for key, value in inputs.items()}
         if len(set(sizes.values())) > 1:
             raise ValueError(f"Dataset: the inputs have different numbers of rows: {sizes}")

@@ -2,11 +2,13 @@
 
 import csv
 import dataclasses
+import functools
 import gzip
 import io
 import itertools
 import pathlib
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -29,10 +31,12 @@ class CsvOptions:
     header: bool | None = None
     """Whether the first line names the columns; None: it does if it has no number, or a word above a number."""
     delimiter: str | None = None
-    """None: whichever of comma, semicolon and tab the first line has most of."""
+    """None: whichever of comma, semicolon and tab the first line has most of, the decimal sign left out."""
     na_values: tuple[str, ...] = ()
     """Further spellings of a missing value, next to `NULLS`."""
     encoding: str = "utf-8"
+    decimal: str = "."
+    """The sign before the fraction of a number."""
 
 
 def from_csv(path: str | pathlib.Path, labels: np.ndarray | None, table: TableOptions, options: CsvOptions) -> Content:
@@ -43,12 +47,20 @@ def from_csv(path: str | pathlib.Path, labels: np.ndarray | None, table: TableOp
     """
     path = existing(path)
     start = _beginning(path, options.encoding)
-    delimiter = options.delimiter or max(",;\t", key=start.lstrip().split("\n", 1)[0].count)
+    first = start.lstrip().split("\n", 1)[0]
+    delimiter = options.delimiter or max((sign for sign in ",;\t" if sign != options.decimal), key=first.count)
+    if len(options.decimal) != 1 or options.decimal.isalnum() or options.decimal == delimiter:
+        raise ValueError(
+            f"Dataset: decimal={options.decimal!r}, delimiter={delimiter!r}: decimal is the one sign before a "
+            "fraction, '.' or ',', and not the delimiter"
+        )
     reader = csv.reader(io.StringIO(start, newline=""), delimiter=delimiter)
     cells = next(cells for cells in reader if cells)
     first_lines = reader.line_num
     sample = _rows_below(reader, whole=len(start) < _SAMPLE)
-    header = options.header if options.header is not None else _is_header(cells, sample[0] if sample else [])
+    is_number = functools.partial(_is_number, decimal=options.decimal)
+    below = sample[0] if sample else []
+    header = options.header if options.header is not None else _is_header(cells, below, is_number)
     names = [cell.strip() for cell in cells] if header else [str(i) for i in range(len(cells))]
     repeated = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     if repeated:
@@ -61,7 +73,7 @@ def from_csv(path: str | pathlib.Path, labels: np.ndarray | None, table: TableOp
     arrow = _read(path, names, spot, options, texts, bytes_only)
     if not arrow.num_rows:
         raise ValueError(f"Dataset: {path} has a header and no rows")
-    columns = {name: _column(arrow.column(i), name, spot, i, name in texts) for i, name in enumerate(names)}
+    columns = {name: _column(arrow.column(i), name, spot, i, name in texts, is_number) for i, name in enumerate(names)}
     if labels is not None:
         table = dataclasses.replace(table, label=False)
     return with_labels(from_columns(columns, str(path), table, spot.line), labels)
@@ -89,6 +101,7 @@ def _read(
                 convert_options=arrow_csv.ConvertOptions(
                     null_values=[*NULLS, *options.na_values],
                     strings_can_be_null=True,
+                    decimal_point=options.decimal,
                     column_types=types,
                     timestamp_parsers=[],
                 ),
@@ -110,7 +123,9 @@ def _read(
             raise ValueError(f"Dataset: {path} is damaged or no CSV: {error}") from None
 
 
-def _column(column: Any, name: str, spot: "_Spot", position: int, as_text: bool) -> np.ndarray:
+def _column(
+    column: Any, name: str, spot: "_Spot", position: int, as_text: bool, is_number: Callable[[str], bool]
+) -> np.ndarray:
     import pyarrow as pa
 
     kind = column.type
@@ -121,7 +136,7 @@ def _column(column: Any, name: str, spot: "_Spot", position: int, as_text: bool)
             raise _wrong_encoding(spot, f"column {name!r}")
         text = column.cast(pa.string()).to_numpy().astype(object)
         if not as_text:
-            _refuse_words_among_numbers(text, name, spot, position)
+            _refuse_words_among_numbers(text, name, spot, position, is_number)
         return text
     if pa.types.is_boolean(kind):
         # True and false are 1 and 0 as an input and as a label alike.
@@ -137,12 +152,14 @@ def _wrong_encoding(spot: "_Spot", what: str) -> ValueError:
     )
 
 
-def _refuse_words_among_numbers(text: np.ndarray, name: str, spot: "_Spot", position: int) -> None:
+def _refuse_words_among_numbers(
+    text: np.ndarray, name: str, spot: "_Spot", position: int, is_number: Callable[[str], bool]
+) -> None:
     known = [value for value in text[:10_000] if value is not None]
-    if 2 * sum(map(_is_number, known)) <= len(known):
+    if 2 * sum(map(is_number, known)) <= len(known):
         return
     for row, value in enumerate(text):
-        if value is not None and not _is_number(value):
+        if value is not None and not is_number(value):
             raise ValueError(
                 f"Dataset: {spot.path}: column {name!r} (number {position + 1}) holds numbers, but {spot.line(row)} "
                 f"has {value!r}; mend the row, name it as missing with na_values=[{value!r}], or take "
@@ -214,18 +231,18 @@ def _rows_below(reader: Any, whole: bool) -> list[list[str]]:
     return rows if whole else rows[:-1]
 
 
-def _is_header(cells: list[str], below: list[str]) -> bool:
-    words = [not _is_number(cell) and cell not in NULLS for cell in cells]
-    return all(words) or any(word and _is_number(cell) for word, cell in zip(words, below))
+def _is_header(cells: list[str], below: list[str], is_number: Callable[[str], bool]) -> bool:
+    words = [not is_number(cell) and cell not in NULLS for cell in cells]
+    return all(words) or any(word and is_number(cell) for word, cell in zip(words, below))
 
 
 def _is_byte(cell: str) -> bool:
     return cell.isascii() and cell.isdigit() and int(cell) <= 255
 
 
-def _is_number(cell: str) -> bool:
+def _is_number(cell: str, decimal: str) -> bool:
     try:
-        float(cell)
+        float(cell if decimal == "." else cell.replace(".", "no number").replace(decimal, "."))
     except ValueError:
         return False
     return True

@@ -1,6 +1,7 @@
 """Named columns become inputs and labels: which column is the label, what is text, what is missing."""
 
 import dataclasses
+import decimal
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from llmasos_xla import errors
 from llmasos_xla.data.readers.content import TABLE, TEXT, Content, require_as_many
+from llmasos_xla.data.readers.lookalikes import refuse_lookalikes
 from llmasos_xla.data.rows import count
 
 LABEL_NAMES = ("label", "target", "class", "y", "category")
@@ -45,6 +47,8 @@ def from_columns(
     y = None if label is None else _labels(table[label], label, name, line)
     if not features:
         raise ValueError(f"Dataset: {name} has the label column {label!r} and no other column to learn from")
+    if options.text is None:
+        refuse_lookalikes(table, [f for f in features if f not in options.categories], name, line)
     text = options.text if options.text is not None else _only_text_column(table, features, options)
     if text is not None:
         gaps = np.flatnonzero(missing_in(table[text]))
@@ -75,7 +79,11 @@ def from_pandas(frame: Any, labels: np.ndarray | None, options: TableOptions) ->
     """A pandas DataFrame (or anything with `.columns` and columns that have `.to_numpy()`)."""
     if labels is not None:
         options = dataclasses.replace(options, label=False)
-    content = from_columns(columns_of_pandas(frame), "DataFrame", options, line=lambda i: f"row {i}")
+    table = columns_of_pandas(frame)
+    # Text that the user made pandas' "category" is said to be categories, whatever it looks like.
+    said = [str(n) for n in frame.columns if table[str(n)].dtype.kind == "O" and str(frame[n].dtype) == "category"]
+    options = dataclasses.replace(options, categories=(*options.categories, *said))
+    content = from_columns(table, "DataFrame", options, line=lambda i: f"row {i}")
     return with_labels(content, labels)
 
 
@@ -100,7 +108,9 @@ def _column(series: Any) -> np.ndarray:
     gaps = series.isna().to_numpy()
     if values.dtype.kind == "f":
         return values.astype(np.float64)
-    if all(isinstance(v, int | float | np.number) for v in values[~gaps]):
+    if values.dtype.kind in "mM":
+        values = series.astype(str).to_numpy()
+    if all(isinstance(v, int | float | np.number | decimal.Decimal) for v in values[~gaps]):
         return series.astype("float64").to_numpy(na_value=np.nan)
     text = np.array([str(v) for v in values], object)
     text[gaps] = None

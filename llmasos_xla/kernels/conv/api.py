@@ -101,7 +101,7 @@ def conv(
         scale: `[cout]` or a scalar, for int8 operands: the sums are int32, the result is float32 and is `scale` times
             them before bias and activation. Quantized operands of scales s and t have `scale = s * t`.
         bias: `[cout]`.
-        activation: a name in `kernels.ACTIVATIONS`.
+        activation: a name in `kernels.ACTIVATIONS`; softmax and log_softmax are over the channels.
         implementation: None chooses; "triton", "onednn" or "xla" must run.
 
     Raises:
@@ -190,7 +190,7 @@ def conv_transpose(
         precision: as in lax.
         preferred_element_type: dtype of the sums and of the result.
         bias: `[cout]`.
-        activation: a name in `kernels.ACTIVATIONS`.
+        activation: a name in `kernels.ACTIVATIONS`; softmax and log_softmax are over the channels.
         implementation: None chooses; "onednn" or "xla" must run.
 
     Raises:

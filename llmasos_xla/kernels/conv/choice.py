@@ -51,7 +51,7 @@ class Epilogue(NamedTuple):
             y = y.astype(jnp.float32) * self.scale.astype(jnp.float32).reshape(row)
         if self.bias is not None:
             y = y + self.bias.astype(y.dtype).reshape(row)
-        return activation_named(self.activation)(y)
+        return activation_named(self.activation, axis=channel)(y)
 
 
 def conv_candidates(

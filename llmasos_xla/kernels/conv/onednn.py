@@ -221,7 +221,7 @@ def _fused(
     x: jax.Array, w: jax.Array, bias: jax.Array | None, g: Geometry, activation: str | None, named: bool
 ) -> jax.Array:
     s = spec_of(g, bias is not None, activation)
-    return _call(s, x, w, *(() if bias is None else (bias,)), named=named)
+    return _call(s, x, w, *(() if bias is None else (bias.astype(s.out_dtype),)), named=named)
 
 
 def _fused_jvp(g: Geometry, activation: str | None, named: bool, primals: Any, tangents: Any) -> Any:

@@ -78,7 +78,7 @@ def build(b: _onednn.Builder, s: Spec) -> None:
 
 
 def _build_forward(b: _onednn.Builder, s: Spec) -> None:
-    bias = b.dense((s.cout,), "float32" if s.dtype == "int8" else s.dtype) if s.bias else None
+    bias = b.dense((s.cout,), "float32" if s.dtype == "int8" else s.out_dtype) if s.bias else None
     every_cout = 1 if s.groups == 1 else 3
     attributes = b.attributes(s.activation or None, {d.WEIGHTS: every_cout} if s.scaled else None)
     x, y = b.channels_last(s.shapes["x"], s.dtype), b.channels_last(s.shapes["y"], s.out_dtype)

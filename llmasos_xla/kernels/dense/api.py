@@ -40,13 +40,15 @@ def dense(
 ) -> jax.Array:
     """A dense layer: `activation(x @ w + bias)` over the last axis.
 
-    In bfloat16 and float16 the sums are float32 and are rounded once, on every path; on CPU this is where plain
-    `x @ w` loses most.
+    In bfloat16 and float16 the product's sums are float32. Where they are rounded depends on what runs
+    (`kernels.explain` tells): oneDNN adds the bias and applies most activations to the sums and rounds the result once;
+    XLA rounds the product, then the sum with the bias, then the activation. With `preferred_element_type=jnp.float32`
+    nothing is rounded on either path, and the bias may be float32 too.
 
     Args:
         x: `[..., cin]`.
         w: `[cin, cout]`, of x's dtype.
-        bias: `[cout]`.
+        bias: `[cout]`, of x's dtype or the result's.
         activation: a name in `kernels.ACTIVATIONS`.
         scale: `[cout]` or a scalar, for int8 operands: the sums are int32, the result is float32 and is `scale` times
             them before bias and activation. Quantized operands of scales s and t have `scale = s * t`.

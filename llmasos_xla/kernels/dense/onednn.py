@@ -122,7 +122,7 @@ def _matrix(b: _onednn.Builder, s: Spec, rows: int, columns: int, transposed: bo
 
 
 def _bias_dtype(s: Spec) -> str:
-    return "float32" if s.dtype == "int8" else s.dtype
+    return "float32" if s.dtype == "int8" else s.out_dtype
 
 
 def _xla(s: Spec, a: jax.Array, b: jax.Array, *rest: jax.Array) -> tuple[jax.Array]:

@@ -71,9 +71,14 @@ def both_directions(function: Callable, x: Any, forward: Mapping, backward: Mapp
     def apart() -> list[Any]:
         return [function(x, **arrays, **options) for arrays in directions]
 
+    runs, reason = implementation, f"each direction as {op} has it"
+    if implementation is None:
+        each = [next(c for c in candidates(op, x, **a, **options) if c.objection is None) for a in directions]
+        runs = " and ".join(dict.fromkeys(c.implementation for c in each))
+        reason += f": {' and '.join(dict.fromkeys(c.formulation for c in each))}"
     return [
         _persistent(kind, tuple(problems), unfit, together),
-        Candidate(implementation or "xla", APART, apart, None, f"each direction as {op} has it"),
+        Candidate(str(runs), APART, apart, None, reason),
     ]
 
 

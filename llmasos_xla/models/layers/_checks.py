@@ -123,10 +123,15 @@ def known_channels(who: str, shape: Shape, axis: int = -1) -> int:
 
 def sample_rank(who: str, shape: Shape, names: str) -> None:
     """Refuses samples that have other axes than `names`, such as "time, channels"."""
-    if len(shape) != len(names.split(", ")):
-        raise ValueError(
-            f"{who}: wants samples of shape ({names}), got {shape}; Reshape or Flatten can change the rank"
-        )
+    axes = names.split(", ")
+    if len(shape) != len(axes):
+        way_out = "Reshape or Flatten can change the rank"
+        if len(shape) == len(axes) - 1 and axes[-1] == "channels":
+            whole = (*shape, 1)
+            way_out = (
+                f"with one channel they are {whole}: input_shape={whole} in the first layer, Reshape({whole}) later"
+            )
+        raise ValueError(f"{who}: wants samples of shape ({names}), got {shape}; {way_out}")
 
 
 def as_int(value: Any) -> int | None:
