@@ -204,6 +204,40 @@ def test_vmap_joins_the_batch_and_mapped_weights_do_not(interpreted):
     jax.tree.map(assert_close, got, expected)
 
 
+@pytest.mark.parametrize("op", ["lstm", "gru"])
+def test_gradients_of_each_example(op, interpreted):
+    """Mapped gradients stay with the kernels: the batch is theirs, only gradients of weights stay apart."""
+    arrays = as_dtype(drawn(op, 2, 3, 4, 2, 5), "float32")
+    xs = jnp.stack([jnp.stack([s * arrays["x"], -s * arrays["x"]]) for s in (0.5, 1.0, 2.0)])
+    mask = jnp.linspace(0.5, 1.5, 20).reshape(2, 10)
+
+    def loss(arrays, x, mask):
+        y, _ = getattr(kernels, op)(**{**arrays, "x": x}, recurrent_mask=mask, implementation=implementation)
+        return jnp.sum(jnp.sin(y))
+
+    def of_each():
+        inner = jax.vmap(jax.grad(loss, (0, 1, 2)), (None, 0, None))
+        return jax.vmap(inner, (None, 0, None))(arrays, xs, mask)
+
+    implementation = "xla"
+    expected = of_each()
+    implementation = "triton"
+    with interpreted() as launches:
+        got = jax.block_until_ready(of_each())
+        assert launches == ["forward", "backward"]
+    jax.tree.map(lambda a, b: assert_close(a, b, scale=4), got, expected)
+
+
+def test_mapped_weights_need_another_implementation(interpreted):
+    arrays = as_dtype(drawn("rnn", 2, 3, 4, 1, 5), "float32")
+    ws = jnp.stack([arrays["w_recurrent"]] * 3)
+    with (
+        interpreted(),
+        pytest.raises(NotImplementedError, match="under jax.vmap, 3 recurrences of a batch of 2 have weights"),
+    ):
+        jax.vmap(lambda w: kernels.rnn(**{**arrays, "w_recurrent": w}, implementation="triton")[0])(ws)
+
+
 def test_forward_mode_second_derivatives_scan_and_remat(interpreted):
     arrays = as_dtype(drawn("lstm", 2, 3, 4, 1, 5), "float32")
 
