@@ -20,14 +20,12 @@ SAVED_GATES = {"lstm": 4, "lnlstm": 9, "slstm": 5, "gru": 4, "rnn": 1, "relu": 1
 NORMS = ("input_scale", "recurrent_scale", "cell_scale", "cell_offset")
 SAVED_STATES = {"lstm": ("cells",), "lnlstm": ("cells", "rates"), "slstm": ("cells", "counts")}
 
-
 # Bytes of operands, for each warp, that a program of so many rows reads at once. On their way to shared memory they
 # take 96 registers of a thread, or 64.
 _READ_AHEAD = {16: 12288, 32: 8192}
 
 # Of the tuned tables: which tiles are fastest forward and backward, and whether these kernels are faster than XLA.
 TABLES, CHOICE = ("rnn forward", "rnn backward"), "rnn"
-
 
 # int32 from one counter to the next: each has a line of the cache for itself.
 COUNTER_LINE = 32
@@ -202,9 +200,8 @@ def shape_class(kind: str, batch: int, blocks: int, head: int, dtype: str, preci
     >>> shape_class("lstm", 16, 12, 64, "bfloat16", "ieee")
     'lstm b=16 n=12 u=64 16-bit'
     """
-    # Both 16-bit dtypes have the same instructions.
-    numbers = "16-bit" if jnp.dtype(dtype).itemsize == 2 else precision
-    return f"{kind} b={batch}{f' t={time}' if time else ''} n={blocks} u={head} {numbers}"
+    steps = f" t={time}" if time else ""
+    return f"{kind} b={batch}{steps} n={blocks} u={head} {tuned.numbers(dtype, precision)}"
 
 
 def origin(s: Spec) -> str:
@@ -214,7 +211,7 @@ def origin(s: Spec) -> str:
         tuned.pick(allowed(*shape, s.device, bool(back)), s.device.name, table, shape_class(*shape))
         for back, table in enumerate(TABLES)
     )
-    return tuned.UNMEASURED if None in measured else tuned.origin(s.device.name)
+    return tuned.origin(s.device.name, None not in measured)
 
 
 class _Problem(NamedTuple):

@@ -7,6 +7,7 @@ import pytest
 from kernels.triton import aot
 from kernels.triton.conv_problems import (
     SMALL,
+    but,
     check,
     check_tuned,
     compiled,
@@ -15,6 +16,7 @@ from kernels.triton.conv_problems import (
     explained,
     geometry_of,
     in_float64,
+    mixed,
     text,
     with_gradients,
 )
@@ -22,16 +24,14 @@ from tolerances import assert_close
 
 from llmasos_xla import kernels
 from llmasos_xla.kernels._triton.precision import dot_precision
-from llmasos_xla.kernels.conv import triton_first
+from llmasos_xla.kernels.conv import triton, triton_first
 from llmasos_xla.kernels.conv.cases import FIRST_LAYER_TESTS, GPU_BENCH, Case
 
 CALL = "triton_kernel_call_ffi"
 CASES = {case.name: case for case in FIRST_LAYER_TESTS}
-ACTIVATIONS = (None, "relu", "silu", "relu6", "gelu", "leaky_relu", "gelu_tanh", "tanh", "sigmoid", "swish", "softplus")
-MIXED = [(name, ACTIVATIONS[i % len(ACTIVATIONS)]) for i, name in enumerate(CASES)]
 
 
-@pytest.mark.parametrize(("name", "activation"), MIXED)
+@pytest.mark.parametrize(("name", "activation"), mixed(CASES))
 def test_value_and_gradients_equal_float64(name, activation, interpreted):
     assert check(CASES[name], activation, "float32", interpreted) == ["first_kernel", "first_sums_kernel"]
 
@@ -152,7 +152,7 @@ def test_a_tuned_table_has_the_last_word():
         "first layer forward": ("forward", {"block_m": 128, "warps": 8}),
         "first layer kernel gradient": ("sums", {"programs": 3}),
     }
-    check_tuned(triton_first, CASES["stem"], blocks, "first layer 16-bit 7x7x3/2x2/1x1 b=2")
+    check_tuned(triton.FIRST_LAYER, CASES["stem"], blocks, "first layer 16-bit 7x7x3/2x2/1x1 b=2")
 
 
 @pytest.mark.parametrize(
@@ -184,8 +184,6 @@ SWEEP = (
     ("audio", "sm90", "bfloat16", None),
     ("resnet-stem", "gfx942", "bfloat16", "relu"),
 )
-TARGETS, DTYPES = ("sm80", "sm90", "sm100", "gfx942"), ("bfloat16", "float32")
-REST = [(n, t, d, a) for n in BENCH for t in TARGETS for d in DTYPES for a in (None, "relu", "silu")]
 
 
 def check_compiled(name, target, dtype, activation):
@@ -204,6 +202,6 @@ def test_it_compiles_to_matrix_instructions_without_spills(name, target, dtype, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "target", "dtype", "activation"), [each for each in REST if each not in SWEEP])
+@pytest.mark.parametrize(("name", "target", "dtype", "activation"), but(BENCH, SWEEP))
 def test_every_configuration_compiles(name, target, dtype, activation):
     check_compiled(name, target, dtype, activation)
