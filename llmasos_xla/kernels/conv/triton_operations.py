@@ -108,6 +108,11 @@ def family(
         if op is pull:
             given = (*given, *(("z",) if s.keep else ()), "y")
         packed = batch(s, size, given, arrays, axes, made)
+        if packed is None and named:
+            raise NotImplementedError(
+                f"implementation='triton' cannot run: under jax.vmap, {size} convolutions of the kind {name!r} have "
+                "kernels of their own; use implementation=None"
+            )
         if packed is None:
             results = jax.vmap(lambda *a: tuple(op.xla(s, *a)), axes)(*arrays)
             return results, [0] * len(results)

@@ -23,6 +23,7 @@ from kernels.triton.conv_problems import (
 from tolerances import assert_close
 
 from llmasos_xla import kernels
+from llmasos_xla.kernels import _dispatch
 from llmasos_xla.kernels._triton.precision import dot_precision
 from llmasos_xla.kernels.conv import triton, triton_first
 from llmasos_xla.kernels.conv.cases import FIRST_LAYER_TESTS, GPU_BENCH, Case
@@ -96,6 +97,15 @@ def test_vmap(axes, interpreted):
         assert ("first_kernel" in ran) == (axes[1] is None)
     for a, b in zip(got, zip(*wanted)):
         assert_close(a, jnp.stack(b), scale=4)
+
+
+def test_by_name_kernels_of_their_own_are_refused_under_vmap():
+    case = CASES["mnist"]
+    (x, w, _), _ = drawn(case, "float32")
+    with _dispatch.tracing_for("gpu"):
+        f = conv_of(case, None, implementation="triton")
+        with pytest.raises(NotImplementedError, match="under jax.vmap, 2 convolutions .* have kernels of their own"):
+            jax.eval_shape(jax.vmap(f, (None, 0)), x, jnp.stack([w, w]))
 
 
 @pytest.mark.parametrize("activation", ["silu", "tanh"])
