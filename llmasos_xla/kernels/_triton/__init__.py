@@ -1,7 +1,7 @@
 """The one place where Triton enters: GPUs, compiling, and a JAX primitive that launches a kernel.
 
-This package imports without Triton; files that hold kernels (`rnn/triton_kernels.py` and those around it) import it,
-and are imported only where `problem()` is None.
+This package imports without Triton; files that hold kernels or parts of them (`*_kernels.py`, `*language.py`) import
+it, and are imported only where `problem()` is None.
 """
 
 from llmasos_xla.kernels._operation import Operation, unfit

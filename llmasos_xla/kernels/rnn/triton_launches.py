@@ -1,6 +1,6 @@
 """What the persistent kernels are launched with: their arrays packed as they read them, and what is left of a gradient.
 
-Arrays as `triton_kernels` describes them.
+Arrays as `triton_language` describes them.
 """
 
 from collections.abc import Sequence

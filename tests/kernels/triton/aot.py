@@ -27,6 +27,9 @@ DEVICES = {
 """A GPU of each target: that for which the kernels' sizes are chosen."""
 SHARED_MEMORY = {target: device.shared_memory for target, device in DEVICES.items()}
 
+CALL = "triton_kernel_call_ffi"
+"""What a launch is called in the text of a program."""
+
 _BIN = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kernels.triton.aot import CALL
 from kernels.triton.conv_problems import (
     SMALL,
     but,
@@ -26,7 +27,6 @@ from llmasos_xla.kernels._triton import tuned
 from llmasos_xla.kernels.conv import triton, triton_depthwise
 from llmasos_xla.kernels.conv.cases import DEPTHWISE_TESTS, GPU_BENCH, Case
 
-CALL = "triton_kernel_call_ffi"
 CASES = {case.name: case for case in DEPTHWISE_TESTS}
 
 

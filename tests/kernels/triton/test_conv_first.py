@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from kernels.triton import aot
+from kernels.triton.aot import CALL
 from kernels.triton.conv_problems import (
     SMALL,
     but,
@@ -28,7 +29,6 @@ from llmasos_xla.kernels._triton.precision import dot_precision
 from llmasos_xla.kernels.conv import triton, triton_first
 from llmasos_xla.kernels.conv.cases import FIRST_LAYER_TESTS, GPU_BENCH, Case
 
-CALL = "triton_kernel_call_ffi"
 CASES = {case.name: case for case in FIRST_LAYER_TESTS}
 
 

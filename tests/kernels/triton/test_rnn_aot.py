@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from jax import export
 from kernels.triton import aot
+from kernels.triton.aot import CALL
 from tolerances import assert_close
 
 from llmasos_xla import kernels
@@ -16,7 +17,6 @@ from llmasos_xla.kernels.rnn import triton_backward_kernels, triton_forward_kern
 from llmasos_xla.kernels.rnn.cases import GPU_BENCH
 from llmasos_xla.kernels.rnn.triton_spec import Spec
 
-CALL = "triton_kernel_call_ffi"
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 

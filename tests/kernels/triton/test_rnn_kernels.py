@@ -265,13 +265,14 @@ def test_forward_mode_second_derivatives_scan_and_remat(interpreted):
     jax.tree.map(lambda a, b: assert_close(a, b, scale=4), got, expected)
 
 
-def test_layers_run_through_it(interpreted):
+@pytest.mark.parametrize("options", [{}, {"layer_norm": True}], ids=["plain", "layer-norm"])
+def test_layers_run_through_it(options, interpreted):
     import llmasos_xla as lm
 
     x = np.random.default_rng(0).standard_normal((4, 6, 3)).astype("float32")
 
     def prediction():
-        recurrent = lm.layers.Bidirectional(lm.layers.LSTM(5), input_shape=(6, 3))
+        recurrent = lm.layers.Bidirectional(lm.layers.LSTM(5, **options), input_shape=(6, 3))
         return lm.Sequential([recurrent, lm.layers.Dense(2)], seed=3).predict(x)
 
     expected = prediction()

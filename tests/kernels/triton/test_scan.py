@@ -17,8 +17,6 @@ from llmasos_xla.kernels.scan import triton_spec
 from llmasos_xla.kernels.scan.cases import TESTS, Case
 from llmasos_xla.kernels.scan.recurrence import Spec
 
-CALL = "triton_kernel_call_ffi"
-
 
 @pytest.fixture
 def sized(monkeypatch):
