@@ -200,6 +200,17 @@ def unfit(*operands: Any) -> str | None:
     return None
 
 
+def mapped(x: jax.Array, axis: int | None, size: int) -> jax.Array:
+    """The array with its axis that vmap maps in front, or repeated there: for rules of `batch`."""
+    return jax.numpy.broadcast_to(x, (size, *x.shape)) if axis is None else jax.numpy.moveaxis(x, axis, 0)
+
+
+def in_batch(x: jax.Array, axis: int | None, size: int) -> jax.Array:
+    """The array with that axis as part of its first, which is the batch."""
+    front = mapped(x, axis, size)
+    return front.reshape(-1, *front.shape[2:])
+
+
 def typed_like(like: Any, result: jax.ShapeDtypeStruct) -> Any:
     """The type of a result that varies over the mesh axes of an operand."""
     sharding = jax.sharding.NamedSharding(like.sharding.mesh, jax.sharding.PartitionSpec(*[None] * len(result.shape)))

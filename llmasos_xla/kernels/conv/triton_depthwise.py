@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from llmasos_xla.kernels import _triton
+from llmasos_xla.kernels._operation import in_batch, mapped
 from llmasos_xla.kernels.conv.geometry import Geometry
 from llmasos_xla.kernels.conv.triton_depthwise_spec import Plane, Spec, slide_programs, with_blocks
 from llmasos_xla.kernels.conv.triton_operations import Arrays, ahead_of_activation, family, fused, start, summed
@@ -91,20 +92,12 @@ def _batch(
 ) -> tuple[Spec, Arrays, Any]:
     """The mapped axis joins the batch, or the channels where each of its elements has a kernel of its own."""
     of_kernel = any(axis is not None for n, axis in zip(given, axes) if n in "wb") or not {"w", "b"}.isdisjoint(made)
-    packed = []
-    for name, a, axis in zip(given, arrays, axes):
-        if not of_kernel and name in "wb":
-            packed.append(a)
-            continue
-        a = jnp.broadcast_to(a, (size, *a.shape)) if axis is None else jnp.moveaxis(a, axis, 0)
-        if of_kernel:
-            a = jnp.moveaxis(a, 0, -2)
-            packed.append(a.reshape(*a.shape[:-2], -1))
-        else:
-            packed.append(a.reshape(-1, *a.shape[2:]))
     if of_kernel:
+        apart = [jnp.moveaxis(mapped(a, axis, size), 0, -2) for a, axis in zip(arrays, axes)]
+        packed = [a.reshape(*a.shape[:-2], -1) for a in apart]
         wider = with_blocks(s._replace(channels=s.channels * size))
         return wider, packed, lambda r: jnp.moveaxis(r.reshape(*r.shape[:-1], size, -1), -2, 0)
+    packed = [a if n in "wb" else in_batch(a, axis, size) for n, a, axis in zip(given, arrays, axes)]
     longer = with_blocks(s._replace(batch=s.batch * size))
     return longer, packed, lambda r: r.reshape(size, -1, *r.shape[1:])
 

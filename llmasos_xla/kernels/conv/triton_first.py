@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from llmasos_xla.kernels import _triton
+from llmasos_xla.kernels._operation import in_batch
 from llmasos_xla.kernels._triton.precision import dot_precision
 from llmasos_xla.kernels.conv.geometry import Geometry
 from llmasos_xla.kernels.conv.triton_first_spec import Blocks, Spec, with_blocks
@@ -82,12 +83,7 @@ def _batch(
     """The mapped axis joins the batch, unless each of its elements has a kernel of its own."""
     if any(axis is not None for n, axis in zip(given, axes) if n in "wb") or not {"w", "b"}.isdisjoint(made):
         return None
-    packed = []
-    for name, a, axis in zip(given, arrays, axes):
-        if name not in "wb":
-            a = jnp.broadcast_to(a, (size, *a.shape)) if axis is None else jnp.moveaxis(a, axis, 0)
-            a = a.reshape(-1, *a.shape[2:])
-        packed.append(a)
+    packed = [a if n in "wb" else in_batch(a, axis, size) for n, a, axis in zip(given, arrays, axes)]
     return with_blocks(s._replace(batch=s.batch * size)), packed, lambda r: r.reshape(size, -1, *r.shape[1:])
 
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from llmasos_xla.kernels import _onednn
 from llmasos_xla.kernels._onednn import descriptors as d
+from llmasos_xla.kernels._operation import in_batch
 from llmasos_xla.kernels.pool import xla
 from llmasos_xla.kernels.pool.xla import Ints, Window
 
@@ -177,10 +178,7 @@ def _maximum_and_place_jvp(s: Spec, primals: Any, tangents: Any, named: bool) ->
 
 def _folded(this: Callable[[], _onednn.Operation], s: Spec, size: int, arrays: Any, axes: Any, named: bool) -> Any:
     """The mapped axis joins the batch."""
-    joined = []
-    for a, axis in zip(arrays, axes):
-        a = jnp.broadcast_to(a, (size, *a.shape)) if axis is None else jnp.moveaxis(a, axis, 0)
-        joined.append(a.reshape(size * s.batch, *a.shape[2:]))
+    joined = (in_batch(a, axis, size) for a, axis in zip(arrays, axes))
     results = _onednn.call(this(), s._replace(batch=size * s.batch), *joined, named=named)
     return [r.reshape(size, s.batch, *r.shape[1:]) for r in results], [0] * len(results)
 

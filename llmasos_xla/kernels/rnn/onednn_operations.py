@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from llmasos_xla.kernels import _onednn
+from llmasos_xla.kernels._operation import in_batch
 from llmasos_xla.kernels.rnn import onednn_plans as plans
 from llmasos_xla.kernels.rnn import xla, xla_tangent
 from llmasos_xla.kernels.rnn._check import GATE_ORDER
@@ -126,14 +127,9 @@ def _inference_batch(s: Spec, size: int, arrays: Arrays, axes: Sequence[Any], na
     if any(shared and axis is not None for shared, axis in zip(is_weight, axes)):
         results = jax.vmap(partial(plain, s), axes)(*arrays)
         return results, [0] * len(results)
-    joined = [a if shared else _joined(a, axis, size) for a, axis, shared in zip(arrays, axes, is_weight)]
-    results = _onednn.call(INFERENCE, s._replace(batch=s.batch * size), *joined, named=named)
+    given = [a if shared else in_batch(a, axis, size) for a, axis, shared in zip(arrays, axes, is_weight)]
+    results = _onednn.call(INFERENCE, s._replace(batch=s.batch * size), *given, named=named)
     return [r.reshape(size, s.batch, *r.shape[1:]) for r in results], [0] * len(results)
-
-
-def _joined(a: jax.Array, axis: int | None, size: int) -> jax.Array:
-    a = jnp.broadcast_to(a, (size, *a.shape)) if axis is None else jnp.moveaxis(a, axis, 0)
-    return a.reshape(-1, *a.shape[2:])
 
 
 def _flops(s: Spec) -> float:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from llmasos_xla.kernels import _triton
+from llmasos_xla.kernels._operation import in_batch
 from llmasos_xla.kernels.rnn import xla
 from llmasos_xla.kernels.rnn.layer_norm import LayerNorm
 from llmasos_xla.kernels.rnn.triton_launches import backward, forward
@@ -142,37 +143,32 @@ def _wider(s: Spec, size: int, arrays: Arrays, axes: Sequence[Any], named: bool)
             f"implementation='triton' cannot run: under jax.vmap, {size} recurrences of a batch of {s.batch} {why}; "
             "use implementation=None, or call it once with a block of w_recurrent for each"
         )
-    return wide, [a if n in s.shared else _joined(a, axis, size) for n, a, axis in zip(names, arrays, axes)]
+    return wide, [a if n in s.shared else in_batch(a, axis, size) for n, a, axis in zip(names, arrays, axes)]
 
 
 def _forward_batch(
     op: str, s: Spec, size: int, arrays: Arrays, axes: Sequence[Any], named: bool
 ) -> tuple[Arrays, Arrays]:
     """The mapped axis joins the batch, unless each element of it has weights of its own."""
-    operation, joined = {"rnn": INFERENCE, "rnn training": TRAINING}[op], _wider(s, size, arrays, axes, named)
-    if joined is None:
+    operation, wider = {"rnn": INFERENCE, "rnn training": TRAINING}[op], _wider(s, size, arrays, axes, named)
+    if wider is None:
         results = jax.vmap(partial(operation.xla, s), axes)(*arrays)
     else:
-        wide, given = joined
+        wide, given = wider
         results = [r.reshape(size, s.batch, *r.shape[1:]) for r in _triton.call(operation, wide, *given, named=named)]
     return results, [0] * len(results)
 
 
 def _backward_batch(s: Spec, size: int, arrays: Arrays, axes: Sequence[Any], named: bool) -> tuple[Arrays, Arrays]:
     """As forward; the gradients of the weights stay apart."""
-    joined = _wider(s, size, arrays, axes, named)
-    if joined is None:
+    wider = _wider(s, size, arrays, axes, named)
+    if wider is None:
         results = jax.vmap(partial(_plain_backward, s), axes)(*arrays)
     else:
-        wide, given = joined
+        wide, given = wider
         results = _triton.call(BACKWARD, wide._replace(groups=size * s.groups), *given, named=named)
         results = [r.reshape(size, *s.gradient(name).shape) for r, name in zip(results, s.arguments)]
     return results, [0] * len(results)
-
-
-def _joined(a: jax.Array, axis: int | None, size: int) -> jax.Array:
-    a = jnp.broadcast_to(a, (size, *a.shape)) if axis is None else jnp.moveaxis(a, axis, 0)
-    return a.reshape(-1, *a.shape[2:])
 
 
 def with_batch(s: Spec, batch: int) -> Spec | None:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from llmasos_xla.kernels._operation import Arrays
+from llmasos_xla.kernels._operation import Arrays, mapped
 
 Call = Callable[..., Sequence[jax.Array]]
 
@@ -127,8 +127,3 @@ def _entering(s: Spec, da: Any, h: jax.Array, h0: jax.Array) -> tuple[jax.Array 
         return da * before(s, h, h0), None
     product = da * h
     return before(s, product, jnp.zeros_like(h0)), product[:, s.ends[1]]
-
-
-def mapped(x: jax.Array, axis: int | None, size: int) -> jax.Array:
-    """The array with its axis that vmap maps in front, or repeated there."""
-    return jnp.broadcast_to(x, (size, *x.shape)) if axis is None else jnp.moveaxis(x, axis, 0)

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from llmasos_xla.kernels import _triton
-from llmasos_xla.kernels._operation import Arrays
+from llmasos_xla.kernels._operation import Arrays, in_batch
 from llmasos_xla.kernels.scan import recurrence, xla
-from llmasos_xla.kernels.scan.recurrence import Spec, before, mapped
+from llmasos_xla.kernels.scan.recurrence import Spec, before
 from llmasos_xla.kernels.scan.triton_launches import run
 from llmasos_xla.kernels.scan.triton_spec import configured
 
@@ -89,9 +89,9 @@ def _batch_of(name: str) -> Callable:
 
     def batch(s: Spec, size: int, arrays: Arrays, axes: Sequence[Any], named: bool) -> tuple[Arrays, Sequence[int]]:
         rows = size * s.batch
-        joined = configured(s._replace(batch=rows, gate=(rows, *s.gate[1:])))
-        flat = (m.reshape(rows, *m.shape[2:]) for m in (mapped(x, axis, size) for x, axis in zip(arrays, axes)))
-        out = _triton.call(_triton.ENGINE.operations[name], joined, *flat, named=named)
+        wide = configured(s._replace(batch=rows, gate=(rows, *s.gate[1:])))
+        flat = (in_batch(x, axis, size) for x, axis in zip(arrays, axes))
+        out = _triton.call(_triton.ENGINE.operations[name], wide, *flat, named=named)
         return [r.reshape(size, s.batch, *r.shape[1:]) for r in out], [0] * len(out)
 
     return batch
