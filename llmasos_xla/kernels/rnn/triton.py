@@ -12,7 +12,7 @@ from llmasos_xla.kernels._triton import tuned
 from llmasos_xla.kernels.rnn import xla
 from llmasos_xla.kernels.rnn._check import Problem
 from llmasos_xla.kernels.rnn.triton_operations import INFERENCE
-from llmasos_xla.kernels.rnn.triton_spec import CHOICE, NORMS, Spec, origin, shape_class, tiles
+from llmasos_xla.kernels.rnn.triton_spec import CHOICE, MOST_STATES, NORMS, Spec, origin, shape_class, tiles
 
 DTYPES = ("float32", "bfloat16", "float16")
 # Units of a head are filled up to a multiple: rows of whole 16-byte words, which one instruction loads.
@@ -67,6 +67,8 @@ def spec_of(kind: str, *problems: Problem) -> Spec | str:
     blocks, head = len(problems) * heads, -(-head // _ALIGNED) * _ALIGNED
     reverse = 2 if len(problems) == 2 else int(p.reverse)
     dtype = str(p.x.dtype)
+    if batch * blocks * head > MOST_STATES:
+        return f"{batch} rows of {blocks * head} units are a state of more than {MOST_STATES} elements"
     optional = p.lengths is not None, p.resets is not None, p.recurrent_mask is not None
     for precision in _precisions(dtype):
         forward, backward = (tiles(kind, batch, blocks, head, dtype, precision, device, back) for back in (False, True))

@@ -29,6 +29,8 @@ _READ_AHEAD = {16: 12288, 32: 8192}
 TABLES, CHOICE = ("rnn forward", "rnn backward"), "rnn"
 
 
+# Elements of a state: CUDA launches 65,535 tiles of 16 rows and 16 units, and offsets inside of a step are of 32 bits.
+MOST_STATES = 65535 * 256
 # int32 from one counter to the next: each has a line of the cache for itself.
 COUNTER_LINE = 32
 
@@ -257,6 +259,8 @@ class _Problem(NamedTuple):
 
     def fits(self, t: Tiles) -> bool:
         """Whether the weights lie on chip and programs that wait for each other are all resident."""
+        if self.batch * self.blocks * self.head > MOST_STATES:
+            return False
         weights = self._weights(t) * self.parts
         # The operand of a product passes through shared memory, and so do sums that change their layout.
         columns = t.units if self.backward else 2 * t.units
