@@ -98,7 +98,9 @@ def _compiled(kernel: Any, pointers: tuple, constants: tuple, target: Target, o:
     if o.asserts:
         asked |= {"debug": True, "sanitize_overflow": False}
     try:
-        with LOCK:
+        with LOCK, triton.knobs.compilation.scope():
+            # Lines of the source are a third of the text, which XLA hashes at each launch.
+            triton.knobs.compilation.disable_line_info = True
             source = ASTSource(kernel.jit, signature, values, attributes)
             made = triton.compile(source, target=GPUTarget(*target), options=asked)
     except Exception as error:
