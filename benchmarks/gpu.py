@@ -1,6 +1,6 @@
 """The kernels on a GPU: does a launch work, are they right, how fast are they, with which sizes are they fastest.
 
-python benchmarks/gpu.py                         # all of it, within ten minutes
+python benchmarks/gpu.py                         # all of it, within nine minutes
 python benchmarks/gpu.py --probe --check         # some of it
 python benchmarks/gpu.py --minutes 4 --bench --rows rnn/ --out measured
 python benchmarks/gpu.py --readme                # nothing but the tables in benchmarks/README.md, from the results

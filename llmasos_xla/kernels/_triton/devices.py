@@ -64,16 +64,23 @@ def current() -> Device | str:
     return _TOLD.get() or _here()
 
 
+def device() -> Device:
+    """The GPU to compile for, where `current` has said that there can be one."""
+    found = current()
+    assert isinstance(found, Device), found
+    return found
+
+
 @functools.cache
 def _here() -> Device | str:
     try:
-        device = jax.local_devices(backend="gpu")[0]
+        gpu = jax.local_devices(backend="gpu")[0]
     except RuntimeError:  # JAX has no such backend here
         return KNOWN[_DEFAULT]
-    version = device.client.platform_version
+    version = gpu.client.platform_version
     if "rocm" in version.lower():
         return f"the GPU is AMD's ({version}); the kernels compile for gfx942, but JAX launches only CUDA's here"
-    return described(device.device_kind, device.compute_capability, device.core_count)
+    return described(gpu.device_kind, gpu.compute_capability, gpu.core_count)
 
 
 def described(name: str, capability: str, multiprocessors: int) -> Device | str:
@@ -86,5 +93,5 @@ def described(name: str, capability: str, multiprocessors: int) -> Device | str:
     if arch < 80:
         return f"{name} has compute capability {capability}; the kernels need 8.0 or newer"
     # One that is not listed: an architecture as large as its relatives' smallest.
-    shared = _SHARED_MEMORY.get(arch, min(s for a, s in _SHARED_MEMORY.items()))
+    shared = _SHARED_MEMORY.get(arch, min(_SHARED_MEMORY.values()))
     return Device(name, arch, multiprocessors, shared)

@@ -9,7 +9,7 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-# Looks at a counter, each about half a microsecond, after which a wait gives up.
+# Looks at a counter after which a wait gives up: many times what any step needs.
 SPIN_LIMIT = tl.constexpr(1 << 25)
 
 

@@ -1,8 +1,13 @@
-"""How products inside of kernels are taken."""
+"""What the kernels multiply, and how."""
 
 from typing import Any
 
 import jax
+
+DTYPES = ("float32", "bfloat16", "float16")
+"""Of the arrays that the kernels take."""
+
+_TF32 = ("default", "tensorfloat32", "tf32", "fastest")
 
 
 def dot_precision(dtype: Any, asked: Any = None) -> str:
@@ -15,9 +20,21 @@ def dot_precision(dtype: Any, asked: Any = None) -> str:
     """
     if str(dtype) != "float32":
         return "ieee"
-    names = [str(a).lower() for a in (asked if isinstance(asked, tuple) else (asked,))]
     if asked is None:
-        names = [str(getattr(jax.config, "jax_default_matmul_precision", None)).lower()]
-    if all(n in ("default", "tensorfloat32", "tf32", "fastest") for n in names):
+        asked = getattr(jax.config, "jax_default_matmul_precision", None)
+    names = [str(a).lower() for a in (asked if isinstance(asked, tuple) else (asked,))]
+    if all(n in _TF32 for n in names):
         return "tf32"
     return "ieee" if any(n in ("highest", "float32") for n in names) else "tf32x3"
+
+
+def dot_precisions(dtype: Any) -> tuple[str, ...]:
+    """The same for a kernel whose weights stay on chip, the best first: three of TF32 keep them twice.
+
+    Plain multiply-adds, many times slower, are for weights that do not fit so, not for who asks for "highest".
+
+    >>> dot_precisions("float32")
+    ('tf32x3', 'ieee')
+    """
+    one = dot_precision(dtype)
+    return (one,) if one == "tf32" or str(dtype) != "float32" else ("tf32x3", "ieee")

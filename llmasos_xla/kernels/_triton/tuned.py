@@ -16,6 +16,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+import jax.numpy as jnp
+
 Entry = Mapping[str, Any]
 Ops = Mapping[str, Mapping[str, Entry]]
 Sizes = TypeVar("Sizes", bound=tuple)
@@ -116,10 +118,15 @@ def slower(device: str, op: str, key: str) -> str | None:
     return f"takes {ratio:.2f} times as long as XLA; {origin(device)}" if ratio > TOLERATED else None
 
 
-def origin(device: str) -> str:
-    """Where the entries for that GPU come from, in the words of `explain`."""
+def origin(device: str, measured: bool = True) -> str:
+    """Where a kernel's sizes on that GPU come from, in the words of `explain`: its table if they are `measured`."""
     table = _table(device)
-    return UNMEASURED if table is None else f"tuned on {device}, {table.date}"
+    return f"tuned on {device}, {table.date}" if measured and table is not None else UNMEASURED
+
+
+def numbers(dtype: Any, wide: str) -> str:
+    """The word of a class for its dtype: both 16-bit ones have the same instructions; `wide` is that of the others."""
+    return "16-bit" if jnp.dtype(dtype).itemsize == 2 else wide
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from llmasos_xla.kernels._dispatch import Candidate, platform
 from llmasos_xla.kernels.activation import activation as activation_named
-from llmasos_xla.kernels.conv import onednn, triton_depthwise, triton_first
+from llmasos_xla.kernels.conv import onednn, triton
 from llmasos_xla.kernels.conv.geometry import Geometry
 from llmasos_xla.kernels.conv.xla import FORMULATIONS, UNFIT, in_channels_last, slow
 
@@ -65,8 +65,8 @@ def conv_candidates(
         return _candidate(formulation, run, epilogue, g, cannot or unfit(g), slow(formulation, g))
 
     return [
-        _triton(DEPTHWISE, triton_depthwise, x, w, g, epilogue, out_sharding, named),
-        _triton(FIRST_LAYER, triton_first, x, w, g, epilogue, out_sharding, named),
+        _triton(DEPTHWISE, triton.DEPTHWISE, x, w, g, epilogue, out_sharding, named),
+        _triton(FIRST_LAYER, triton.FIRST_LAYER, x, w, g, epilogue, out_sharding, named),
         _library(x, w, g, epilogue, out_sharding, named),
         *(candidate(formulation, unfit) for formulation, unfit in UNFIT.items()),
         _candidate("lax", partial(FORMULATIONS["lax"], x, w, g, out_sharding), epilogue, g),
@@ -88,28 +88,29 @@ def transpose_candidates(x: Any, w: Any, g: Geometry, epilogue: Epilogue, named:
 
 
 def _triton(
-    formulation: str, kernels: Any, x: Any, w: Any, g: Geometry, epilogue: Epilogue, out_sharding: object, named: bool
+    formulation: str,
+    kind: triton.Kind,
+    x: Any,
+    w: Any,
+    g: Geometry,
+    epilogue: Epilogue,
+    out_sharding: object,
+    named: bool,
 ) -> Candidate:
     def run() -> jax.Array:
         def computed(x: jax.Array, w: jax.Array, g: Geometry) -> jax.Array:
-            return kernels.conv(x, w, epilogue.bias, g, epilogue.activation, named)
+            return kind.conv(x, w, epilogue.bias, g, epilogue.activation, named)
 
         return in_channels_last(computed, x, w, g)
 
     if platform() != "gpu":
         cannot = f"runs on gpu, this is {platform()}"
     else:
-        cannot = _cannot(g, out_sharding) or kernels.cannot(g, x, w)
+        cannot = _cannot(g, out_sharding) or kind.cannot(g, x, w)
     if cannot is not None:
         return Candidate("triton", formulation, run, cannot, _REASONS[formulation])
-    if not g.channels_last:
-        slow = "channels are not last: it would transpose the arrays"
-    elif all(k == 1 for k in g.kernel):
-        slow = "a kernel of size one is a plain product"
-    else:
-        slow = kernels.slower(g)
-    reason = f"{_REASONS[formulation]}; {kernels.origin(g)}"
-    return Candidate("triton", formulation, run, slow, reason, able=True)
+    reason = f"{_REASONS[formulation]}; {kind.origin(g)}"
+    return Candidate("triton", formulation, run, kind.slower(g), reason, able=True)
 
 
 def _library(x: Any, w: Any, g: Geometry, epilogue: Epilogue, out_sharding: object, named: bool) -> Candidate:

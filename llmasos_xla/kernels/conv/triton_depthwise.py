@@ -1,4 +1,4 @@
-"""Depthwise convolution by Triton: when it can, and what is launched for the forward pass and the gradients."""
+"""Depthwise convolution by Triton: what is launched for the forward pass and the gradients, and what it takes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,27 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from llmasos_xla.kernels import _triton
-from llmasos_xla.kernels._triton import tuned
-from llmasos_xla.kernels.activation import ACTIVATIONS
-from llmasos_xla.kernels.conv.geometry import Geometry, cropped, uncropped
-from llmasos_xla.kernels.conv.triton_depthwise_spec import (
-    FORWARD,
-    Plane,
-    Spec,
-    shape_class,
-    slide_programs,
-    with_blocks,
-)
-from llmasos_xla.kernels.conv.triton_operations import (
-    CHOICE,
-    DTYPES,
-    Arrays,
-    ahead_of_activation,
-    family,
-    fused,
-    start,
-    summed,
-)
+from llmasos_xla.kernels.conv.geometry import Geometry
+from llmasos_xla.kernels.conv.triton_depthwise_spec import Plane, Spec, slide_programs, with_blocks
+from llmasos_xla.kernels.conv.triton_operations import Arrays, ahead_of_activation, family, fused, start, summed
 
 
 def _slide(s: Spec, read: Any, w: Any, b: Any, kept: Any, transposed: bool, results: dict[str, Any]) -> Arrays:
@@ -40,6 +22,7 @@ def _slide(s: Spec, read: Any, w: Any, b: Any, kept: Any, transposed: bool, resu
     constants |= {"ACTIVATION": "" if transposed and kept is None else s.activation}
     constants |= {"WIDE": _wide(s), "ROWS": blocks.rows, "TAPS": blocks.taps}
     return start(
+        s.device,
         slide_kernel,
         slide_programs(s.batch, s.channels, p, transposed, blocks),
         {"x_ptr": read, "w_ptr": w, "b_ptr": b, "kept_ptr": kept},
@@ -67,6 +50,7 @@ def _backward(s: Spec, x: Any, w: Any, b: Any, kept: Any, dy: Any) -> dict[str, 
     parts = jax.ShapeDtypeStruct((blocks.programs, p.R * p.S + with_bias, s.channels), jnp.dtype(jnp.float32))
     if s.short is not None:
         dx, sums = start(
+            s.device,
             short_backward_kernel,
             programs,
             {"x_ptr": x, "w_ptr": w, "b_ptr": b, "g_ptr": dy},
@@ -83,6 +67,7 @@ def _backward(s: Spec, x: Any, w: Any, b: Any, kept: Any, dy: Any) -> dict[str, 
         (found["x"],) = _slide(s, dy, w, None, kept, True, {"y_ptr": s.struct("x"), "z_ptr": None})
     if s.sums is not None and s.sought != ("x",):
         (sums,) = start(
+            s.device,
             taps_kernel,
             programs * -(-p.S // s.sums.span),
             {"x_ptr": x, "g_ptr": dy, "kept_ptr": kept},
@@ -130,60 +115,25 @@ OPERATIONS = family(
 
 
 def spec_of(g: Geometry, bias: bool, activation: str | None) -> Spec:
-    """The description of a depthwise geometry without cropping; its activation if a kernel has it."""
-    device = _triton.current()
-    assert not isinstance(device, str)
+    """The description of a geometry without cropping; its activation if a kernel has it."""
     return with_blocks(
         Spec(
-            g.batch, g.size, g.cin, g.kernel, g.stride, g.pads, g.rhs_dilation, str(g.dtype), device, bias,
+            g.batch, g.size, g.cin, g.kernel, g.stride, g.pads, g.rhs_dilation, str(g.dtype), _triton.device(), bias,
             fused(activation),
         )
     )  # fmt: skip
 
 
-def cannot(g: Geometry, x: Any, w: Any) -> str | None:
-    """Why the kernels cannot compute this convolution, or None."""
+def unfit(g: Geometry) -> str | None:
+    """Why it is no depthwise convolution that the kernels take, or None."""
     if g.groups == 1 or g.groups != g.cin:
         return f"has {g.cin // g.groups} input channel(s) in each of {g.groups} group(s)"
     if g.cout != g.cin:
         return f"has {g.cout // g.cin} output channels for each input channel"
-    if g.rank > 2:
-        return f"has {g.rank} spatial axes"
-    if str(g.dtype) not in DTYPES:
-        return f"operands are {g.dtype}; it takes {', '.join(DTYPES)}"
-    if g.preferred is not None and g.preferred != g.dtype:
-        return f"the result is {g.preferred}, not {g.dtype} as the operands"
-    if any(b > 1 for b in g.lhs_dilation):
-        return "lhs_dilation is above 1"
     if any(k > 31 for k in g.kernel):
         return f"the kernel is {'x'.join(map(str, g.kernel))}; it takes at most 31 along an axis"
     if any(s > 8 for s in g.stride):
         return f"the stride is {g.stride}; it takes at most 8"
     if any(s > 1 and d > 1 for s, d in zip(g.stride, g.rhs_dilation)):
         return "stride and dilation are both above 1"
-    if any(n + min(low, 0) + min(high, 0) < 1 for n, (low, high) in zip(g.size, g.pads)):
-        return "negative padding crops everything"
-    return _triton.unfit(x, w) or _triton.refusal()
-
-
-def slower(g: Geometry) -> str | None:
-    """Why XLA is the better choice although the kernels could, as far as was measured, or None."""
-    s = spec_of(uncropped(g), False, None)
-    return tuned.slower(s.device.name, CHOICE, shape_class(s))
-
-
-def origin(g: Geometry) -> str:
-    """Where the block sizes come from, for `explain`."""
-    s = spec_of(uncropped(g), False, None)
-    measured = tuned.lookup(s.device.name, FORWARD, shape_class(s))
-    return tuned.UNMEASURED if measured is None else tuned.origin(s.device.name)
-
-
-def conv(
-    x: jax.Array, w: jax.Array, bias: jax.Array | None, g: Geometry, activation: str | None, named: bool
-) -> jax.Array:
-    """`activation(lax_conv(x, w) + bias)` of channels-last arrays."""
-    s = spec_of(uncropped(g), bias is not None, activation)
-    arguments = [cropped(x, g), w, *([] if bias is None else [bias.astype(x.dtype)])]
-    (y,) = _triton.call(OPERATIONS.inference, s, *arguments, named=named)
-    return ACTIVATIONS[activation](y) if activation and not s.activation else y
+    return None

@@ -163,8 +163,7 @@ def with_blocks(s: Spec) -> Spec:
 def shape_class(s: Spec) -> str:
     """What decides how fast it is, as tuned tables name it: "depthwise 16-bit 7x7/1x1/1x1 b=8 ..."."""
     p = s.plane
-    # Both 16-bit dtypes have the same instructions.
-    words = f"depthwise {8 * jnp.dtype(s.dtype).itemsize}-bit {p.R}x{p.S}/{p.SH}x{p.SW}/{p.DH}x{p.DW}"
+    words = f"depthwise {tuned.numbers(s.dtype, '32-bit')} {p.R}x{p.S}/{p.SH}x{p.SW}/{p.DH}x{p.DW}"
     return f"{words} b={s.batch} h={p.H} w={p.W} c={s.channels}"
 
 

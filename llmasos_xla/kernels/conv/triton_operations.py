@@ -34,11 +34,6 @@ FROM_RESULT: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 FROM_ARGUMENT = ("silu", "gelu", "gelu_tanh")
 
-DTYPES = ("float32", "bfloat16", "float16")
-
-CHOICE = "conv"
-"""The tuned table that says by class of shapes how long Triton and XLA took."""
-
 
 def fused(activation: str | None) -> str:
     """The activation as the kernels know it, "" for none or one that they do not know."""
@@ -113,6 +108,11 @@ def family(
         if op is pull:
             given = (*given, *(("z",) if s.keep else ()), "y")
         packed = batch(s, size, given, arrays, axes, made)
+        if packed is None and named:
+            raise NotImplementedError(
+                f"implementation='triton' cannot run: under jax.vmap, {size} convolutions of the kind {name!r} have "
+                "kernels of their own; use implementation=None"
+            )
         if packed is None:
             results = jax.vmap(lambda *a: tuple(op.xla(s, *a)), axes)(*arrays)
             return results, [0] * len(results)
@@ -143,6 +143,7 @@ def family(
 
 
 def start(
+    device: _triton.Device,
     kernel: Any,
     programs: int,
     arrays: dict,
@@ -153,8 +154,6 @@ def start(
 ) -> tuple[Any, ...]:
     """Launches a kernel; arrays and results that are None are constants of that value."""
     absent = {name: None for name, value in (arrays | results).items() if value is None}
-    device = _triton.current()
-    assert not isinstance(device, str)
     return _triton.launch(
         kernel,
         (programs,),

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from llmasos_xla.kernels._lengths import checked_lengths
 from llmasos_xla.kernels.rnn.layer_norm import LayerNorm
 
 GATE_ORDER = {"lstm": ("i", "f", "g", "o"), "gru": ("r", "z", "n"), "rnn": ("h",), "slstm": ("i", "f", "z", "o")}
@@ -120,7 +120,7 @@ def check(
         fit("bias", bias, (gates * hidden,), columns),
         fit("recurrent_bias", recurrent_bias, (gates * hidden,), columns),
         tuple(fit(name, state, (batch, hidden), "batch, hidden") for name, state in states.items()),
-        _lengths(op, lengths, batch, time),
+        checked_lengths(op, lengths, "x", batch, time),
         reverse,
         _resets(op, resets, batch, time),
         fit("recurrent_mask", recurrent_mask, (batch, hidden), "batch, hidden"),
@@ -163,25 +163,3 @@ def _rank(op: str, name: str, array: Any, axes: str) -> None:
     wanted = axes.count(",") + 1
     if array.ndim != wanted:
         raise ValueError(f"{op}: {name} is {array.shape}, expects {wanted} axes: [{axes}]")
-
-
-def _lengths(op: str, lengths: Any, batch: int, time: int) -> Any:
-    if lengths is None:
-        return None
-    array = _array(lengths)
-    if array.shape != (batch,):
-        raise ValueError(f"{op}: lengths is {array.shape}, expects [batch] = {(batch,)}, one length for each row of x")
-    if not jnp.issubdtype(array.dtype, jnp.integer):
-        raise TypeError(f"{op}: lengths is {array.dtype}, expects an integer dtype")
-    if isinstance(array, jax.ShapeDtypeStruct):
-        return array
-    try:
-        values = np.asarray(lengths)
-    except jax.errors.TracerArrayConversionError:
-        return array
-    if values.min() < 0 or values.max() > time:
-        raise ValueError(
-            f"{op}: lengths run from {values.min()} to {values.max()}, x has {time} steps; "
-            f"expects 0 <= length <= {time} (pad x, or clip the lengths)"
-        )
-    return array

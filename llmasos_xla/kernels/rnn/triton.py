@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from llmasos_xla.kernels import _triton
 from llmasos_xla.kernels._dispatch import platform
 from llmasos_xla.kernels._triton import tuned
+from llmasos_xla.kernels._triton.precision import dot_precisions
 from llmasos_xla.kernels.rnn import xla
 from llmasos_xla.kernels.rnn._check import Problem
 from llmasos_xla.kernels.rnn.triton_operations import INFERENCE
 from llmasos_xla.kernels.rnn.triton_spec import CHOICE, MOST_STATES, NORMS, Spec, origin, shape_class, tiles
 
-DTYPES = ("float32", "bfloat16", "float16")
 # Units of a head are filled up to a multiple: rows of whole 16-byte words, which one instruction loads.
 _ALIGNED = 16
 
@@ -27,8 +27,8 @@ def cannot(kind: str, *problems: Problem) -> str | None:
     why = _triton.refusal() or _triton.unfit(p.x, p.w_input, p.w_recurrent)
     if why is not None:
         return why
-    if str(p.x.dtype) not in DTYPES:
-        return f"takes {', '.join(DTYPES)}, x is {p.x.dtype}"
+    if str(p.x.dtype) not in _triton.DTYPES:
+        return f"takes {', '.join(_triton.DTYPES)}, x is {p.x.dtype}"
     s = spec_of(kind, *problems)
     return s if isinstance(s, str) else None
 
@@ -56,9 +56,7 @@ def reason(kind: str, *problems: Problem) -> str:
 
 def spec_of(kind: str, *problems: Problem) -> Spec | str:
     """The problem for the kernels, or why they have no tiles for it."""
-    device = _triton.current()
-    assert isinstance(device, _triton.Device)
-    p = problems[0]
+    device, p = _triton.device(), problems[0]
     batch, time, cin = p.x.shape
     heads, head = _blocks(p)
     epsilon, counted = (p.layer_norm.epsilon, head) if p.layer_norm else (0.0, 0)
@@ -70,7 +68,7 @@ def spec_of(kind: str, *problems: Problem) -> Spec | str:
     if batch * blocks * head > MOST_STATES:
         return f"{batch} rows of {blocks * head} units are a state of more than {MOST_STATES} elements"
     optional = p.lengths is not None, p.resets is not None, p.recurrent_mask is not None
-    for precision in _precisions(dtype):
+    for precision in dot_precisions(dtype):
         forward, backward = (tiles(kind, batch, blocks, head, dtype, precision, device, back) for back in (False, True))
         if forward is not None and backward is not None:
             sizes = batch, time, cin, blocks, heads, head
@@ -85,14 +83,6 @@ def spec_of(kind: str, *problems: Problem) -> Spec | str:
         f"{blocks} block(s) of {head} units do not fit: recurrent weights of {dtype} must lie in the shared memory of "
         f"{device.multiprocessors} multiprocessors, {device.shared_memory} bytes each"
     )
-
-
-def _precisions(dtype: str) -> tuple[str, ...]:
-    """Of products inside the kernels, the best first: one of TF32 only where JAX is told so."""
-    if dtype != "float32":
-        return ("ieee",)
-    asked = str(getattr(jax.config, "jax_default_matmul_precision", None)).lower()
-    return ("tf32",) if asked in ("tensorfloat32", "tf32", "fastest") else ("tf32x3", "ieee")
 
 
 def recurrence(kind: str, problems: Sequence[Problem], named: bool) -> list[tuple[jax.Array, tuple[jax.Array, ...]]]:

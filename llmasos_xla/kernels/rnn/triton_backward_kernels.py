@@ -1,4 +1,4 @@
-"""All steps of a recurrence backward: the kernel on the tiles that `triton_kernels` describes."""
+"""All steps of a recurrence backward: the kernel on the tiles that `triton_language` describes."""
 
 from typing import no_type_check
 
@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from llmasos_xla.kernels._triton.language import arrive, refuse_more_than_resident, tanh, wait
-from llmasos_xla.kernels.rnn.triton_kernels import columns, depth, handed, two_sums
+from llmasos_xla.kernels.rnn.triton_language import columns, depth, handed, two_sums
 
 
 @triton.jit

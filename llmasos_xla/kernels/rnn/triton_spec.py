@@ -20,14 +20,12 @@ SAVED_GATES = {"lstm": 4, "lnlstm": 9, "slstm": 5, "gru": 4, "rnn": 1, "relu": 1
 NORMS = ("input_scale", "recurrent_scale", "cell_scale", "cell_offset")
 SAVED_STATES = {"lstm": ("cells",), "lnlstm": ("cells", "rates"), "slstm": ("cells", "counts")}
 
-
 # Bytes of operands, for each warp, that a program of so many rows reads at once. On their way to shared memory they
 # take 96 registers of a thread, or 64.
 _READ_AHEAD = {16: 12288, 32: 8192}
 
 # Of the tuned tables: which tiles are fastest forward and backward, and whether these kernels are faster than XLA.
 TABLES, CHOICE = ("rnn forward", "rnn backward"), "rnn"
-
 
 # Elements of a state: CUDA launches 65,535 tiles of 16 rows and 16 units, and offsets inside of a step are of 32 bits.
 MOST_STATES = 65535 * 256
@@ -55,6 +53,8 @@ class Tiles(NamedTuple):
     """How often each program takes another tile."""
     held: int = 1
     """Operands of products that are read at once."""
+    quads: bool = False
+    """Forward: whether all four gates of a unit stand together in one product, or two each in two."""
 
 
 class Spec(NamedTuple):
@@ -100,6 +100,11 @@ class Spec(NamedTuple):
     def gates(self) -> int:
         """Of a unit."""
         return GATES[self.kind]
+
+    @property
+    def together(self) -> int:
+        """Gates whose columns stand together, unit by unit, in the forward kernel's first product."""
+        return self.gates if self.forward.quads and self.gates == 4 else min(self.gates, 2)
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -166,17 +171,6 @@ class Spec(NamedTuple):
         return jax.ShapeDtypeStruct(shape.get(name, (self.batch, self.units)), jnp.dtype(dtype))
 
 
-def together(kind: str, t: Tiles) -> int:
-    """Gates whose columns stand together, unit by unit, in the forward kernel's first product; a second has the others.
-
-    All four in one halve the passes through shared memory; only then does Triton read operands ahead, too. In smaller
-    programs the layouts that it chooses cost more passes than that saves.
-    """
-    gates = GATES[kind]
-    all_four = gates == 4 and t.splits > 1 and t.warps == 8 and t.rows == 16 and t.units == 16
-    return gates if all_four else min(gates, 2)
-
-
 def tiles(
     kind: str, batch: int, blocks: int, head: int, dtype: str, precision: str, device: Device, backward: bool
 ) -> Tiles | None:
@@ -204,9 +198,8 @@ def shape_class(kind: str, batch: int, blocks: int, head: int, dtype: str, preci
     >>> shape_class("lstm", 16, 12, 64, "bfloat16", "ieee")
     'lstm b=16 n=12 u=64 16-bit'
     """
-    # Both 16-bit dtypes have the same instructions.
-    numbers = "16-bit" if jnp.dtype(dtype).itemsize == 2 else precision
-    return f"{kind} b={batch}{f' t={time}' if time else ''} n={blocks} u={head} {numbers}"
+    steps = f" t={time}" if time else ""
+    return f"{kind} b={batch}{steps} n={blocks} u={head} {tuned.numbers(dtype, precision)}"
 
 
 def origin(s: Spec) -> str:
@@ -216,7 +209,7 @@ def origin(s: Spec) -> str:
         tuned.pick(allowed(*shape, s.device, bool(back)), s.device.name, table, shape_class(*shape))
         for back, table in enumerate(TABLES)
     )
-    return tuned.UNMEASURED if None in measured else tuned.origin(s.device.name)
+    return tuned.origin(s.device.name, None not in measured)
 
 
 class _Problem(NamedTuple):
@@ -253,7 +246,7 @@ class _Problem(NamedTuple):
                         t = Tiles(rows, units, inner, depth, splits, warps)
                         if self._registers(t):
                             t = self._in_rounds(t)
-                            found.append(t._replace(held=self._held(t)))
+                            found.append(t._replace(held=self._held(t), quads=self._quads(t)))
                 units *= 2
         return found
 
@@ -263,11 +256,14 @@ class _Problem(NamedTuple):
             return False
         weights = self._weights(t) * self.parts
         # The operand of a product passes through shared memory, and so do sums that change their layout.
-        columns = t.units if self.backward else 2 * t.units
-        passing = max(t.held * self._operand(t), t.rows * columns * t.depth * 4)
+        passing = max(t.held * self._operand(t), self._sums(t, 1 if self.backward else 4 if t.quads else 2))
         if weights + passing > self.device.shared_memory or (self.kind == "lnlstm" and t.splits > 1):
             return False
         return t.splits == 1 or t.splits * self.blocks <= self.device.multiprocessors
+
+    def _sums(self, t: Tiles, gates: int) -> int:
+        """Bytes of the sums of all warps, of so many gates."""
+        return t.rows * gates * t.units * t.depth * 4
 
     def _operand(self, t: Tiles) -> int:
         """Bytes of a product's operand, which passes through shared memory."""
@@ -278,6 +274,14 @@ class _Problem(NamedTuple):
             return 1
         room = min(self.device.shared_memory - self._weights(t), _READ_AHEAD[t.rows] * t.warps)
         return max(1, min(self._products(t), room // self._operand(t)))
+
+    def _quads(self, t: Tiles) -> bool:
+        """One product halves the passes through shared memory, and only then does Triton read operands ahead.
+
+        In smaller programs the layouts that it chooses cost more passes than that saves.
+        """
+        small = self.backward or self.gates < 4 or t.splits == 1 or t.warps < 8 or t.rows > 16 or t.units != 16
+        return not small and self._weights(t) * self.parts + self._sums(t, 4) <= self.device.shared_memory
 
     def _in_rounds(self, t: Tiles) -> Tiles:
         at_once = count = -(-self.batch // t.rows)
@@ -300,7 +304,8 @@ class _Problem(NamedTuple):
         if t.rows > 32 or t.rows * t.units > 64 * t.warps or (self.backward and t.units > 16):
             return False
         if t.rows > 16:
-            return weights <= 1 << 17 and not (self.backward and (many or self._products(t) > 8 or t.inner > 64))
+            most = 6 if self.kind == "gru" else 8
+            return weights <= 1 << 17 and not (self.backward and (many or self._products(t) > most or t.inner > 64))
         return weights <= (3 << 14 if t.warps == 4 else 1 << 18)
 
     def nanoseconds(self, t: Tiles) -> float:

@@ -4,8 +4,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from llmasos_xla.kernels._lengths import checked_lengths
 from llmasos_xla.kernels.scan.recurrence import state_dtype
 
 AXES = "batch, time, channels"
@@ -52,7 +52,7 @@ def check(a: Any, b: Any, h0: Any, lengths: Any, resets: Any, reverse: bool) -> 
         _shape("resets", resets, b.shape[:2], "batch, time")
         if resets.dtype != jnp.bool_:
             raise TypeError(f"linear_scan: resets is {resets.dtype}, expects bool: True where a new sequence starts")
-    return Problem(a, b, h0, _lengths(lengths, *b.shape[:2]), resets, reverse)
+    return Problem(a, b, h0, checked_lengths("linear_scan", lengths, "b", *b.shape[:2]), resets, reverse)
 
 
 def _array(x: Any) -> Any:
@@ -70,24 +70,3 @@ def _same(name: str, array: Any, b: Any, high: Any) -> None:
         raise TypeError(
             f"linear_scan: {name} is {array.dtype}, b is {b.dtype}: expects {b.dtype}{or_high}; convert it with .astype"
         )
-
-
-def _lengths(lengths: Any, batch: Any, time: Any) -> Any:
-    if lengths is None:
-        return None
-    array = _array(lengths)
-    _shape("lengths", array, (batch,), "batch")
-    if not jnp.issubdtype(array.dtype, jnp.integer):
-        raise TypeError(f"linear_scan: lengths is {array.dtype}, expects an integer dtype")
-    if isinstance(array, jax.ShapeDtypeStruct):
-        return array
-    try:
-        values = np.asarray(lengths)
-    except jax.errors.TracerArrayConversionError:
-        return array
-    if values.min() < 0 or values.max() > time:
-        raise ValueError(
-            f"linear_scan: lengths run from {values.min()} to {values.max()}, b has {time} steps; "
-            f"expects 0 <= length <= {time} (pad b, or clip the lengths)"
-        )
-    return array

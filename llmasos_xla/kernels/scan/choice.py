@@ -23,9 +23,7 @@ def candidates(p: Problem, named: bool = False) -> list[Candidate]:
         return lambda: _prepared(p, lambda a, b, h0: xla.recur(spec_of(p, how), a, b, h0))
 
     def kernel() -> Pair:
-        return _prepared(
-            p, lambda a, b, h0: triton_operations.recur(triton.configured(spec_of(p, None)), a, b, h0, named)
-        )
+        return _prepared(p, lambda a, b, h0: triton_operations.recur(spec_of(p, None), a, b, h0, named))
 
     in_place = Candidate(
         "xla", xla.IN_PLACE, recur(xla.IN_PLACE), cannot, "one pass over memory; measured fastest on CPU"
@@ -34,9 +32,9 @@ def candidates(p: Problem, named: bool = False) -> list[Candidate]:
         "xla", xla.ASSOCIATIVE, recur(xla.ASSOCIATIVE), cannot, "some launches for all steps, not some for each"
     )
     spec = spec_of(p, None)
-    objection = triton.objection(spec, cannot)
-    walk = Candidate("triton", triton.WALK, kernel, objection)
-    if objection is None:
+    refused = triton.cannot(spec, cannot)
+    walk = Candidate("triton", triton.WALK, kernel, refused)
+    if refused is None:
         walk = Candidate("triton", triton.WALK, kernel, triton.slower(spec), triton.reason(spec), able=True)
     return [
         walk,

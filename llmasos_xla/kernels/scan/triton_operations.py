@@ -19,12 +19,13 @@ from llmasos_xla.kernels import _triton
 from llmasos_xla.kernels._operation import Arrays
 from llmasos_xla.kernels.scan import recurrence, xla
 from llmasos_xla.kernels.scan.recurrence import Spec, before, mapped
-from llmasos_xla.kernels.scan.triton import build, configured
+from llmasos_xla.kernels.scan.triton_launches import run
+from llmasos_xla.kernels.scan.triton_spec import configured
 
 
 def recur(s: Spec, a: jax.Array, b: jax.Array, h0: jax.Array, named: bool) -> tuple[jax.Array, jax.Array]:
-    """h and the final state; the spec is `configured`."""
-    h, final = _scan(s, a, b, h0, named=named)
+    """h and the final state."""
+    h, final = _scan(configured(s), a, b, h0, named=named)
     return h, final
 
 
@@ -60,7 +61,7 @@ def _times_before(s: Spec, x: jax.Array, h: jax.Array, h0: jax.Array) -> jax.Arr
 
 
 def _build_backward(s: Spec, a: jax.Array, h: jax.Array, h0: jax.Array, *cotangents: jax.Array) -> Arrays:
-    return build(s.transposed(), a, *cotangents, h, h0)
+    return run(s.transposed(), a, *cotangents, h, h0)
 
 
 def _backward_results(s: Spec) -> list[jax.ShapeDtypeStruct]:
@@ -99,7 +100,7 @@ def _batch_of(name: str) -> Callable:
 _NAMES = "linear scan", "linear scan tangent", "linear scan backward"
 
 SCAN = _triton.operation(
-    _NAMES[0], Spec, recurrence.results, build, xla.associative, batch=_RULES["batch"], jvp=_jvp,
+    _NAMES[0], Spec, recurrence.results, run, xla.associative, batch=_RULES["batch"], jvp=_jvp,
     transpose=_RULES["transpose"], flops=lambda s: 2.0 * s.batch * s.time * s.channels,
 )  # fmt: skip
 TANGENT = _triton.operation(

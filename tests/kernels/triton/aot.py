@@ -10,13 +10,25 @@ from typing import NamedTuple
 import triton
 
 from llmasos_xla.kernels._triton.compiler import Options, Target, compile_kernel
+from llmasos_xla.kernels._triton.devices import KNOWN, Device
 from llmasos_xla.kernels._triton.primitive import Kernel
 
 TARGETS = {
     "sm80": Target("cuda", 80), "sm90": Target("cuda", 90), "sm100": Target("cuda", 100),
     "gfx942": Target("hip", "gfx942", 64),
 }  # fmt: skip
-SHARED_MEMORY = {"sm80": 166912, "sm90": 232448, "sm100": 232448, "gfx942": 65536}
+DEVICES = {
+    "sm80": KNOWN["NVIDIA A100-SXM4-80GB"],
+    "sm90": KNOWN["NVIDIA H100 80GB HBM3"],
+    "sm100": KNOWN["NVIDIA B200"],
+    # JAX launches nothing of ours there: the kernels compile, and nothing else is known.
+    "gfx942": Device("AMD Instinct MI300X", 0, 304, 65536),
+}
+"""A GPU of each target: that for which the kernels' sizes are chosen."""
+SHARED_MEMORY = {target: device.shared_memory for target, device in DEVICES.items()}
+
+CALL = "triton_kernel_call_ffi"
+"""What a launch is called in the text of a program."""
 
 _BIN = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 

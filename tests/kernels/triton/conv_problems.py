@@ -1,6 +1,7 @@
 """Convolutions for the tests of Triton kernels: drawn arrays, float64 results, and a launch as it is compiled."""
 
 import contextlib
+from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +15,27 @@ from llmasos_xla import kernels
 from llmasos_xla.kernels import _dispatch
 from llmasos_xla.kernels._triton import devices, tuned
 from llmasos_xla.kernels.activation import activation as activation_named
+from llmasos_xla.kernels.conv import triton
 from llmasos_xla.kernels.conv.geometry import conv_geometry
 from llmasos_xla.kernels.conv.triton_operations import FROM_RESULT
 
 SMALL = devices.Device("one multiprocessor", 90, 1, 232448)
 """So small that every program of a sum has several blocks to go through."""
+
+ACTIVATIONS = (None, "relu", "silu", "relu6", "gelu", "leaky_relu", "gelu_tanh", "tanh", "sigmoid", "swish", "softplus")
+
+
+def mixed(cases):
+    """A name of a case and an activation each, every activation once at least."""
+    names = list(cases)
+    assert len(names) >= len(ACTIVATIONS)
+    return [(name, ACTIVATIONS[i % len(ACTIVATIONS)]) for i, name in enumerate(names)]
+
+
+def but(names, quick):
+    """What of each case, target, dtype and activation is not among the quick ones."""
+    every = product(names, aot.TARGETS, ("bfloat16", "float32"), (None, "relu", "silu"))
+    return [each for each in every if each not in quick]
 
 
 def drawn(case, dtype, bias=True, seed=0):
@@ -69,7 +86,7 @@ def in_float64(case, activation, arrays, dy):
 def check(case, activation, dtype, interpreted, bias=True, device=None):
     """Holds what runs on a GPU, interpreted, to float64; the names of the kernels that ran."""
     arrays, dy = drawn(case, dtype, bias)
-    with interpreted() as ran, contextlib.nullcontext() if device is None else compiled_for(device):
+    with interpreted() as ran, contextlib.nullcontext() if device is None else devices.compiling_for(device):
         got = jax.block_until_ready(with_gradients(conv_of(case, activation))(arrays, dy))
         ran = list(ran)
     assert ran
@@ -94,23 +111,23 @@ def explained(case, dtype=jnp.float32, **more):
         return kernels.explain(kernels.conv, *shapes, **(case.arguments | more))
 
 
-def check_tuned(operations, case, blocks, worded):
+def check_tuned(kind, case, blocks, worded):
     """A table's entry of a class like the case's gives the blocks of all its calls, and the choice of XLA."""
     g = geometry_of(case, "bfloat16")
-    key = operations.shape_class(operations.spec_of(g, True, None))
+    key = kind.spec.shape_class(kind.kernels.spec_of(g, True, None))
     assert key.startswith(worded)
-    twice = operations.shape_class(operations.spec_of(g._replace(batch=2 * g.batch), True, None))
+    twice = kind.spec.shape_class(kind.kernels.spec_of(g._replace(batch=2 * g.batch), True, None))
     assert tuned.UNMEASURED in explained(case, "bfloat16").chosen.reason
     for table, (field, entry) in blocks.items():
         with tuned.trying({table: {twice: entry}}) as asked:
-            s = operations.spec_of(g, True, None)
+            s = kind.kernels.spec_of(g, True, None)
             assert (table, key) in asked
             assert entry.items() <= getattr(s, field)._asdict().items()
-    with tuned.trying({"conv": {twice: {"triton": 2e-3, "xla": 1e-3}}}):
+    with tuned.trying({triton.CHOICE: {twice: {"triton": 2e-3, "xla": 1e-3}}}):
         found = explained(case, "bfloat16")
         assert found.chosen.implementation == "xla"
         assert "takes 2.00 times as long as XLA" in str(found)
-    with tuned.trying({"conv": {twice: {"triton": 1e-3, "xla": 2e-3}}}):
+    with tuned.trying({triton.CHOICE: {twice: {"triton": 1e-3, "xla": 2e-3}}}):
         assert explained(case, "bfloat16").chosen.implementation == "triton"
 
 
@@ -123,23 +140,9 @@ def geometry_of(case, dtype):
     )  # fmt: skip
 
 
-@contextlib.contextmanager
-def compiled_for(device):
-    """As `devices.compiling_for`, for a GPU that is not in its table."""
-    token = devices._TOLD.set(device)
-    try:
-        yield
-    finally:
-        devices._TOLD.reset(token)
-
-
-GPUS = {"sm80": "NVIDIA A100-SXM4-80GB", "sm100": "NVIDIA B200"}
-"""The GPU whose block sizes are compiled for a target; of other targets an H100's."""
-
-
 def compiled(operations, case, dtype, activation, target):
     """What the compiler makes of the forward pass and of all gradients, by the kernels' names."""
-    with devices.compiling_for(GPUS.get(target, "NVIDIA H100 80GB HBM3")):
+    with devices.compiling_for(aot.DEVICES[target]):
         s = operations.spec_of(geometry_of(case, dtype), True, activation)
         keep = "z" if s.activation and not s.recomputes else ""
         sought = ("w", "b") if s.struct("x").shape[-1] <= 4 else ("x", "w", "b")

@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kernels.triton.aot import CALL
 from kernels.triton.conv_problems import (
     SMALL,
+    but,
     check,
     check_tuned,
     compiled,
@@ -14,6 +16,7 @@ from kernels.triton.conv_problems import (
     explained,
     geometry_of,
     in_float64,
+    mixed,
     text,
     with_gradients,
 )
@@ -21,16 +24,13 @@ from tolerances import assert_close
 
 from llmasos_xla import kernels
 from llmasos_xla.kernels._triton import tuned
-from llmasos_xla.kernels.conv import triton_depthwise
+from llmasos_xla.kernels.conv import triton, triton_depthwise
 from llmasos_xla.kernels.conv.cases import DEPTHWISE_TESTS, GPU_BENCH, Case
 
-CALL = "triton_kernel_call_ffi"
 CASES = {case.name: case for case in DEPTHWISE_TESTS}
-ACTIVATIONS = (None, "relu", "silu", "relu6", "gelu", "leaky_relu", "gelu_tanh", "tanh", "sigmoid", "swish", "softplus")
-MIXED = [(name, ACTIVATIONS[i % len(ACTIVATIONS)]) for i, name in enumerate(CASES)]
 
 
-@pytest.mark.parametrize(("name", "activation"), MIXED)
+@pytest.mark.parametrize(("name", "activation"), mixed(CASES))
 def test_value_and_gradients_equal_float64(name, activation, interpreted):
     check(CASES[name], activation, "float32", interpreted)
 
@@ -192,13 +192,13 @@ def test_it_is_chosen_on_gpu_alone():
     ],
 )
 def test_a_tuned_table_has_the_last_word(name, blocks):
-    check_tuned(triton_depthwise, CASES[name], blocks, "depthwise 16-bit")
+    check_tuned(triton.DEPTHWISE, CASES[name], blocks, "depthwise 16-bit")
 
 
 def test_tuned_blocks_compute_the_same(interpreted):
     arrays, dy = drawn(CASES["stride"], "float32")
     both, g = with_gradients(conv_of(CASES["stride"], None)), geometry_of(CASES["stride"], "float32")
-    key = triton_depthwise.shape_class(triton_depthwise.spec_of(g, True, None))
+    key = triton.DEPTHWISE.spec.shape_class(triton_depthwise.spec_of(g, True, None))
     with interpreted():
         wanted = both(arrays, dy)
     entries = {"forward": {"rows": 3}, "input gradient": {"rows": 4, "warps": 2}, "kernel gradient": {"programs": 9}}
@@ -266,8 +266,6 @@ SWEEP = (
     ("past-32-bits", "gfx942", "bfloat16", "relu6"),
     ("convnext-depthwise-56", "sm90", "float32", "relu"),
 )
-TARGETS, DTYPES = ("sm80", "sm90", "sm100", "gfx942"), ("bfloat16", "float32")
-REST = [(n, t, d, a) for n in BENCH for t in TARGETS for d in DTYPES for a in (None, "relu", "silu")]
 
 
 def check_compiled(name, target, dtype, activation):
@@ -287,6 +285,6 @@ def test_it_compiles_without_spills(name, target, dtype, activation):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "target", "dtype", "activation"), [each for each in REST if each not in SWEEP])
+@pytest.mark.parametrize(("name", "target", "dtype", "activation"), but(BENCH, SWEEP))
 def test_every_configuration_compiles_without_spills(name, target, dtype, activation):
     check_compiled(name, target, dtype, activation)

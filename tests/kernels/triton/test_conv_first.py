@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from kernels.triton import aot
+from kernels.triton.aot import CALL
 from kernels.triton.conv_problems import (
     SMALL,
+    but,
     check,
     check_tuned,
     compiled,
@@ -15,23 +17,22 @@ from kernels.triton.conv_problems import (
     explained,
     geometry_of,
     in_float64,
+    mixed,
     text,
     with_gradients,
 )
 from tolerances import assert_close
 
 from llmasos_xla import kernels
+from llmasos_xla.kernels import _dispatch
 from llmasos_xla.kernels._triton.precision import dot_precision
-from llmasos_xla.kernels.conv import triton_first
+from llmasos_xla.kernels.conv import triton, triton_first
 from llmasos_xla.kernels.conv.cases import FIRST_LAYER_TESTS, GPU_BENCH, Case
 
-CALL = "triton_kernel_call_ffi"
 CASES = {case.name: case for case in FIRST_LAYER_TESTS}
-ACTIVATIONS = (None, "relu", "silu", "relu6", "gelu", "leaky_relu", "gelu_tanh", "tanh", "sigmoid", "swish", "softplus")
-MIXED = [(name, ACTIVATIONS[i % len(ACTIVATIONS)]) for i, name in enumerate(CASES)]
 
 
-@pytest.mark.parametrize(("name", "activation"), MIXED)
+@pytest.mark.parametrize(("name", "activation"), mixed(CASES))
 def test_value_and_gradients_equal_float64(name, activation, interpreted):
     assert check(CASES[name], activation, "float32", interpreted) == ["first_kernel", "first_sums_kernel"]
 
@@ -98,6 +99,15 @@ def test_vmap(axes, interpreted):
         assert_close(a, jnp.stack(b), scale=4)
 
 
+def test_by_name_kernels_of_their_own_are_refused_under_vmap():
+    case = CASES["mnist"]
+    (x, w, _), _ = drawn(case, "float32")
+    with _dispatch.tracing_for("gpu"):
+        f = conv_of(case, None, implementation="triton")
+        with pytest.raises(NotImplementedError, match="under jax.vmap, 2 convolutions .* have kernels of their own"):
+            jax.eval_shape(jax.vmap(f, (None, 0)), x, jnp.stack([w, w]))
+
+
 @pytest.mark.parametrize("activation", ["silu", "tanh"])
 def test_second_derivatives_and_forward_mode_equal_those_of_the_plain_version(activation, interpreted):
     arrays, _ = drawn(CASES["mnist"], "float32")
@@ -152,7 +162,7 @@ def test_a_tuned_table_has_the_last_word():
         "first layer forward": ("forward", {"block_m": 128, "warps": 8}),
         "first layer kernel gradient": ("sums", {"programs": 3}),
     }
-    check_tuned(triton_first, CASES["stem"], blocks, "first layer 16-bit 7x7x3/2x2/1x1 b=2")
+    check_tuned(triton.FIRST_LAYER, CASES["stem"], blocks, "first layer 16-bit 7x7x3/2x2/1x1 b=2")
 
 
 @pytest.mark.parametrize(
@@ -184,8 +194,6 @@ SWEEP = (
     ("audio", "sm90", "bfloat16", None),
     ("resnet-stem", "gfx942", "bfloat16", "relu"),
 )
-TARGETS, DTYPES = ("sm80", "sm90", "sm100", "gfx942"), ("bfloat16", "float32")
-REST = [(n, t, d, a) for n in BENCH for t in TARGETS for d in DTYPES for a in (None, "relu", "silu")]
 
 
 def check_compiled(name, target, dtype, activation):
@@ -204,6 +212,6 @@ def test_it_compiles_to_matrix_instructions_without_spills(name, target, dtype, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "target", "dtype", "activation"), [each for each in REST if each not in SWEEP])
+@pytest.mark.parametrize(("name", "target", "dtype", "activation"), but(BENCH, SWEEP))
 def test_every_configuration_compiles(name, target, dtype, activation):
     check_compiled(name, target, dtype, activation)

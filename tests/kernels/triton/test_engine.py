@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 from jax import export
 from kernels.triton import toy
+from kernels.triton.aot import CALL
 from kernels.triton.toy import product
 from tolerances import assert_close
 
 from llmasos_xla.kernels import _triton
 from llmasos_xla.kernels._triton import compiler, devices
-
-CALL = "triton_kernel_call_ffi"
 
 
 @pytest.fixture

@@ -7,31 +7,22 @@ import numpy as np
 import pytest
 from jax import export
 from kernels.triton import aot
+from kernels.triton.aot import CALL
 from tolerances import assert_close
 
 from llmasos_xla import kernels
 from llmasos_xla.kernels import _dispatch
 from llmasos_xla.kernels._triton.compiler import Options
-from llmasos_xla.kernels._triton.devices import KNOWN, Device
 from llmasos_xla.kernels.rnn import triton_backward_kernels, triton_forward_kernels, triton_launches, triton_spec
 from llmasos_xla.kernels.rnn.cases import GPU_BENCH
 from llmasos_xla.kernels.rnn.triton_spec import Spec
 
-CALL = "triton_kernel_call_ffi"
-# Where XLA's launcher has no part in it: the kernels compile, and nothing else is known.
-MI300X = Device("AMD Instinct MI300X", 0, 304, aot.SHARED_MEMORY["gfx942"])
-DEVICES = {
-    "sm80": KNOWN["NVIDIA A100-SXM4-80GB"],
-    "sm90": KNOWN["NVIDIA H100 80GB HBM3"],
-    "sm100": KNOWN["NVIDIA B200"],
-    "gfx942": MI300X,
-}
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
 def spec(target, kind, batch, heads, head, dtype, options=(), directions=1):
     """What the public functions would run there, or None where there are no tiles."""
-    device, blocks = DEVICES[target], heads * directions
+    device, blocks = aot.DEVICES[target], heads * directions
     precisions = ("ieee",) if dtype != "float32" or target == "gfx942" else ("tf32x3", "ieee")
     for precision in precisions:
         cut = [triton_spec.tiles(kind, batch, blocks, head, dtype, precision, device, back) for back in (False, True)]
@@ -85,7 +76,7 @@ def assert_fast(s, target):
 ALL = ("lengths", "resets", "mask")
 
 
-@pytest.mark.parametrize("target", DEVICES)
+@pytest.mark.parametrize("target", aot.DEVICES)
 @pytest.mark.parametrize(
     "problem",
     [

@@ -104,7 +104,8 @@ def cut(monkeypatch):
             count, splits = -(-batch // rows), -(-head // units)
             if splits == 1:
                 return Tiles(rows, units, units, 1, 1, warps, resident, -(-count // resident))
-            return Tiles(rows, units, inner, depth, splits, warps, resident, -(-count // resident), held)
+            rounds = -(-count // resident)
+            return Tiles(rows, units, inner, depth, splits, warps, resident, rounds, held, quads=held > 1)
 
         monkeypatch.setattr(triton, "tiles", tiles)
 
@@ -265,13 +266,14 @@ def test_forward_mode_second_derivatives_scan_and_remat(interpreted):
     jax.tree.map(lambda a, b: assert_close(a, b, scale=4), got, expected)
 
 
-def test_layers_run_through_it(interpreted):
+@pytest.mark.parametrize("options", [{}, {"layer_norm": True}], ids=["plain", "layer-norm"])
+def test_layers_run_through_it(options, interpreted):
     import llmasos_xla as lm
 
     x = np.random.default_rng(0).standard_normal((4, 6, 3)).astype("float32")
 
     def prediction():
-        recurrent = lm.layers.Bidirectional(lm.layers.LSTM(5), input_shape=(6, 3))
+        recurrent = lm.layers.Bidirectional(lm.layers.LSTM(5, **options), input_shape=(6, 3))
         return lm.Sequential([recurrent, lm.layers.Dense(2)], seed=3).predict(x)
 
     expected = prediction()

@@ -109,21 +109,6 @@ def test_vmap_forward_mode_and_second_derivatives(interpreted):
         assert_close(mine / most, theirs / most, scale=8)
 
 
-def test_layers_run_through_it(interpreted):
-    import llmasos_xla as lm
-
-    x = np.random.default_rng(0).standard_normal((4, 6, 3)).astype("float32")
-
-    def prediction():
-        recurrent = lm.layers.Bidirectional(lm.layers.LSTM(5, layer_norm=True), input_shape=(6, 3))
-        return lm.Sequential([recurrent, lm.layers.Dense(2)], seed=3).predict(x)
-
-    expected = prediction()
-    with interpreted() as launches:
-        assert_close(prediction(), expected)
-        assert launches == ["forward"]
-
-
 def test_what_it_refuses_and_in_which_words():
     def objection(dtype="bfloat16", heads=1, hidden=8):
         shapes = {"x": (2, 3, 4), "w_input": (4, 4 * hidden), "w_recurrent": (hidden // heads, 4 * hidden // heads)}

@@ -13,11 +13,9 @@ from tolerances import assert_close
 from llmasos_xla import kernels
 from llmasos_xla.kernels import _dispatch
 from llmasos_xla.kernels._triton import devices, tuned
-from llmasos_xla.kernels.scan import triton
+from llmasos_xla.kernels.scan import triton_spec
 from llmasos_xla.kernels.scan.cases import TESTS, Case
 from llmasos_xla.kernels.scan.recurrence import Spec
-
-CALL = "triton_kernel_call_ffi"
 
 
 @pytest.fixture
@@ -295,7 +293,7 @@ def test_sizes_follow_the_shape_and_the_device():
     def config(case, device="NVIDIA H100 80GB HBM3"):
         s = Spec(*case.shape, case.a, case.dtype, case.dtype, case.reverse, False, None)
         with devices.compiling_for(device):
-            how = triton.configured(s).how
+            how = triton_spec.configured(s).how
         assert how.device.name == device
         return how
 
@@ -313,14 +311,14 @@ def test_a_table_of_measurements_is_asked_first(tmp_path, monkeypatch):
     monkeypatch.setattr(tuned, "FOLDER", tmp_path)
     s = Spec(2, 19, 7, (2, 19, 7), "float32", "float32", False, False, None)
     ops = {
-        triton.TABLE: {"b=2 t=19 c=7 float32 gate=btc float32": {"ahead": 2, "fused": True}},
-        triton.CHOICE: {"b=64 t=19 c=7 float32 gate=btc float32": {"triton": 3e-3, "xla": 2e-3}},
+        triton_spec.TABLE: {"b=2 t=19 c=7 float32 gate=btc float32": {"ahead": 2, "fused": True}},
+        triton_spec.CHOICE: {"b=64 t=19 c=7 float32 gate=btc float32": {"triton": 3e-3, "xla": 2e-3}},
     }
     table = {"format": tuned.FORMAT, "date": "2026-01-01", "ops": ops}
     (tmp_path / "nvidia-h100-80gb-hbm3.json").write_text(json.dumps(table))
     with _dispatch.tracing_for("gpu", "NVIDIA H100 80GB HBM3"):
-        assert triton.configured(s).how[1:] == (1, 2, 1, True)
-        assert triton.configured(s._replace(batch=99, gate=(99, 19, 7))).how[1:] == (1, 32, 1, False)
+        assert triton_spec.configured(s).how[1:] == (1, 2, 1, True)
+        assert triton_spec.configured(s._replace(batch=99, gate=(99, 19, 7))).how[1:] == (1, 32, 1, False)
         found = kernels.explain(kernels.linear_scan, *three(Case("known", 2, 19, 7)))
         assert found.chosen.reason == ("reads a and b once, writes h once; tuned on NVIDIA H100 80GB HBM3, 2026-01-01")
         slow = kernels.explain(kernels.linear_scan, *three(Case("slower", 64, 19, 7)))

@@ -11,32 +11,31 @@ pytest.importorskip("triton", reason="Triton is not installed")
 from kernels.triton import aot
 
 from llmasos_xla.kernels._triton import devices
-from llmasos_xla.kernels.scan import triton, triton_kernels
+from llmasos_xla.kernels.scan import triton_kernels, triton_launches, triton_spec
 from llmasos_xla.kernels.scan.cases import GPU_BENCH, Case
 from llmasos_xla.kernels.scan.recurrence import Spec
 
 DTYPES = {"float32": np.dtype("f4"), "float16": np.dtype("f2"), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
-DEVICE = {"sm80": "NVIDIA A100-SXM4-80GB", "sm100": "NVIDIA B200"}
 PREDICATED = re.compile(r"@%p\d+ (ld|st)\.global")
 each_target = pytest.mark.parametrize("target", aot.TARGETS)
 
 
 def spec(case, target="sm90", gate_dtype=None, **sizes):
     s = Spec(*case.shape, case.a, case.dtype, gate_dtype or case.dtype, case.reverse, False, None)
-    with devices.compiling_for(DEVICE.get(target, "NVIDIA H100 80GB HBM3")):
-        s = triton.configured(s)
+    with devices.compiling_for(aot.DEVICES[target]):
+        s = triton_spec.configured(s)
     return s._replace(how=s.how._replace(**sizes))
 
 
 def reports(s, target, da=False):
     """What the compiler makes of each kernel of a recurrence, by name."""
     found = {}
-    for name, _, constants in triton.launches(s, da):
+    for name, _, constants in triton_launches.launches(s, da):
         kernel = getattr(triton_kernels, name)
         pointers = {p.name: np.dtype("f4") for p in kernel.params if p.name not in constants}
         pointers |= {n: DTYPES[s.dtype] for n in ("b_ptr", "h_ptr", "before_ptr") if n in pointers}
         pointers |= {n: DTYPES[s.gate_dtype] for n in ("a_ptr", "da_ptr") if n in pointers}
-        found[name] = aot.compiled(kernel, pointers, constants, target, triton.OPTIONS)
+        found[name] = aot.compiled(kernel, pointers, constants, target, triton_launches.OPTIONS)
     return found
 
 

@@ -10,13 +10,13 @@ import numpy as np
 from jax import lax
 
 from llmasos_xla import kernels
-from llmasos_xla.kernels.scan import triton
+from llmasos_xla.kernels.scan import triton_spec
 from llmasos_xla.kernels.scan.cases import GPU_BENCH, Case
 from llmasos_xla.kernels.scan.cases import TESTS as CPU_TESTS
 from side_by_side.gpu.problem import BOTH, DTYPES, FORWARD, Problem, Row, Trial, Work, normal
 from side_by_side.gpu.programs import asked
 
-CHOICE = triton.CHOICE
+CHOICE = triton_spec.CHOICE
 # Some of the benchmark's cases have the same names.
 TESTS = {Row("scan", f"tests:{c.name}", d): c for c in CPU_TESTS for d in ("float32", "bfloat16", "float16")}
 BENCH = {Row("scan", c.name, c.dtype): c for c in GPU_BENCH}
@@ -59,7 +59,7 @@ def problem(row: Row, case: Case) -> Problem:
 def trials(row: Row, case: Any) -> Iterator[Trial]:
     """Segments, then loads, then whether one kernel makes all gradients."""
     for table, key in dict.fromkeys(asked(problem(row, case))):
-        if table == triton.TABLE:
+        if table == triton_spec.TABLE:
             yield Trial(table, key, BOTH, _TRIED)
 
 

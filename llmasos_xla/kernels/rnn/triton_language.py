@@ -1,4 +1,6 @@
-"""Recurrences over time as persistent Triton kernels: one launch for all steps, the recurrent weights on chip.
+"""Recurrences as persistent Triton kernels: how they are laid out, and their device functions. Imports Triton.
+
+One launch walks all steps, the recurrent weights on chip.
 
 A program owns `BM` rows of the batch and `BN` hidden units of one block, with all gates of these units: the columns of
 the recurrent weights that they need stay in its shared memory or registers from the first step to the last, and so do
@@ -7,16 +9,16 @@ head: its units see no others. With `SPLITS` == 1 one program owns a block and h
 `SPLITS` programs share it: after each step they hand the new state through `exchange`, two buffers in turn, and wait
 for each other at a counter.
 
-Gates come in pairs: the columns of two are interleaved, unit by unit, so that a thread holds both gates of its units
-and taking them apart moves nothing between threads. An LSTM has two pairs, a GRU one pair and n alone, the others one
-gate.
+Forward, gates come in pairs: the columns of two are interleaved, unit by unit, so that a thread holds both gates of its
+units and taking them apart moves nothing between threads. An LSTM has two pairs, or all four gates in one product where
+`triton_spec.together` says so; a GRU one pair and n alone, the others one gate.
 
 With `DEPTH` > 1 a product is a batch of `DEPTH` products over a share of the depth each, one for each warp, and their
 sum: a tile of 16 rows and 16 units has too few columns for all warps, which would compute the same.
 
 Arrays (blocks = directions * heads, units = blocks * head):
-    p        [batch, time, directions, columns]               x W, of the input, in pairs
-    ra, rb   [blocks, head, columns of a block]               recurrent weights of the first pair, and of the second
+    p        [batch, time, directions, columns]               x W, of the input, in the order of the products
+    ra, rb   [blocks, head, columns of a block]               recurrent weights of the first product, and of the second
     r        [blocks, head, gates * head]                     recurrent weights, gate by gate
     states   [batch, units] of float32
     saved    [batch, time, kinds, units]                      what backward needs of each step
