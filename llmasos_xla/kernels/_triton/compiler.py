@@ -80,6 +80,7 @@ def compile_kernel(
 @functools.cache
 def _compiled(kernel: Any, pointers: tuple, constants: tuple, target: Target, o: Options) -> Compiled:
     import triton
+    from triton import knobs
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -98,7 +99,9 @@ def _compiled(kernel: Any, pointers: tuple, constants: tuple, target: Target, o:
     if o.asserts:
         asked |= {"debug": True, "sanitize_overflow": False}
     try:
-        with LOCK:
+        with LOCK, knobs.compilation.scope():
+            # Lines of the source are a third of the text, which XLA hashes at each launch.
+            knobs.compilation.disable_line_info = True
             source = ASTSource(kernel.jit, signature, values, attributes)
             made = triton.compile(source, target=GPUTarget(*target), options=asked)
     except Exception as error:

@@ -21,6 +21,27 @@ def tanh(x):
 
 @triton.jit
 @no_type_check
+def refuse_more_than_resident():
+    """Ends with an error at once where more programs were launched than CUDA has multiprocessors for.
+
+    A program that was compiled for a larger GPU of the same architecture would wait for its last programs for ever.
+    """
+    programs = tl.num_programs(0) * tl.num_programs(1) * tl.num_programs(2)
+    tl.inline_asm_elementwise(
+        """{
+        .reg .pred over;
+        .reg .u32 here;
+        mov.u32 here, %nsmid;
+        setp.gt.u32 over, $1, here;
+        @over trap;
+        mov.u32 $0, here;
+        }""",
+        "=r,r", [programs], dtype=tl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
+
+
+@triton.jit
+@no_type_check
 def arrive(counter):
     """Adds this program to `counter`: what it wrote before, the others read after their `wait`."""
     tl.debug_barrier()

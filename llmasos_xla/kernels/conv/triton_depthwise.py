@@ -75,8 +75,8 @@ def _backward(s: Spec, x: Any, w: Any, b: Any, kept: Any, dy: Any) -> dict[str, 
             {"part_ptr": parts},
             constants | {**p._asdict(), "SPAN": s.sums.span},
             blocks.warps,
-            # Left alone, the assembler spills what is kept to have room for one more program.
-            None if kept is None else 255,
+            # Left alone, the assembler spills to have room for one more program.
+            255,
         )
         found |= summed(s, sums, with_bias)
     return found

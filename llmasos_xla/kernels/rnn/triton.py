@@ -13,7 +13,7 @@ from llmasos_xla.kernels._triton.precision import dot_precisions
 from llmasos_xla.kernels.rnn import xla
 from llmasos_xla.kernels.rnn._check import Problem
 from llmasos_xla.kernels.rnn.triton_operations import INFERENCE
-from llmasos_xla.kernels.rnn.triton_spec import CHOICE, NORMS, Spec, origin, shape_class, tiles
+from llmasos_xla.kernels.rnn.triton_spec import CHOICE, MOST_STATES, NORMS, Spec, origin, shape_class, tiles
 
 # Units of a head are filled up to a multiple: rows of whole 16-byte words, which one instruction loads.
 _ALIGNED = 16
@@ -65,6 +65,8 @@ def spec_of(kind: str, *problems: Problem) -> Spec | str:
     blocks, head = len(problems) * heads, -(-head // _ALIGNED) * _ALIGNED
     reverse = 2 if len(problems) == 2 else int(p.reverse)
     dtype = str(p.x.dtype)
+    if batch * blocks * head > MOST_STATES:
+        return f"{batch} rows of {blocks * head} units are a state of more than {MOST_STATES} elements"
     optional = p.lengths is not None, p.resets is not None, p.recurrent_mask is not None
     for precision in dot_precisions(dtype):
         forward, backward = (tiles(kind, batch, blocks, head, dtype, precision, device, back) for back in (False, True))

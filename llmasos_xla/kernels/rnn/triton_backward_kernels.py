@@ -5,7 +5,7 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from llmasos_xla.kernels._triton.language import arrive, tanh, wait
+from llmasos_xla.kernels._triton.language import arrive, refuse_more_than_resident, tanh, wait
 from llmasos_xla.kernels.rnn.triton_language import columns, depth, handed, two_sums
 
 
@@ -74,7 +74,11 @@ def backward(
     TILES: tl.constexpr = GATES if SPLITS == 1 else (COLUMNS + DEPTH * BK - 1) // (DEPTH * BK)
     WIDE: tl.constexpr = TILES * DEPTH * BK
     DTYPE: tl.constexpr = r_ptr.dtype.element_ty
+    # Two sums in turn where registers are left: a matrix instruction waits for the one before on the same sum.
+    ONE_SUM: tl.constexpr = BM > 16 or tl.float32 == DTYPE
 
+    if SPLITS > 1 and PTX:
+        refuse_more_than_resident()
     first = part * BN
     unit = first + tl.arange(0, BN)
     w = ()
@@ -304,11 +308,11 @@ def backward(
                         operands = ()
                         for n in tl.static_range(k, min(k + HELD, TILES)):
                             operands = operands + (handed(turn, depth(n, DEPTH, TILES * BK, BK), rows, None, WIDE),)
-                    if BM > 16 or k % 2 == 0:
+                    if ONE_SUM or k % 2 == 0:
                         product = tl.dot(operands[k % HELD], w[k], product, input_precision=PRECISION)
                     else:
                         odd = tl.dot(operands[k % HELD], w[k], odd, input_precision=PRECISION)
-                if BM == 16:
+                if not ONE_SUM:
                     product += odd
                 product = tl.sum(product, 0)
             if SUMMED:

@@ -5,7 +5,7 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from llmasos_xla.kernels._triton.language import arrive, tanh, wait
+from llmasos_xla.kernels._triton.language import arrive, refuse_more_than_resident, tanh, wait
 from llmasos_xla.kernels.rnn.triton_language import columns, depth, handed, two_sums
 
 # Stands for minus infinity where it is a state: the exponential stabilizer of sLSTM before its first step.
@@ -74,6 +74,8 @@ def forward(
     WIDE: tl.constexpr = TILES * DEPTH * BK
     DTYPE: tl.constexpr = ra_ptr.dtype.element_ty
 
+    if SPLITS > 1 and PTX:
+        refuse_more_than_resident()
     first = part * BN
     unit = first + tl.arange(0, BN)
 

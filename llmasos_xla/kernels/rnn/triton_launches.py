@@ -16,7 +16,7 @@ from llmasos_xla.kernels import _triton
 from llmasos_xla.kernels._triton.compiler import Options
 from llmasos_xla.kernels.rnn import xla
 from llmasos_xla.kernels.rnn.layer_norm import normalize
-from llmasos_xla.kernels.rnn.triton_spec import COUNTER_LINE, Spec, Tiles, together
+from llmasos_xla.kernels.rnn.triton_spec import COUNTER_LINE, Spec, Tiles
 
 
 def constants(s: Spec, t: Tiles) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def constants(s: Spec, t: Tiles) -> dict[str, Any]:
         "KIND": s.kind, "BATCH": s.batch, "TIME": s.time, "BLOCKS": s.blocks, "HEADS": s.heads, "HEAD": s.head,
         "GATES": s.gates, "REVERSE": s.reverse, "BM": t.rows, "BN": t.units, "BK": t.inner, "SPLITS": t.splits,
         "DEPTH": t.depth, "HELD": t.held, "ROUNDS": t.rounds, "PADDED": t.rounds * t.resident * t.rows,
-        "A": together(s.kind, s.forward), "COUNTED": s.counted, "EPSILON": s.epsilon, "PRECISION": s.precision,
+        "A": s.together, "COUNTED": s.counted, "EPSILON": s.epsilon, "PRECISION": s.precision,
         "LINE": COUNTER_LINE, "PTX": True,
     }  # fmt: skip
 
@@ -82,7 +82,7 @@ def forward(s: Spec, saving: bool, arrays: Sequence[jax.Array]) -> list[jax.Arra
 def _pairs(s: Spec, a: jax.Array) -> tuple[jax.Array, jax.Array | None]:
     """`[..., gates, units]` as the kernel's first product has it, two gates interleaved, and its second."""
     parts = []
-    n = together(s.kind, s.forward)
+    n = s.together
     for gates in (a[..., :n, :], a[..., n:, :]):
         wide = jnp.swapaxes(gates, -1, -2)
         parts.append(wide.reshape(*wide.shape[:-2], -1) if gates.shape[-2] else None)

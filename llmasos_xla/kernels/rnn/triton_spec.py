@@ -27,6 +27,8 @@ _READ_AHEAD = {16: 12288, 32: 8192}
 # Of the tuned tables: which tiles are fastest forward and backward, and whether these kernels are faster than XLA.
 TABLES, CHOICE = ("rnn forward", "rnn backward"), "rnn"
 
+# Elements of a state: CUDA launches 65,535 tiles of 16 rows and 16 units, and offsets inside of a step are of 32 bits.
+MOST_STATES = 65535 * 256
 # int32 from one counter to the next: each has a line of the cache for itself.
 COUNTER_LINE = 32
 
@@ -51,6 +53,8 @@ class Tiles(NamedTuple):
     """How often each program takes another tile."""
     held: int = 1
     """Operands of products that are read at once."""
+    quads: bool = False
+    """Forward: whether all four gates of a unit stand together in one product, or two each in two."""
 
 
 class Spec(NamedTuple):
@@ -96,6 +100,11 @@ class Spec(NamedTuple):
     def gates(self) -> int:
         """Of a unit."""
         return GATES[self.kind]
+
+    @property
+    def together(self) -> int:
+        """Gates whose columns stand together, unit by unit, in the forward kernel's first product."""
+        return self.gates if self.forward.quads and self.gates == 4 else min(self.gates, 2)
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -160,17 +169,6 @@ class Spec(NamedTuple):
         low = ("x", "w_input", "w_recurrent", "y", "gates", "previous", "cells", "counts")
         dtype = {"lengths": "int32", "resets": "uint8"}.get(name, self.dtype if name in low else "float32")
         return jax.ShapeDtypeStruct(shape.get(name, (self.batch, self.units)), jnp.dtype(dtype))
-
-
-def together(kind: str, t: Tiles) -> int:
-    """Gates whose columns stand together, unit by unit, in the forward kernel's first product; a second has the others.
-
-    All four in one halve the passes through shared memory; only then does Triton read operands ahead, too. In smaller
-    programs the layouts that it chooses cost more passes than that saves.
-    """
-    gates = GATES[kind]
-    all_four = gates == 4 and t.splits > 1 and t.warps == 8 and t.rows == 16 and t.units == 16
-    return gates if all_four else min(gates, 2)
 
 
 def tiles(
@@ -248,19 +246,24 @@ class _Problem(NamedTuple):
                         t = Tiles(rows, units, inner, depth, splits, warps)
                         if self._registers(t):
                             t = self._in_rounds(t)
-                            found.append(t._replace(held=self._held(t)))
+                            found.append(t._replace(held=self._held(t), quads=self._quads(t)))
                 units *= 2
         return found
 
     def fits(self, t: Tiles) -> bool:
         """Whether the weights lie on chip and programs that wait for each other are all resident."""
+        if self.batch * self.blocks * self.head > MOST_STATES:
+            return False
         weights = self._weights(t) * self.parts
         # The operand of a product passes through shared memory, and so do sums that change their layout.
-        columns = t.units if self.backward else 2 * t.units
-        passing = max(t.held * self._operand(t), t.rows * columns * t.depth * 4)
+        passing = max(t.held * self._operand(t), self._sums(t, 1 if self.backward else 4 if t.quads else 2))
         if weights + passing > self.device.shared_memory or (self.kind == "lnlstm" and t.splits > 1):
             return False
         return t.splits == 1 or t.splits * self.blocks <= self.device.multiprocessors
+
+    def _sums(self, t: Tiles, gates: int) -> int:
+        """Bytes of the sums of all warps, of so many gates."""
+        return t.rows * gates * t.units * t.depth * 4
 
     def _operand(self, t: Tiles) -> int:
         """Bytes of a product's operand, which passes through shared memory."""
@@ -271,6 +274,14 @@ class _Problem(NamedTuple):
             return 1
         room = min(self.device.shared_memory - self._weights(t), _READ_AHEAD[t.rows] * t.warps)
         return max(1, min(self._products(t), room // self._operand(t)))
+
+    def _quads(self, t: Tiles) -> bool:
+        """One product halves the passes through shared memory, and only then does Triton read operands ahead.
+
+        In smaller programs the layouts that it chooses cost more passes than that saves.
+        """
+        small = self.backward or self.gates < 4 or t.splits == 1 or t.warps < 8 or t.rows > 16 or t.units != 16
+        return not small and self._weights(t) * self.parts + self._sums(t, 4) <= self.device.shared_memory
 
     def _in_rounds(self, t: Tiles) -> Tiles:
         at_once = count = -(-self.batch // t.rows)
@@ -293,7 +304,8 @@ class _Problem(NamedTuple):
         if t.rows > 32 or t.rows * t.units > 64 * t.warps or (self.backward and t.units > 16):
             return False
         if t.rows > 16:
-            return weights <= 1 << 17 and not (self.backward and (many or self._products(t) > 8 or t.inner > 64))
+            most = 6 if self.kind == "gru" else 8
+            return weights <= 1 << 17 and not (self.backward and (many or self._products(t) > most or t.inner > 64))
         return weights <= (3 << 14 if t.warps == 4 else 1 << 18)
 
     def nanoseconds(self, t: Tiles) -> float:

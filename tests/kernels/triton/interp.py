@@ -26,7 +26,7 @@ from triton.runtime.jit import JITFunction
 from llmasos_xla.kernels._triton import language
 from llmasos_xla.kernels._triton.compiler import LOCK, TYPES
 
-WAIT = language.wait.fn
+WAIT, RESIDENT = language.wait.fn, language.refuse_more_than_resident.fn
 LAUNCHES = []
 """Names of the kernels that were run, for tests that want to know that one was."""
 
@@ -154,7 +154,7 @@ def run(kernel, grid, *args, **kwargs) -> None:
         target = int(getattr(target, "handle", target).data.item()) if hasattr(target, "handle") else int(target)
         assert arrived >= target, f"{kernel.fn.__name__}: waits for {target} arrivals, {arrived} came"
 
-    with _patched({WAIT: wait}):
+    with _patched({WAIT: wait, RESIDENT: lambda: None}):
         values = {
             n: v
             if n in constants or v is None

@@ -104,7 +104,8 @@ def cut(monkeypatch):
             count, splits = -(-batch // rows), -(-head // units)
             if splits == 1:
                 return Tiles(rows, units, units, 1, 1, warps, resident, -(-count // resident))
-            return Tiles(rows, units, inner, depth, splits, warps, resident, -(-count // resident), held)
+            rounds = -(-count // resident)
+            return Tiles(rows, units, inner, depth, splits, warps, resident, rounds, held, quads=held > 1)
 
         monkeypatch.setattr(triton, "tiles", tiles)
 
@@ -308,6 +309,8 @@ def test_what_it_refuses_and_in_which_words():
             "h0": jax.ShapeDtypeStruct((2, 9000), "float32"),
             "c0": jax.ShapeDtypeStruct((2, 9000), "float32"),
         }
+        many = {"x": jax.ShapeDtypeStruct((1 << 20, 3, 4), "float32"), "h0": None, "c0": None}
+        assert objection(**many) == "1048576 rows of 16 units are a state of more than 16776960 elements"
         assert objection(**wide).startswith("1 block(s) of 9008 units do not fit: recurrent weights of float32")
     with pytest.raises(NotImplementedError, match=r"implementation='triton' cannot run: .* runs on gpu, this is cpu"):
         kernels.lstm(**arrays, implementation="triton")
