@@ -11,7 +11,7 @@ for each other at a counter.
 
 Forward, gates come in pairs: the columns of two are interleaved, unit by unit, so that a thread holds both gates of its
 units and taking them apart moves nothing between threads. An LSTM has two pairs, or all four gates in one product where
-`triton_spec.together` says so; a GRU one pair and n alone, the others one gate.
+its tiles' `quads` says so; a GRU one pair and n alone, the others one gate.
 
 With `DEPTH` > 1 a product is a batch of `DEPTH` products over a share of the depth each, one for each warp, and their
 sum: a tile of 16 rows and 16 units has too few columns for all warps, which would compute the same.
