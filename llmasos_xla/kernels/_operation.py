@@ -200,12 +200,12 @@ def unfit(*operands: Any) -> str | None:
     return None
 
 
-def mapped(x: jax.Array, axis: int | None, size: int) -> jax.Array:
+def mapped(x: Any, axis: int | None, size: int) -> jax.Array:
     """The array with its axis that vmap maps in front, or repeated there: for rules of `batch`."""
     return jax.numpy.broadcast_to(x, (size, *x.shape)) if axis is None else jax.numpy.moveaxis(x, axis, 0)
 
 
-def in_batch(x: jax.Array, axis: int | None, size: int) -> jax.Array:
+def in_batch(x: Any, axis: int | None, size: int) -> jax.Array:
     """The array with that axis as part of its first, which is the batch."""
     front = mapped(x, axis, size)
     return front.reshape(-1, *front.shape[2:])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax import export
 from kernels.scan_reference import arrays, assert_equal_to_reference, cotangents, reference
+from kernels.triton.aot import CALL
 from tolerances import assert_close
 
 from llmasos_xla import kernels
