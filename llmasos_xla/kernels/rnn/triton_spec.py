@@ -293,7 +293,7 @@ class _Problem(NamedTuple):
         """Whether a program of these tiles was seen to compile without spilling."""
         if t.splits == 1:
             norm = self.kind == "lnlstm"
-            if norm and (t.rows > 16 or t.warps < 8):
+            if norm and (t.rows > 16 or t.warps != (4 if t.units == 16 else 8)):
                 return False
             half = self.itemsize == 4 and (norm or self.backward)
             return t.rows * t.units <= (128 if half else 256) * t.warps
