@@ -83,8 +83,8 @@ def _backward(s: Spec, x: Any, w: Any, b: Any, kept: Any, dy: Any) -> dict[str, 
 
 
 def _wide(s: Spec) -> bool:
-    """Whether an offset passes 32 bits."""
-    return max(s.struct(name).size for name in "xy") >= 2**31
+    """Whether an offset passes 32 bits, those of the rows of padding around the array among them."""
+    return max(s.struct(name).size for name in "xy") >= 2**30
 
 
 def _batch(

@@ -66,6 +66,9 @@ def slide_kernel(
         top = strip * (ROWS // SH)
         left = q + (phase + PW - first) // SW
         tl.static_assert(ROWS % SH == 0, "a strip of the input gradient starts with the first phase of the rows")
+        tl.static_assert(
+            CHUNKS == 1 or TAPS * DH % SH == 0, "a part of the taps starts with the first phase of the rows"
+        )
         LOW: tl.constexpr = -(((TAPS - 1) * DH - PH) // SH)
         HIGH: tl.constexpr = (ROWS - 1 + PH) // SH + 1
     else:
@@ -104,15 +107,18 @@ def slide_kernel(
             if kept_ptr is not None:
                 x = x * slope(tl.load(kept_ptr + offset + o * W * C, mask=mask, other=0.0).to(tl.float32), ACTIVATION)
             for t in tl.static_range(TAPS):
+                product = x * w[t]
+                if R % TAPS != 0:  # a tap beyond the last one may meet infinity, and 0 * inf is NaN
+                    product = tl.where(chunk * TAPS + t < R, product, 0.0)
                 # Loops of one turn: this is how a name is bound to a number while compiling.
                 if TRANSPOSED:
                     for i in tl.static_range(o * SH + t * DH - PH, o * SH + t * DH - PH + 1):
                         if i >= 0 and i < ROWS:
-                            acc = acc[:i] + (acc[i] + x * w[t],) + acc[i + 1 :]
+                            acc = acc[:i] + (acc[i] + product,) + acc[i + 1 :]
                 else:
                     for i in tl.static_range((o - t * DH) // SH, (o - t * DH) // SH + 1):
                         if i >= 0 and i < ROWS and i * SH + t * DH == o:
-                            acc = acc[:i] + (acc[i] + x * w[t],) + acc[i + 1 :]
+                            acc = acc[:i] + (acc[i] + product,) + acc[i + 1 :]
     if b_ptr is not None:
         bias = tl.load(b_ptr + c, mask=c < C, other=0.0).to(tl.float32)
     for i in tl.static_range(ROWS):

@@ -110,17 +110,20 @@ class Spec(NamedTuple):
     def geometry(self) -> Geometry:
         """The same for the XLA formulations."""
         c, one = self.channels, (1,) * len(self.size)
+        # Of the kernels' own sums.
+        precision = lax.Precision.HIGHEST if self.dtype == "float32" else None
         g = Geometry(
             self.batch, self.size, c, self.kernel, c, self.stride, self.pads, one, self.dilation, c, 1,
-            lax.ConvDimensionNumbers((), (), ()), None, None, jnp.dtype(self.dtype),
+            lax.ConvDimensionNumbers((), (), ()), precision, None, jnp.dtype(self.dtype),
         )  # fmt: skip
         return g.with_channels_last()
 
     @property
     def plane(self) -> Plane:
         """The same as rows and columns."""
-        # A picture of one row is time too.
-        first = len(self.size) - 1 if math.prod(self.out_size[:-1] + self.kernel[:-1] + self.size[:-1]) == 1 else 0
+        # A picture of one row is time too, if that row is what its outputs read.
+        one_row = math.prod(self.out_size[:-1] + self.kernel[:-1] + self.size[:-1]) == 1
+        first = len(self.size) - 1 if one_row and all(low == 0 for low, _ in self.pads[:-1]) else 0
         pairs = []
         for values, filler in (
             (self.size, 1), (self.out_size, 1), (self.kernel, 1), (self.stride, 1),
@@ -137,7 +140,7 @@ class Spec(NamedTuple):
         """
         p = self.plane
         reach = (p.R - 1) * p.DH
-        return p.W == p.OW == p.S == p.SH == 1 and reach <= 8 and 0 <= p.PH <= reach
+        return p.W == p.OW == p.S == p.SH == 1 and p.PW == 0 and reach <= 8 and 0 <= p.PH <= reach
 
     def struct(self, name: str) -> jax.ShapeDtypeStruct:
         """Shape and dtype of an array in the program, and of its gradient."""
@@ -151,7 +154,7 @@ def with_blocks(s: Spec) -> Spec:
     p, itemsize, device, key = s.plane, jnp.dtype(s.dtype).itemsize, s.device, shape_class(s)
     forward = _slide(s.batch, s.channels, p, itemsize, device, False)
     back = _slide(s.batch, s.channels, Plane(p.OH, p.OW, p.H, p.W, *p[4:]), itemsize, device, True)
-    sums, short = _sums(s.batch, s.channels, p, device), _short(s.batch, s.channels, p, device)
+    sums, short = _sums(s.batch, s.channels, p, device), _short(s.batch, s.channels, p, device, s.activation)
     return s._replace(
         forward=tuned.replaced(forward, device.name, FORWARD, key),
         back=tuned.replaced(back, device.name, "depthwise input gradient", key),
@@ -224,9 +227,11 @@ def _sums(n: int, c: int, p: Plane, device: Device) -> Sums:
     return Sums(rows, span, max(1, min(programs, blocks)), block_p, block_c)
 
 
-def _short(n: int, c: int, p: Plane, device: Device) -> Short:
+def _short(n: int, c: int, p: Plane, device: Device, activation: str) -> Short:
     block_c = _channels(c, 64)
-    block_p = 32 * _WARPS * 4 // block_c
+    # Longer windows, and slopes with an error function, leave no registers for four channels of a thread.
+    vector = 4 if (p.R - 1) * p.DH <= 3 and not activation.startswith("gelu") else 2
+    block_p = 32 * _WARPS * vector // block_c
 
     def blocks(rows: int) -> int:
         return _up(n * _up(max(p.H, p.OH), rows), block_p)

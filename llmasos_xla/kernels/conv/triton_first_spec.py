@@ -69,9 +69,12 @@ class Spec(NamedTuple):
     def geometry(self) -> Geometry:
         """The same for the XLA formulations."""
         one = (1,) * len(self.size)
+        # TF32 only where the products in the kernels are of it.
+        high = lax.Precision.DEFAULT if self.precision == "tf32" else lax.Precision.HIGHEST
+        precision = high if self.dtype == "float32" else None
         g = Geometry(
             self.batch, self.size, self.cin, self.kernel, self.cout, self.stride, self.pads, one, self.dilation, 1, 1,
-            lax.ConvDimensionNumbers((), (), ()), None, None, jnp.dtype(self.dtype),
+            lax.ConvDimensionNumbers((), (), ()), precision, None, jnp.dtype(self.dtype),
         )  # fmt: skip
         return g.with_channels_last()
 

@@ -1,5 +1,7 @@
 """Depthwise convolution by Triton: interpreted it equals float64 and its gradients; compiled it fits the GPUs."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,6 +98,36 @@ def test_what_is_not_finite_stays_where_the_sums_are(interpreted):
     with interpreted():
         got = with_gradients(conv_of(case, None))([jnp.asarray(x), jnp.ones(case.rhs)], jnp.ones((2, 3, 3, 2)))
     assert all(np.isfinite(a).all() for a in got)
+
+
+@pytest.mark.parametrize("taps", [9, 31])
+def test_no_future_through_taps_that_are_not_there(taps, interpreted):
+    """Long windows are taken in parts of eight taps: those beyond the last are none."""
+    case = Case("", (1, 40, 2), (taps, 1, 2), 1, ((taps - 1, 0),), groups=2)
+    x = np.ones(case.lhs, np.float32)
+    x[:, 35] = np.inf
+    with interpreted():
+        y, dx, _ = with_gradients(conv_of(case, None))([jnp.asarray(x), jnp.ones(case.rhs)], jnp.asarray(x))
+    np.testing.assert_array_equal(np.isfinite(y[0, :, 0]), np.arange(40) < 35)
+    assert np.isfinite(dx[:, : 36 - taps]).all()
+    assert np.isfinite(dx[:, 36:]).all()
+
+
+@pytest.mark.parametrize(
+    ("lhs", "rhs", "strides", "pads"),
+    [
+        ((2, 1, 20, 3), (1, 4, 1, 3), (2, 1), ((1, 0), (3, 0))),
+        ((2, 20, 1, 3), (4, 1, 1, 3), (1, 2), ((3, 0), (1, 0))),
+    ],
+)
+def test_one_row_that_reads_padding_alone(lhs, rhs, strides, pads, interpreted):
+    case = Case("", lhs, rhs, strides, pads, groups=3)
+    x, w = jnp.linspace(-1, 1, math.prod(lhs)).reshape(lhs), jnp.linspace(-1, 2, math.prod(rhs)).reshape(rhs)
+    with interpreted() as launches:
+        y = jax.eval_shape(conv_of(case, None), x, w)
+        got = with_gradients(conv_of(case, None))([x, w], jnp.ones(y.shape))
+        assert launches
+    assert all(not np.any(a) for a in got)
 
 
 # Through JAX.

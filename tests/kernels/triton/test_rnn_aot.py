@@ -87,7 +87,7 @@ ALL = ("lengths", "resets", "mask")
         ("lstm", 16, 2, 48, "float32"),
         ("rnn", 16, 1, 512, "bfloat16", (), 2),
         ("lnlstm", 16, 1, 16, "bfloat16", ALL, 2),
-        ("lnlstm", 16, 1, 32, "float32", ALL),
+        ("lnlstm", 16, 1, 16, "float32", ALL),
     ],
     ids=lambda p: "-".join(map(str, p[:5])),
 )
