@@ -227,7 +227,11 @@ def test_what_runs_where():
         ),
         ({"h0": H0[:1]}, ValueError, "h0 is (1, 3), expects [batch, channels] = (2, 3)"),
         ({"resets": np.ones((2, 4), bool)}, ValueError, "resets is (2, 4), expects [batch, time] = (2, 5)"),
-        ({"lengths": np.ones(3, int)}, ValueError, "lengths is (3,), expects [batch] = (2,)"),
+        (
+            {"lengths": np.ones(3, int)},
+            ValueError,
+            "lengths is (3,), expects [batch] = (2,), one length for each row of b",
+        ),
         (
             {"lengths": np.array([5, 6])},
             ValueError,
