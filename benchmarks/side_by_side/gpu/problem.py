@@ -12,12 +12,14 @@ import numpy as np
 FORWARD, BOTH = "forward", "forward + backward"
 PARTS = (FORWARD, BOTH)
 
-# Arrays, and JAX's precision of products of them: float32 means float32 for everybody, tf32 is a dtype of its own here.
+# Arrays, and JAX's precision of products of them: float32 means float32 for everybody, tf32 is a dtype of its own here,
+# and so is what each takes for float32 who is told nothing.
 DTYPES = {
     "bfloat16": ("bfloat16", None),
     "float16": ("float16", None),
     "float32": ("float32", "highest"),
     "tf32": ("float32", "tensorfloat32"),
+    "float32-default": ("float32", None),
 }
 
 _MOST_TRIED = 12

@@ -12,7 +12,13 @@ from typing import Any
 from side_by_side.gpu.problem import Work
 
 # What a dtype's products are made of, as the probe of rates names it.
-_RATES = {"bfloat16": "bfloat16", "float16": "bfloat16", "tf32": "tf32", "float32": "float32"}
+_RATES = {
+    "bfloat16": "bfloat16",
+    "float16": "bfloat16",
+    "tf32": "tf32",
+    "float32-default": "tf32",
+    "float32": "float32",
+}
 
 
 def floors(work: Work, dtype: str, probe: Mapping[str, Any]) -> dict[str, float]:

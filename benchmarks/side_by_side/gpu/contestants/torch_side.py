@@ -56,8 +56,8 @@ class Side:
     ) -> dict[str, Any]:  # fmt: skip
         """The deviation of each part from what the other process left in the folder, or how it failed."""
         # What is called float32 here is float32, for everybody.
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = dtype == "tf32"
-        kind = getattr(torch, "float32" if dtype == "tf32" else dtype)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = dtype in ("tf32", "float32-default")
+        kind = getattr(torch, "float32" if dtype in ("tf32", "float32-default") else dtype)
         where = Path(folder)
         arrays = [np.load(where / f"array{i}.npy") for i in range(len(names))]
         cotangents = [np.load(where / f"cotangent{i}.npy") for i in range(results)]

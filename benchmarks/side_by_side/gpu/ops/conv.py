@@ -40,8 +40,10 @@ _MEASURED = [
     *getattr(cases, "GPU_TRANSPOSE_BENCH", cases.TRANSPOSE_BENCH),
 ]
 TESTS = {Row("conv", n, d): c for n, c in _lists("TESTS") for d in ("float32", "bfloat16", "float16")}
+TESTS |= {Row("conv", n, "float32-default"): c for n, c in _lists("TESTS") if n.startswith("first_layer:")}
 BENCH = {Row("conv", c.name, "bfloat16"): c for c in sorted(_MEASURED, key=_worth)}
 BENCH |= {Row("conv", c.name, "float32"): c for c in _MEASURED if _worth(c) == 0}
+BENCH |= {Row("conv", c.name, "float32-default"): c for c in _MEASURED if _worth(c) == 2}
 TINY = [Row("conv", "depthwise", "bfloat16"), Row("conv", "transpose:same", "float32")]
 STRESS: list[Row] = []
 

@@ -110,5 +110,6 @@ def _work(row: Row, case: Case) -> dict[str, Work]:
     a, b = math.prod(case.a), math.prod(case.shape)
     return {
         FORWARD: Work(2.0 * b, size * (a + 2 * b)),
-        BOTH: Work(5.0 * b, size * 2 * (a + 2 * b)),
+        # Backward reads a, the states and their cotangents, and writes both gradients.
+        BOTH: Work(5.0 * b, size * (3 * a + 5 * b)),
     }
