@@ -13,7 +13,16 @@ from llmasos_xla.kernels._triton.precision import dot_precisions
 from llmasos_xla.kernels.rnn import xla
 from llmasos_xla.kernels.rnn._check import Problem
 from llmasos_xla.kernels.rnn.triton_operations import INFERENCE
-from llmasos_xla.kernels.rnn.triton_spec import CHOICE, MOST_STATES, NORMS, Spec, origin, shape_class, tiles
+from llmasos_xla.kernels.rnn.triton_spec import (
+    CHOICE,
+    MOST_ROUNDS,
+    MOST_STATES,
+    NORMS,
+    Spec,
+    origin,
+    shape_class,
+    tiles,
+)
 
 # Units of a head are filled up to a multiple: rows of whole 16-byte words, which one instruction loads.
 _ALIGNED = 16
@@ -81,7 +90,8 @@ def spec_of(kind: str, *problems: Problem) -> Spec | str:
         )
     return (
         f"{blocks} block(s) of {head} units do not fit: recurrent weights of {dtype} must lie in the shared memory of "
-        f"{device.multiprocessors} multiprocessors, {device.shared_memory} bytes each"
+        f"{device.multiprocessors} multiprocessors, {device.shared_memory} bytes each, "
+        f"for {batch} rows in at most {MOST_ROUNDS} rounds"
     )
 
 

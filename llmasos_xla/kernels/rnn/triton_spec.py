@@ -29,6 +29,8 @@ TABLES, CHOICE = ("rnn forward", "rnn backward"), "rnn"
 
 # Elements of a state: CUDA launches 65,535 tiles of 16 rows and 16 units, and offsets inside of a step are of 32 bits.
 MOST_STATES = 65535 * 256
+# How often a program takes another tile of rows at most: the steps of a larger batch keep XLA's products busy.
+MOST_ROUNDS = 8
 # int32 from one counter to the next: each has a line of the cache for itself.
 COUNTER_LINE = 32
 
@@ -252,7 +254,7 @@ class _Problem(NamedTuple):
 
     def fits(self, t: Tiles) -> bool:
         """Whether the weights lie on chip and programs that wait for each other are all resident."""
-        if self.batch * self.blocks * self.head > MOST_STATES:
+        if self.batch * self.blocks * self.head > MOST_STATES or t.rounds > MOST_ROUNDS:
             return False
         weights = self._weights(t) * self.parts
         # The operand of a product passes through shared memory, and so do sums that change their layout.
@@ -299,7 +301,8 @@ class _Problem(NamedTuple):
             return t.rows * t.units <= (128 if half else 256) * t.warps
         weights, many = self._weights(t), self.kind == "slstm"
         if self.itemsize == 4:
-            inner = (16, 32) if t.units == 16 else (32, 64) if self.parts == 2 and not self.backward else (32,)
+            wide = self.parts == 2 and not self.backward and self.kind != "gru"
+            inner = (16, 32) if t.units == 16 else (32, 64) if wide else (32,)
             return t.rows == 16 and t.units <= (8 if self.backward else 16) and t.warps == 8 and t.inner in inner
         if t.rows > 32 or t.rows * t.units > 64 * t.warps or (self.backward and t.units > 16):
             return False
