@@ -81,6 +81,12 @@ def platform() -> str:
     return "gpu" if name in ("cuda", "rocm") else name
 
 
+def elsewhere(wanted: str) -> str | None:
+    """Why an implementation for that platform cannot run in what is being traced, or None."""
+    here = platform()
+    return None if here == wanted else f"runs on {wanted}, this is {here}"
+
+
 @contextlib.contextmanager
 def tracing_for(name: str, device: str | None = None) -> Iterator[None]:
     """Chooses for that platform in the ops traced inside: for programs that are compiled here and run elsewhere.

@@ -15,17 +15,11 @@ import numpy as np
 from jax import lax
 
 from llmasos_xla.kernels import _triton
+from llmasos_xla.kernels._triton import device
 from llmasos_xla.kernels._triton.compiler import Options
 from side_by_side.gpu.problem import BOTH, PARTS, Row
 
 _ROWS, _SHARE, _UNITS = 16, 16, 64
-
-
-def device() -> _triton.Device:
-    """The one that kernels are compiled for."""
-    found = _triton.current()
-    assert isinstance(found, _triton.Device), found
-    return found
 
 
 def seconds(program: Callable[..., Any], *arrays: Any, samples: int = 7) -> float:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from llmasos_xla.kernels._triton.tuned import TOLERATED
 from side_by_side.report import cells, number, ratio
 
 BEGIN, END = "<!-- gpu: from here written by gpu.py -->", "<!-- gpu: to here -->"
@@ -13,7 +14,6 @@ NOTHING = "Not yet run on a GPU.\n"
 # XLA alone, as this package or a user of JAX writes it; then everybody who may take part, in the order of the columns.
 _XLA = ("xla", "lax", "associative", "scan", "scan-8")
 _WAYS = (*_XLA, "jax.experimental.rnn", "torch", "torch float16")
-_TOLERATED = 1.05
 # Who was checked.
 _BY = {"triton": "kernels", "ours": "what runs where there is none"}
 
@@ -62,10 +62,10 @@ def verdict(content: dict[str, Any]) -> str:
     for name, op, ways in figures:
         found = [r for way in _XLA if (r := _times_faster(ways, way)) is not None]
         held += bool(found)
-        if found and min(found) < 1 / _TOLERATED:
+        if found and min(found) < 1 / TOLERATED:
             slower.append(f"{op} {name}: {1 / min(found):.2f}")
     said = f"BROKEN in {len(slower)} of {held} figures: {', '.join(slower)}" if slower else f"holds in {held} figures"
-    rule = f"Rule: the default choice takes at most {_TOLERATED} times as long as XLA alone: {said}."
+    rule = f"Rule: the default choice takes at most {TOLERATED} times as long as XLA alone: {said}."
     return "\n".join(["Times faster:", "", *lines, "", rule, ""])
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from llmasos_xla.kernels._dispatch import Candidate, platform
+from llmasos_xla.kernels._dispatch import Candidate, elsewhere
 from llmasos_xla.kernels.activation import activation as activation_named
 from llmasos_xla.kernels.conv import onednn, triton
 from llmasos_xla.kernels.conv.geometry import Geometry
@@ -103,10 +103,7 @@ def _triton(
 
         return in_channels_last(computed, x, w, g)
 
-    if platform() != "gpu":
-        cannot = f"runs on gpu, this is {platform()}"
-    else:
-        cannot = _cannot(g, out_sharding) or kind.cannot(g, x, w)
+    cannot = elsewhere("gpu") or _cannot(g, out_sharding) or kind.cannot(g, x, w)
     if cannot is not None:
         return Candidate("triton", formulation, run, cannot, _REASONS[formulation])
     reason = f"{_REASONS[formulation]}; {kind.origin(g)}"
@@ -121,11 +118,10 @@ def _library(x: Any, w: Any, g: Geometry, epilogue: Epilogue, out_sharding: obje
     last, (scale, bias, activation) = g.with_channels_last(), epilogue
     if scale is not None:
         last = last._replace(preferred=jnp.dtype(jnp.float32))
-    if platform() != "cpu":
-        cannot = f"runs on cpu, this is {platform()}"
-    elif g.batch_groups > 1 or out_sharding is not None:
+    cannot = elsewhere("cpu")
+    if cannot is None and (g.batch_groups > 1 or out_sharding is not None):
         cannot = _cannot(g, out_sharding)
-    else:
+    elif cannot is None:
         cannot = onednn.cannot(last, x, scale is not None, bias is not None, activation)
     return Candidate("onednn", LIBRARY, run, cannot, _REASONS[LIBRARY])
 

@@ -96,10 +96,7 @@ class Spec(NamedTuple):
     @property
     def out_size(self) -> Ints:
         """The spatial size of the result."""
-        return tuple(
-            (n + low + high - (k - 1) * d - 1) // s + 1
-            for n, (low, high), k, d, s in zip(self.size, self.pads, self.kernel, self.dilation, self.stride)
-        )
+        return self.geometry.out_size
 
     @property
     def arguments(self) -> tuple[str, ...]:

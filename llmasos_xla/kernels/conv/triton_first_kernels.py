@@ -22,6 +22,33 @@ from llmasos_xla.kernels.conv.triton_language import activate, slope
 
 @triton.jit
 @no_type_check
+def _corner(
+    m, H: tl.constexpr, W: tl.constexpr, OH: tl.constexpr, OW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
+    PH: tl.constexpr, PW: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
+    """Where the windows of places m begin: their row and column of x, and the offset of these."""
+    top = (m // OW % OH) * SH - PH
+    left = (m % OW) * SW - PW
+    return top, left, ((m // (OW * OH) * H + top) * W + left) * C
+
+
+@triton.jit
+@no_type_check
+def _elements(
+    x_ptr, base, top, left, there, k, row, col, K: tl.constexpr, H: tl.constexpr, W: tl.constexpr, C: tl.constexpr,
+    INSIDE: tl.constexpr,
+):  # fmt: skip
+    """The elements k, which lie `row` and `col` below a window's corner, of windows that begin there: [places, k]."""
+    mask = there[:, None] & (k < K)[None, :]
+    if not INSIDE:
+        i = top[:, None] + row[None, :]
+        j = left[:, None] + col[None, :]
+        mask = mask & (i >= 0) & (i < H) & (j >= 0) & (j < W)
+    return tl.load(x_ptr + base[:, None] + ((row * W + col) * C + k % C)[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+@no_type_check
 def first_kernel(
     x_ptr, w_ptr, b_ptr, y_ptr, z_ptr,
     N: tl.constexpr, H: tl.constexpr, W: tl.constexpr, OH: tl.constexpr, OW: tl.constexpr, R: tl.constexpr,
@@ -37,20 +64,13 @@ def first_kernel(
     there = m < N * OH * OW
     if WIDE:
         m = m.to(tl.int64)
-    top = (m // OW % OH) * SH - PH
-    left = (m % OW) * SW - PW
-    base = ((m // (OW * OH) * H + top) * W + left) * C
+    top, left, base = _corner(m, H, W, OH, OW, SH, SW, PH, PW, C)
     acc = tl.zeros((BLOCK_M, BLOCK_F), tl.float32)
     for start in range(0, K, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
         row = k // (S * C) * DH
         col = k // C % S * DW
-        mask = there[:, None] & (k < K)[None, :]
-        if not INSIDE:
-            i = top[:, None] + row[None, :]
-            j = left[:, None] + col[None, :]
-            mask = mask & (i >= 0) & (i < H) & (j >= 0) & (j < W)
-        a = tl.load(x_ptr + base[:, None] + ((row * W + col) * C + k % C)[None, :], mask=mask, other=0.0)
+        a = _elements(x_ptr, base, top, left, there, k, row, col, K, H, W, C, INSIDE)
         w = tl.load(w_ptr + k[:, None] * F + f[None, :], mask=(k < K)[:, None] & (f < F)[None, :], other=0.0)
         acc = tl.dot(a, w, acc, input_precision=PRECISION)
     mask = there[:, None] & (f < F)[None, :]
@@ -93,15 +113,8 @@ def first_sums_kernel(
         there = m < N * OH * OW
         if WIDE:
             m = m.to(tl.int64)
-        top = (m // OW % OH) * SH - PH
-        left = (m % OW) * SW - PW
-        base = ((m // (OW * OH) * H + top) * W + left) * C
-        mask = there[:, None] & (k < K)[None, :]
-        if not INSIDE:
-            i = top[:, None] + row[None, :]
-            j = left[:, None] + col[None, :]
-            mask = mask & (i >= 0) & (i < H) & (j >= 0) & (j < W)
-        a = tl.load(x_ptr + base[:, None] + ((row * W + col) * C + k % C)[None, :], mask=mask, other=0.0)
+        top, left, base = _corner(m, H, W, OH, OW, SH, SW, PH, PW, C)
+        a = _elements(x_ptr, base, top, left, there, k, row, col, K, H, W, C, INSIDE)
         a = tl.where((k == K)[None, :], 1.0, a.to(tl.float32)).to(x_ptr.dtype.element_ty)
         at = m[:, None] * F + f[None, :]
         mask = there[:, None] & (f < F)[None, :]

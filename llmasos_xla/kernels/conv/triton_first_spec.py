@@ -91,7 +91,7 @@ class Spec(NamedTuple):
 def with_blocks(s: Spec) -> Spec:
     """The same with block sizes for its device: those that were measured fastest, else those of the cost model."""
     places = s.batch * math.prod(s.out_size)
-    block_f = max(16, min(128, _power(s.cout)))
+    block_f = max(16, min(128, 1 << (s.cout - 1).bit_length()))
     wide = s.dtype == "float32"
 
     def depth(elements: int) -> int:
@@ -123,7 +123,3 @@ def shape_class(s: Spec) -> str:
     window = "/".join("x".join(map(str, sizes)) for sizes in ((*s.kernel, s.cin), s.stride, s.dilation))
     places = " ".join(f"{axis}={n}" for axis, n in zip("hw"[2 - len(s.size) :], s.size))
     return f"first layer {numbers} {window} b={s.batch} {places} f={s.cout}"
-
-
-def _power(n: int) -> int:
-    return 1 << (n - 1).bit_length()

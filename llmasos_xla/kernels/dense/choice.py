@@ -25,7 +25,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from llmasos_xla.kernels._dispatch import Candidate, platform
+from llmasos_xla.kernels._dispatch import Candidate, elsewhere, platform
 from llmasos_xla.kernels.dense import onednn, xla
 from llmasos_xla.kernels.dense.problem import Problem
 
@@ -43,7 +43,7 @@ def candidates(p: Problem, named: bool = False) -> list[Candidate]:
 
 def _library(p: Problem, named: bool) -> Candidate:
     """oneDNN for each product, forward and backward, where it was measured to pay; by name for all of them."""
-    cannot = f"runs on cpu, this is {platform()}" if platform() != "cpu" else onednn.cannot(p)
+    cannot = elsewhere("cpu") or onednn.cannot(p)
     slow = cannot
     if cannot is None:
         reasons = [onednn.slower(s) for s in onednn.products(p)]

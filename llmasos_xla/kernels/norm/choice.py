@@ -22,7 +22,7 @@ the variance, and its sums over rows are the slow part of it.
 import math
 from typing import Any, NamedTuple
 
-from llmasos_xla.kernels._dispatch import Candidate, platform
+from llmasos_xla.kernels._dispatch import Candidate, elsewhere
 from llmasos_xla.kernels.activation import activation as activation_named
 from llmasos_xla.kernels.norm import onednn, xla
 
@@ -71,7 +71,7 @@ def _library(x: Any, scale: Any, offset: Any, after: After, epsilon: float, name
         moments = onednn.batch_norm(x, scale, offset, residual, spec, named)
         return moments if relu else after(moments)
 
-    why = f"runs on cpu, this is {platform()}" if platform() != "cpu" else onednn.cannot(x, residual, spec)
+    why = elsewhere("cpu") or onednn.cannot(x, residual, spec)
     reason = "statistics in one pass, what follows in the next; the gradients in another two"
     return Candidate("onednn", LIBRARY, run, why or _slower(spec), reason, able=why is None)
 

@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from llmasos_xla.kernels._dispatch import Candidate, platform
+from llmasos_xla.kernels._dispatch import Candidate, elsewhere, platform
 from llmasos_xla.kernels.pool import onednn, xla
 from llmasos_xla.kernels.pool.xla import Window
 
@@ -77,7 +77,7 @@ def avg_candidates(x: Any, g: Window, count_include_pad: bool, named: bool = Fal
 def _library(
     run: Callable[[], jax.Array], cannot: Callable[[], str | None], x: Any, g: Window, least_tiled: int
 ) -> Candidate:
-    why = f"runs on cpu, this is {platform()}" if platform() != "cpu" else cannot()
+    why = elsewhere("cpu") or cannot()
     return Candidate("onednn", LIBRARY, run, why or _slower(x, g, least_tiled), _REASONS[LIBRARY], able=why is None)
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from llmasos_xla.kernels import _onednn
-from llmasos_xla.kernels._dispatch import platform
+from llmasos_xla.kernels._dispatch import elsewhere
 from llmasos_xla.kernels.rnn._check import Problem
 from llmasos_xla.kernels.rnn.onednn_operations import INFERENCE, exchange_gates
 from llmasos_xla.kernels.rnn.onednn_spec import FINAL, GATES, Spec
@@ -26,9 +26,9 @@ _HOLD = {"lstm": (-_CLOSED, _CLOSED, 0.0, 0.0), "gru": (_CLOSED, 0.0, 0.0)}
 
 def cannot(op: str, p: Problem) -> str | None:
     """Why oneDNN cannot compute this problem here, or None."""
-    dtype = str(p.x.dtype)
-    if platform() != "cpu":
-        return f"runs on cpu, this is {platform()}"
+    dtype, why = str(p.x.dtype), elsewhere("cpu")
+    if why is not None:
+        return why
     if dtype not in DTYPES:
         return f"takes {' and '.join(DTYPES)}, x is {dtype}"
     if op == "gru" and dtype == "bfloat16":

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from llmasos_xla.kernels import _triton
-from llmasos_xla.kernels._dispatch import platform
+from llmasos_xla.kernels._dispatch import elsewhere
 from llmasos_xla.kernels._triton import tuned
 from llmasos_xla.kernels._triton.precision import dot_precisions
 from llmasos_xla.kernels.rnn import xla
@@ -30,10 +30,8 @@ _ALIGNED = 16
 
 def cannot(kind: str, *problems: Problem) -> str | None:
     """Why the kernels cannot compute this problem here, or None. Two problems are the two directions of one."""
-    if platform() != "gpu":
-        return f"runs on gpu, this is {platform()}"
     p = problems[0]
-    why = _triton.refusal() or _triton.unfit(p.x, p.w_input, p.w_recurrent)
+    why = elsewhere("gpu") or _triton.refusal() or _triton.unfit(p.x, p.w_input, p.w_recurrent)
     if why is not None:
         return why
     if str(p.x.dtype) not in _triton.DTYPES:

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from llmasos_xla.kernels._triton.language import arrive, refuse_more_than_resident, tanh, wait
-from llmasos_xla.kernels.rnn.triton_language import columns, depth, handed, two_sums
+from llmasos_xla.kernels.rnn.triton_language import columns, depth, handed, rows_of, two_sums
 
 
 @triton.jit
@@ -33,6 +33,32 @@ def _saved(pointer, step, kind, kinds, block, unit, owned, UNITS: tl.constexpr, 
 
 @triton.jit
 @no_type_check
+def _of_step(
+    gates_ptr, previous_ptr, cells_ptr, counts_ptr, rates_ptr, step, block, unit, owned, live,
+    KIND: tl.constexpr, SAVED: tl.constexpr, BLOCKS: tl.constexpr, UNITS: tl.constexpr, HEAD: tl.constexpr,
+):  # fmt: skip
+    """What forward saved of a step: its gates, the state before it, then what the kind has besides."""
+    got = (_saved(gates_ptr, step, 0, SAVED, block, unit, owned, UNITS, HEAD),)
+    if KIND != "rnn" and KIND != "relu":
+        for gate in tl.static_range(1, 4):
+            got = got + (_saved(gates_ptr, step, gate, SAVED, block, unit, owned, UNITS, HEAD),)
+        if KIND == "gru":
+            got = got + (_saved(previous_ptr, step, 0, 1, block, unit, owned, UNITS, HEAD),)
+        else:
+            got = got + (_saved(cells_ptr, step, 0, 1, block, unit, owned, UNITS, HEAD),)
+    if KIND == "slstm":
+        got = got + (_saved(counts_ptr, step, 0, 1, block, unit, owned, UNITS, HEAD),)
+        got = got + (_saved(gates_ptr, step, 4, SAVED, block, unit, owned, UNITS, HEAD),)
+    if KIND == "lnlstm":
+        got = got + (_saved(gates_ptr, step, 8, SAVED, block, unit, owned, UNITS, HEAD),)
+        rates = rates_ptr + (step[:, None] * BLOCKS + block) * 2
+        got = got + (tl.load(rates, mask=live[:, None], other=0.0),)
+        got = got + (tl.load(rates + 1, mask=live[:, None], other=0.0),)
+    return got
+
+
+@triton.jit
+@no_type_check
 def _before(s, TIME: tl.constexpr, backwards):
     """The time of the s-th step backward, and after the last step its time again."""
     back = tl.maximum(TIME - 1 - s, 0)
@@ -46,10 +72,10 @@ def backward(
     resets_ptr, mask_ptr, gates_ptr, previous_ptr, cells_ptr, counts_ptr, rates_ptr,
     dp_ptr, dq_ptr, dnorm_ptr, dh0_ptr, dc0_ptr, dn0_ptr, exchange_ptr, counter_ptr,
     KIND: tl.constexpr, BATCH: tl.constexpr, TIME: tl.constexpr, BLOCKS: tl.constexpr, HEADS: tl.constexpr,
-    HEAD: tl.constexpr, GATES: tl.constexpr, REVERSE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    BK: tl.constexpr, SPLITS: tl.constexpr, DEPTH: tl.constexpr, HELD: tl.constexpr, ROUNDS: tl.constexpr,
-    PADDED: tl.constexpr, A: tl.constexpr, COUNTED: tl.constexpr, EPSILON: tl.constexpr, PRECISION: tl.constexpr,
-    LINE: tl.constexpr, PTX: tl.constexpr,
+    HEAD: tl.constexpr, GATES: tl.constexpr, SAVED: tl.constexpr, REVERSE: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, BK: tl.constexpr, SPLITS: tl.constexpr, DEPTH: tl.constexpr, HELD: tl.constexpr,
+    ROUNDS: tl.constexpr, PADDED: tl.constexpr, A: tl.constexpr, COUNTED: tl.constexpr, EPSILON: tl.constexpr,
+    PRECISION: tl.constexpr, LINE: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
     """The gates' deltas of all steps, and the gradients of the initial states, for the tiles of `forward`.
 
@@ -65,7 +91,6 @@ def backward(
     NORM: tl.constexpr = KIND == "lnlstm"
     TWO: tl.constexpr = KIND == "lstm" or NORM or KIND == "slstm"
     ONE: tl.constexpr = KIND == "gru"
-    SAVED: tl.constexpr = 5 if KIND == "slstm" else 9 if NORM else GATES + ONE
     COLUMNS: tl.constexpr = GATES * HEAD
     # Small weights: the deltas pass through shared memory together, and their products are summed there, where a sum of
     # products in turn takes the operand of each through it.
@@ -107,14 +132,8 @@ def backward(
         cell_offset = columns(cell_offset_ptr, start, here, block * HEAD, (block + 1) * HEAD, BN)
     for turn_of_tiles in range(ROUNDS):
         tile = tl.program_id(2) + turn_of_tiles * tl.num_programs(2)
-        rows = tile * BM + tl.arange(0, BM)
-        live = rows < BATCH
-        owned = live[:, None] & (unit[None, :] < HEAD)
+        rows, live, owned, state, length = rows_of(tile, unit, block, lengths_ptr, BATCH, TIME, UNITS, HEAD, BM)
         long_rows = rows.to(tl.int64)
-        state = rows[:, None] * UNITS + block * HEAD + unit[None, :]
-        length = tl.full((BM,), TIME, tl.int32)
-        if lengths_ptr is not None:
-            length = tl.load(lengths_ptr + rows, mask=live, other=0)
         scale = 1.0
         if mask_ptr is not None:
             scale = tl.load(mask_ptr + state, mask=owned, other=0.0)
@@ -136,27 +155,25 @@ def backward(
         if SUMMED:
             second = long_rows * TIME + _before(1, TIME, backwards)
             dy_next = _saved(dy_ptr, second, 0, 1, block, unit, owned, UNITS, HEAD)
-        i = _saved(gates_ptr, step, 0, SAVED, block, unit, owned, UNITS, HEAD)
-        if TWO or ONE:
-            f = _saved(gates_ptr, step, 1, SAVED, block, unit, owned, UNITS, HEAD)
-            g = _saved(gates_ptr, step, 2, SAVED, block, unit, owned, UNITS, HEAD)
-            o = _saved(gates_ptr, step, 3, SAVED, block, unit, owned, UNITS, HEAD)
-        if ONE:
-            h_before = _saved(previous_ptr, step, 0, 1, block, unit, owned, UNITS, HEAD)
-        if TWO:
-            c_before = _saved(cells_ptr, step, 0, 1, block, unit, owned, UNITS, HEAD)
-        if KIND == "slstm":
-            n_before = _saved(counts_ptr, step, 0, 1, block, unit, owned, UNITS, HEAD)
-            slope = _saved(gates_ptr, step, 4, SAVED, block, unit, owned, UNITS, HEAD)
-        if NORM:
-            normal = _saved(gates_ptr, step, 8, SAVED, block, unit, owned, UNITS, HEAD)
-            rates = rates_ptr + (step[:, None] * BLOCKS + block) * 2
-            rate = tl.load(rates, mask=live[:, None], other=0.0)
-            cell_rate = tl.load(rates + 1, mask=live[:, None], other=0.0)
+        saved = _of_step(
+            gates_ptr, previous_ptr, cells_ptr, counts_ptr, rates_ptr, step, block, unit, owned, live, KIND, SAVED,
+            BLOCKS, UNITS, HEAD,
+        )  # fmt: skip
 
         for s in range(TIME):
             t = _before(s, TIME, backwards)
             ok = t < length
+            i = saved[0]
+            if TWO or ONE:
+                f, g, o = saved[1], saved[2], saved[3]
+            if ONE:
+                h_before = saved[4]
+            if TWO:
+                c_before = saved[4]
+            if KIND == "slstm":
+                n_before, slope = saved[5], saved[6]
+            if NORM:
+                normal, rate, cell_rate = saved[5], saved[6], saved[7]
             if NORM:  # not ahead: across the product they would take registers
                 step = long_rows * TIME + t
                 q_i = _saved(gates_ptr, step, 4, SAVED, block, unit, owned, UNITS, HEAD)
@@ -250,7 +267,6 @@ def backward(
                 e1 = (e1 - mean - along * q_f).to(DTYPE)
                 e2 = (e2 - mean - along * q_g).to(DTYPE)
                 e3 = (e3 - mean - along * q_o).to(DTYPE)
-                rate_here = rate
                 tl.store(dq_ptr + at, e0, mask=owned)
                 tl.store(dq_ptr + at + WIDTH, e1, mask=owned)
                 tl.store(dq_ptr + at + 2 * WIDTH, e2, mask=owned)
@@ -261,30 +277,17 @@ def backward(
             step = long_rows * TIME + _before(s + 1, TIME, backwards)
             if not SUMMED:
                 dy_now = _saved(dy_ptr, step, 0, 1, block, unit, owned, UNITS, HEAD)
-            i = _saved(gates_ptr, step, 0, SAVED, block, unit, owned, UNITS, HEAD)
-            if TWO or ONE:
-                f = _saved(gates_ptr, step, 1, SAVED, block, unit, owned, UNITS, HEAD)
-                g = _saved(gates_ptr, step, 2, SAVED, block, unit, owned, UNITS, HEAD)
-                o = _saved(gates_ptr, step, 3, SAVED, block, unit, owned, UNITS, HEAD)
-            if ONE:
-                h_before = _saved(previous_ptr, step, 0, 1, block, unit, owned, UNITS, HEAD)
-            if TWO:
-                c_before = _saved(cells_ptr, step, 0, 1, block, unit, owned, UNITS, HEAD)
-            if KIND == "slstm":
-                n_before = _saved(counts_ptr, step, 0, 1, block, unit, owned, UNITS, HEAD)
-                slope = _saved(gates_ptr, step, 4, SAVED, block, unit, owned, UNITS, HEAD)
-            if NORM:
-                normal = _saved(gates_ptr, step, 8, SAVED, block, unit, owned, UNITS, HEAD)
-                rates = rates_ptr + (step[:, None] * BLOCKS + block) * 2
-                rate = tl.load(rates, mask=live[:, None], other=0.0)
-                cell_rate = tl.load(rates + 1, mask=live[:, None], other=0.0)
+            saved = _of_step(
+                gates_ptr, previous_ptr, cells_ptr, counts_ptr, rates_ptr, step, block, unit, owned, live, KIND, SAVED,
+                BLOCKS, UNITS, HEAD,
+            )  # fmt: skip
 
             if NORM:
                 product = tl.dot(e0, w[0], input_precision=PRECISION)
                 odd = tl.dot(e1, w[1], input_precision=PRECISION)
                 product = tl.dot(e2, w[2], product, input_precision=PRECISION)
                 odd = tl.dot(e3, w[3], odd, input_precision=PRECISION)
-                product = (product + odd) * rate_here
+                product = (product + odd) * rate
             elif TOGETHER:
                 if ONE:
                     a3 = tl.zeros_like(a0)

@@ -6,10 +6,10 @@ import triton
 import triton.language as tl
 
 from llmasos_xla.kernels._triton.language import arrive, refuse_more_than_resident, tanh, wait
-from llmasos_xla.kernels.rnn.triton_language import columns, depth, handed, two_sums
+from llmasos_xla.kernels.rnn import xla
+from llmasos_xla.kernels.rnn.triton_language import columns, depth, handed, rows_of, two_sums
 
-# Stands for minus infinity where it is a state: the exponential stabilizer of sLSTM before its first step.
-LOWEST = tl.constexpr(-1e30)
+LOWEST = tl.constexpr(xla.LOWEST)
 
 
 @triton.jit
@@ -50,10 +50,10 @@ def forward(
     y_ptr, h_ptr, c_ptr, n_ptr, m_ptr, gates_ptr, previous_ptr, cells_ptr, counts_ptr, rates_ptr, exchange_ptr,
     counter_ptr,
     KIND: tl.constexpr, BATCH: tl.constexpr, TIME: tl.constexpr, BLOCKS: tl.constexpr, HEADS: tl.constexpr,
-    HEAD: tl.constexpr, GATES: tl.constexpr, REVERSE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    BK: tl.constexpr, SPLITS: tl.constexpr, DEPTH: tl.constexpr, HELD: tl.constexpr, ROUNDS: tl.constexpr,
-    PADDED: tl.constexpr, A: tl.constexpr, COUNTED: tl.constexpr, EPSILON: tl.constexpr, PRECISION: tl.constexpr,
-    LINE: tl.constexpr, PTX: tl.constexpr,
+    HEAD: tl.constexpr, GATES: tl.constexpr, SAVED: tl.constexpr, REVERSE: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, BK: tl.constexpr, SPLITS: tl.constexpr, DEPTH: tl.constexpr, HELD: tl.constexpr,
+    ROUNDS: tl.constexpr, PADDED: tl.constexpr, A: tl.constexpr, COUNTED: tl.constexpr, EPSILON: tl.constexpr,
+    PRECISION: tl.constexpr, LINE: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
     """All steps of one tile. Pointers that a kind or a request does without are None; so are all saved for inference.
 
@@ -69,7 +69,6 @@ def forward(
     ONE: tl.constexpr = KIND == "gru"
     # Columns of a unit in the first product, which A tells, and in the second.
     B: tl.constexpr = GATES - A
-    SAVED: tl.constexpr = 5 if KIND == "slstm" else 9 if NORM else GATES + ONE
     TILES: tl.constexpr = (HEAD + DEPTH * BK - 1) // (DEPTH * BK)
     WIDE: tl.constexpr = TILES * DEPTH * BK
     DTYPE: tl.constexpr = ra_ptr.dtype.element_ty
@@ -112,14 +111,8 @@ def forward(
         counted = unit[None, :] < COUNTED
     for turn_of_tiles in range(ROUNDS):
         tile = tl.program_id(2) + turn_of_tiles * tl.num_programs(2)
-        rows = tile * BM + tl.arange(0, BM)
-        live = rows < BATCH
-        owned = live[:, None] & (unit[None, :] < HEAD)
+        rows, live, owned, state, length = rows_of(tile, unit, block, lengths_ptr, BATCH, TIME, UNITS, HEAD, BM)
         long_rows = rows.to(tl.int64)
-        state = rows[:, None] * UNITS + block * HEAD + unit[None, :]
-        length = tl.full((BM,), TIME, tl.int32)
-        if lengths_ptr is not None:
-            length = tl.load(lengths_ptr + rows, mask=live, other=0)
         scale = 1.0
         if mask_ptr is not None and not NORM:
             scale = tl.load(mask_ptr + state, mask=owned, other=0.0)

@@ -52,23 +52,33 @@ def depth(k, DEPTH: tl.constexpr, SPAN: tl.constexpr, BK: tl.constexpr):
 @triton.jit
 @no_type_check
 def handed(turn_ptr, inner, rows, kept, WIDTH: tl.constexpr):
-    """What the programs of a block handed over, rows of WIDTH, at the places `inner`; where not `kept`, zeros.
+    """What the programs of a block handed over, rows of WIDTH, at the places `inner` [DEPTH, BK]; zeros if not `kept`.
 
     The buffer is padded to whole tiles, which were zero at the start, so that no mask is needed for its ends.
     """
-    if len(inner.shape) == 2:
-        at = rows[None, :, None] * WIDTH + inner[:, None, :]
-    else:
-        at = rows[:, None] * WIDTH + inner[None, :]
+    at = turn_ptr + rows[None, :, None] * WIDTH + inner[:, None, :]
     if kept is None:
-        got = tl.load(turn_ptr + at, cache_modifier=".cg")
+        got = tl.load(at, cache_modifier=".cg")
     else:
-        if len(inner.shape) == 2:
-            mask = kept[None, :, None]
-        else:
-            mask = kept[:, None]
-        got = tl.load(turn_ptr + at, mask=mask, other=0.0, cache_modifier=".cg")
+        got = tl.load(at, mask=kept[None, :, None], other=0.0, cache_modifier=".cg")
     return got
+
+
+@triton.jit
+@no_type_check
+def rows_of(
+    tile, unit, block, lengths_ptr, BATCH: tl.constexpr, TIME: tl.constexpr, UNITS: tl.constexpr, HEAD: tl.constexpr,
+    BM: tl.constexpr,
+):  # fmt: skip
+    """A tile's rows of the batch, which of them are there, which units too, where a state has them; rows' lengths."""
+    rows = tile * BM + tl.arange(0, BM)
+    live = rows < BATCH
+    owned = live[:, None] & (unit[None, :] < HEAD)
+    state = rows[:, None] * UNITS + block * HEAD + unit[None, :]
+    length = tl.full((BM,), TIME, tl.int32)
+    if lengths_ptr is not None:
+        length = tl.load(lengths_ptr + rows, mask=live, other=0)
+    return rows, live, owned, state, length
 
 
 @triton.jit

@@ -16,17 +16,17 @@ from llmasos_xla.kernels import _triton
 from llmasos_xla.kernels._triton.compiler import Options
 from llmasos_xla.kernels.rnn import xla
 from llmasos_xla.kernels.rnn.layer_norm import normalize
-from llmasos_xla.kernels.rnn.triton_spec import COUNTER_LINE, Spec, Tiles
+from llmasos_xla.kernels.rnn.triton_spec import COUNTER_LINE, SAVED_GATES, Spec, Tiles
 
 
 def constants(s: Spec, t: Tiles) -> dict[str, Any]:
     """What the kernels are compiled for, by the names of their parameters."""
     return {
         "KIND": s.kind, "BATCH": s.batch, "TIME": s.time, "BLOCKS": s.blocks, "HEADS": s.heads, "HEAD": s.head,
-        "GATES": s.gates, "REVERSE": s.reverse, "BM": t.rows, "BN": t.units, "BK": t.inner, "SPLITS": t.splits,
-        "DEPTH": t.depth, "HELD": t.held, "ROUNDS": t.rounds, "PADDED": t.rounds * t.resident * t.rows,
-        "A": s.together, "COUNTED": s.counted, "EPSILON": s.epsilon, "PRECISION": s.precision,
-        "LINE": COUNTER_LINE, "PTX": True,
+        "GATES": s.gates, "SAVED": SAVED_GATES[s.kind], "REVERSE": s.reverse, "BM": t.rows, "BN": t.units,
+        "BK": t.inner, "SPLITS": t.splits, "DEPTH": t.depth, "HELD": t.held, "ROUNDS": t.rounds,
+        "PADDED": t.rounds * t.resident * t.rows, "A": s.together, "COUNTED": s.counted, "EPSILON": s.epsilon,
+        "PRECISION": s.precision, "LINE": COUNTER_LINE, "PTX": True,
     }  # fmt: skip
 
 

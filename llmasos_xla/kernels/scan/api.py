@@ -75,8 +75,6 @@ def linear_scan(
     >>> h[0, :, 0].tolist(), final.tolist()
     ([2.0, 2.0, 2.0, 2.0], [[2.0]])
     """
-    problem = check(a, b, h0, lengths, resets, reverse)
-    named = implementation is not None
-    candidates = choice.candidates(problem, named)
-    h, final = _dispatch.run(linear_scan, candidates, implementation)
+    ways = _candidates(a, b, h0, lengths=lengths, resets=resets, reverse=reverse, implementation=implementation)
+    h, final = _dispatch.run(linear_scan, ways, implementation)
     return h, final

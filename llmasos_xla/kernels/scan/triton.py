@@ -13,7 +13,7 @@ behind those before it, at the price of reading a and b twice.
 """
 
 from llmasos_xla.kernels import _triton
-from llmasos_xla.kernels._dispatch import platform
+from llmasos_xla.kernels._dispatch import elsewhere
 from llmasos_xla.kernels._triton import tuned
 from llmasos_xla.kernels.scan.recurrence import Spec
 from llmasos_xla.kernels.scan.triton_spec import CHOICE, TABLE, programs, shape_class
@@ -24,8 +24,9 @@ _GRID = 2**31
 
 def cannot(s: Spec, unfit: str | None) -> str | None:
     """Why no kernel can compute this recurrence here, or None."""
-    if platform() != "gpu":
-        return f"runs on gpu, this is {platform()}"
+    why = elsewhere("gpu")
+    if why is not None:
+        return why
     if s.dtype not in _triton.DTYPES:
         return f"takes {', '.join(_triton.DTYPES)}, b is {s.dtype}"
     why = unfit or _triton.refusal()

@@ -64,7 +64,7 @@ def _heuristic(s: Spec, device: _triton.Device) -> Config:
     # Narrower where that makes programs, down to 128 bytes in a row for a warp.
     while vector * itemsize > 4 and (LANES * vector >= 2 * s.channels or programs(s, vector) < wanted):
         vector //= 2
-    ahead = min(_LANE_BYTES // (vector * itemsize), _power(s.time))
+    ahead = min(_LANE_BYTES // (vector * itemsize), 1 << (s.time - 1).bit_length())
     streams = 1 + (s.gate[1] > 1 and s.gate[2] == s.channels)
     filled = programs(s, vector) * streams / 2 / wanted
 
@@ -80,8 +80,3 @@ def _heuristic(s: Spec, device: _triton.Device) -> Config:
 def programs(s: Spec, vector: int) -> int:
     """Programs of one segment."""
     return s.batch * -(-s.channels // (LANES * vector))
-
-
-def _power(n: int) -> int:
-    """The next power of two."""
-    return 1 << (n - 1).bit_length()

@@ -170,3 +170,45 @@ def reports(function, *arrays, target):
     return {
         kernel.fn.__name__: aot.compiled(kernel, p, c, target, o) for kernel, p, c, o in launches(function, *arrays)
     }
+
+
+def check_some_gradients(case, activation, sought, interpreted):
+    """Gradients of some arguments alone are those among all."""
+    arrays, dy = drawn(case, "float32")
+    wanted = in_float64(case, activation, arrays, dy)
+
+    def some(*values):
+        given = dict(zip(sought, values))
+        return conv_of(case, activation)(*(given.get(i, a) for i, a in enumerate(arrays)))
+
+    with interpreted():
+        _, *got = with_gradients(some)([arrays[i] for i in sought], dy)
+    for i, g in zip(sought, got):
+        assert_close(g, wanted[1 + i], scale=max(1.0, np.abs(wanted[1 + i]).max() / 4))
+
+
+def check_derivatives(case, activation, interpreted):
+    """Forward mode and second derivatives equal those of the plain version."""
+    arrays, _ = drawn(case, "float32")
+    directions, _ = drawn(case, "float32", seed=1)
+
+    def derivatives(*arrays):
+        f = conv_of(case, activation)
+        forward = jax.jvp(f, arrays, tuple(directions))[1]
+        return forward, jax.jvp(jax.grad(lambda *a: (f(*a) ** 2).sum(), (0, 1, 2)), arrays, tuple(directions))[1]
+
+    wanted = jax.jit(derivatives)(*arrays)
+    with interpreted() as ran:
+        got = jax.block_until_ready(jax.jit(derivatives)(*arrays))
+        assert ran
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted)):
+        assert_close(a, b, scale=max(4.0, np.abs(b).max()))
+
+
+def check_chosen_on_gpu_alone(case, formulation):
+    """The kernel runs on gpu without being asked for, and says elsewhere why it does not."""
+    found = explained(case)
+    assert (found.chosen.implementation, found.chosen.formulation) == ("triton", formulation)
+    shapes = jax.ShapeDtypeStruct(case.lhs, "float32"), jax.ShapeDtypeStruct(case.rhs, "float32")
+    on_cpu = kernels.explain(kernels.conv, *shapes, **case.arguments)
+    assert f"triton: {formulation} (runs on gpu, this is cpu)" in str(on_cpu)

@@ -11,13 +11,15 @@ from kernels.triton.conv_problems import (
     SMALL,
     but,
     check,
+    check_chosen_on_gpu_alone,
+    check_derivatives,
+    check_some_gradients,
     check_tuned,
     compiled,
     conv_of,
     drawn,
     explained,
     geometry_of,
-    in_float64,
     mixed,
     text,
     with_gradients,
@@ -70,17 +72,7 @@ def test_a_short_convolution_over_time_has_its_gradient_in_one_pass(name, activa
 @pytest.mark.parametrize("sought", [(0,), (1,), (2,), (0, 2)])
 @pytest.mark.parametrize("name", ["odd", "1d-causal"])
 def test_some_gradients_are_those_among_all(name, sought, interpreted):
-    arrays, dy = drawn(CASES[name], "float32")
-    wanted = in_float64(CASES[name], "silu", arrays, dy)
-
-    def some(*values):
-        given = dict(zip(sought, values))
-        return conv_of(CASES[name], "silu")(*(given.get(i, a) for i, a in enumerate(arrays)))
-
-    with interpreted():
-        _, *got = with_gradients(some)([arrays[i] for i in sought], dy)
-    for i, g in zip(sought, got):
-        assert_close(g, wanted[1 + i], scale=max(1.0, np.abs(wanted[1 + i]).max() / 4))
+    check_some_gradients(CASES[name], "silu", sought, interpreted)
 
 
 def test_what_is_not_finite_stays_where_the_sums_are(interpreted):
@@ -156,24 +148,7 @@ def test_vmap_of_value_and_gradients_is_one_call(name, axes, interpreted):
 @pytest.mark.parametrize("name", ["odd", "1d-causal"])
 @pytest.mark.parametrize("activation", ["silu", "tanh"])
 def test_second_derivatives_and_forward_mode_equal_those_of_the_plain_version(name, activation, interpreted):
-    arrays, _ = drawn(CASES[name], "float32")
-    directions, _ = drawn(CASES[name], "float32", seed=1)
-
-    def derivatives(*arrays):
-        f = conv_of(CASES[name], activation)
-
-        def loss(*a):
-            return (f(*a) ** 2).sum()
-
-        forward = jax.jvp(f, arrays, tuple(directions))[1]
-        return forward, jax.jvp(jax.grad(loss, (0, 1, 2)), arrays, tuple(directions))[1]
-
-    wanted = jax.jit(derivatives)(*arrays)
-    with interpreted() as ran:
-        got = jax.block_until_ready(jax.jit(derivatives)(*arrays))
-        assert ran
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted)):
-        assert_close(a, b, scale=max(4.0, np.abs(b).max()))
+    check_derivatives(CASES[name], activation, interpreted)
 
 
 def test_eager_remat_and_scan_give_the_same(interpreted):
@@ -202,11 +177,7 @@ def test_calls_stand_in_a_cuda_program_alone():
 
 
 def test_it_is_chosen_on_gpu_alone():
-    found = explained(CASES["stride"])
-    assert (found.chosen.implementation, found.chosen.formulation) == ("triton", "depthwise kernel")
-    shapes = jax.ShapeDtypeStruct(CASES["stride"].lhs, "float32"), jax.ShapeDtypeStruct(CASES["stride"].rhs, "float32")
-    on_cpu = kernels.explain(kernels.conv, *shapes, **CASES["stride"].arguments)
-    assert "triton: depthwise kernel (runs on gpu, this is cpu)" in str(on_cpu)
+    check_chosen_on_gpu_alone(CASES["stride"], "depthwise kernel")
 
 
 @pytest.mark.parametrize(

@@ -10,20 +10,21 @@ from kernels.triton.conv_problems import (
     SMALL,
     but,
     check,
+    check_chosen_on_gpu_alone,
+    check_derivatives,
+    check_some_gradients,
     check_tuned,
     compiled,
     conv_of,
     drawn,
     explained,
     geometry_of,
-    in_float64,
     mixed,
     text,
     with_gradients,
 )
 from tolerances import assert_close
 
-from llmasos_xla import kernels
 from llmasos_xla.kernels import _dispatch
 from llmasos_xla.kernels._triton.precision import dot_precision
 from llmasos_xla.kernels.conv import triton, triton_first
@@ -58,17 +59,7 @@ def test_offsets_of_64_bits(interpreted, monkeypatch):
 @pytest.mark.parametrize("sought", [(0,), (1,), (2,), (0, 2)])
 @pytest.mark.parametrize("activation", ["silu", "relu"])
 def test_some_gradients_are_those_among_all(activation, sought, interpreted):
-    arrays, dy = drawn(CASES["mnist"], "float32")
-    wanted = in_float64(CASES["mnist"], activation, arrays, dy)
-
-    def some(*values):
-        given = dict(zip(sought, values))
-        return conv_of(CASES["mnist"], activation)(*(given.get(i, a) for i, a in enumerate(arrays)))
-
-    with interpreted():
-        _, *got = with_gradients(some)([arrays[i] for i in sought], dy)
-    for i, g in zip(sought, got):
-        assert_close(g, wanted[1 + i], scale=max(1.0, np.abs(wanted[1 + i]).max() / 4))
+    check_some_gradients(CASES["mnist"], activation, sought, interpreted)
 
 
 def test_what_no_window_reads_has_no_part_in_the_sums(interpreted):
@@ -110,20 +101,7 @@ def test_by_name_kernels_of_their_own_are_refused_under_vmap():
 
 @pytest.mark.parametrize("activation", ["silu", "tanh"])
 def test_second_derivatives_and_forward_mode_equal_those_of_the_plain_version(activation, interpreted):
-    arrays, _ = drawn(CASES["mnist"], "float32")
-    directions, _ = drawn(CASES["mnist"], "float32", seed=1)
-
-    def derivatives(*arrays):
-        f = conv_of(CASES["mnist"], activation)
-        forward = jax.jvp(f, arrays, tuple(directions))[1]
-        return forward, jax.jvp(jax.grad(lambda *a: (f(*a) ** 2).sum(), (0, 1, 2)), arrays, tuple(directions))[1]
-
-    wanted = jax.jit(derivatives)(*arrays)
-    with interpreted() as ran:
-        got = jax.block_until_ready(jax.jit(derivatives)(*arrays))
-        assert ran
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted)):
-        assert_close(a, b, scale=max(4.0, np.abs(b).max()))
+    check_derivatives(CASES["mnist"], activation, interpreted)
 
 
 def test_eager_equals_jit_and_calls_stand_in_a_cuda_program_alone(interpreted):
@@ -150,11 +128,7 @@ def test_products_of_float32_are_float32_unless_jax_is_told_else():
 
 
 def test_it_is_chosen_on_gpu_alone():
-    found = explained(CASES["stem"])
-    assert (found.chosen.implementation, found.chosen.formulation) == ("triton", "first layer kernel")
-    shapes = jax.ShapeDtypeStruct(CASES["stem"].lhs, "float32"), jax.ShapeDtypeStruct(CASES["stem"].rhs, "float32")
-    on_cpu = kernels.explain(kernels.conv, *shapes, **CASES["stem"].arguments)
-    assert "triton: first layer kernel (runs on gpu, this is cpu)" in str(on_cpu)
+    check_chosen_on_gpu_alone(CASES["stem"], "first layer kernel")
 
 
 def test_a_tuned_table_has_the_last_word():
