@@ -72,7 +72,7 @@ class MeshSpec:
             return shard
         if not isinstance(shard, str) or shard not in STRATEGIES:
             raise unknown("shard", "strategy", shard, (*STRATEGIES, "auto", "MeshSpec(data=2, tensor=4)"))
-        return cls(**{shard: -1})
+        return cls(**{shard: -1})  # pyright: ignore[reportArgumentType]
 
     @property
     def sizes(self) -> dict[str, int]:

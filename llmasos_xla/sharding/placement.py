@@ -58,8 +58,8 @@ class Placement:
     def shardings(self, tree: Any, arrays: Mapping[str, Any]) -> Any:
         """NamedShardings for a tree of arrays, or of `jax.ShapeDtypeStruct`.
 
-        What stands under the name of one of `arrays` (parameters and state by name) and has its shape lies as that does:
-        so does an optimizer's state. A leaf of another shape lies as its own shape allows, one without a name whole.
+        What stands under the name of one of `arrays` (parameters and state by name) and has its shape lies as that
+        does: so does an optimizer's state. All else is whole on every device.
         """
         layouts: dict[tuple[str, tuple[int, ...]], NamedSharding] = {}
 
@@ -75,22 +75,34 @@ class Placement:
 
         return jax.tree_util.tree_map_with_path(of, tree)
 
-    def rows(self, shape: Sequence[int], axis: int = 0) -> NamedSharding:
-        """For a batch whose rows lie along `axis`; with seq, the time axis behind it is split too.
+    def rows(self, shape: Sequence[int], axis: int = 0, time: int | None = None) -> NamedSharding:
+        """For an array of a batch whose rows lie along `axis`; an axis of `time` steps behind it is split over seq.
 
-        Raises ValueError if a size does not divide.
+        Raises ValueError if the steps do not divide.
         """
         parts: list[Any] = [None] * axis + [self.batch_axes or None]
         seq = self.spec.seq
-        if seq > 1 and len(shape) > axis + 1:
-            time = shape[axis + 1]
+        if seq > 1 and time is not None and len(shape) > axis + 1 and shape[axis + 1] == time:
             if time % seq:
                 raise ValueError(
-                    f"shard: axis 1 of a batch, its time of {time} steps, does not divide into seq={seq} parts; pad the "
-                    f"rows to {-(-time // seq) * seq} steps, or choose another size"
+                    f"shard: axis 1 of a batch, its time of {time} steps, does not divide into seq={seq} parts; pad "
+                    f"the rows to {-(-time // seq) * seq} steps, or choose another size"
                 )
             parts.append("seq")
         return self._named(PartitionSpec(*parts))
+
+    def batch(self, batch: Mapping[str, Any], axis: int = 0) -> dict[str, Any]:
+        """NamedShardings of a batch, `{"x": ..., "y": ..., "weight": ..., "count": ...}`: rows lie along `axis`.
+
+        With seq, axis 1 of a sample of x is its time, and of all that has as many steps.
+        """
+        shape = np.shape(jax.tree.leaves(batch["x"])[0])
+        time = shape[axis + 1] if len(shape) > axis + 1 else None
+
+        def of(a: Any) -> NamedSharding:
+            return self.replicated if len(np.shape(a)) <= axis else self.rows(np.shape(a), axis, time)
+
+        return {name: jax.tree.map(of, part) for name, part in batch.items()}
 
     def gathers(self, arrays: Mapping[str, Any]) -> bool:
         """Whether any of these arrays by name is stored otherwise than it is used."""

@@ -40,9 +40,7 @@ TENSOR: tuple[Rule, ...] = (
     Rule(r"(^|/)embeddings$", {-1: "tensor"}),
     # A recurrence or a depthwise window divided by features would talk at each step or window: kept split, used whole.
     Rule(r"recurrent_(kernel|bias|scale)$|(input|cell)_(scale|offset)$", {-1: "tensor"}, gathered=True),
-    Rule(
-        r"(^|/)(lstm|gru|simple_rnn|min_gru)\w*/|(^|/)(forward|backward)/(kernel|bias)$", {-1: "tensor"}, gathered=True
-    ),
+    Rule(r"(^|/)(lstm|gru|simple_rnn|min_gru)\w*/|(forward|backward)/(kernel|bias)$", {-1: "tensor"}, gathered=True),
     Rule(r"depthwise_kernel$|depthwise_conv\w*/(kernel|bias)$", {-1: "tensor"}, gathered=True),
     Rule(r"conv2d_transpose\w*/kernel$", {-2: "tensor"}),
     # Columns of products and of convolutions, and what goes with each output feature.
@@ -103,8 +101,8 @@ def layout(name: str, shape: Sequence[int], spec: MeshSpec, *, stacked: bool = F
     if stacked and spec.pipe > 1:
         if shape[0] % spec.pipe:
             raise ValueError(
-                f"shard: {name} {tuple(shape)} has {shape[0]} layers on axis 0, which do not divide into pipe={spec.pipe} "
-                "stages; choose a depth that does"
+                f"shard: {name} {tuple(shape)} has {shape[0]} layers on axis 0, which do not divide into "
+                f"pipe={spec.pipe} stages; choose a depth that does"
             )
         stored[0] = used[0] = "pipe"
     for strategy, table in (("expert", EXPERT), ("tensor", TENSOR)):
@@ -143,7 +141,8 @@ def _rule(name: str, table: Sequence[Rule], strategy: str) -> Rule:
             return rule
     raise ValueError(
         f"shard: no rule of {strategy} names the array {name!r}; say where it lies: "
-        f'MeshSpec(..., rules=((r"{re.escape(name)}$", PartitionSpec(...)),)), PartitionSpec() for a copy on each device'
+        f'MeshSpec(..., rules=((r"{re.escape(name)}$", PartitionSpec(...)),)), with PartitionSpec() for a copy on each '
+        "device"
     )
 
 
@@ -174,9 +173,8 @@ def _check_given(name: str, shape: Sequence[int], given: PartitionSpec, spec: Me
     for at, entry in enumerate(given):
         for axis in _axes(entry):
             if axis not in spec.sizes:
-                raise ValueError(
-                    f"shard: the rule's {given} for {name} names the axis {axis!r}; a mesh has {[*spec.sizes]}"
-                )
+                known = ", ".join(spec.sizes)
+                raise ValueError(f"shard: the rule's {given} for {name} names the axis {axis!r}; a mesh has {known}")
         parts = math.prod(getattr(spec, axis) for axis in _axes(entry))
         if shape[at] % parts:
             axes = " x ".join(f"{axis}={getattr(spec, axis)}" for axis in _axes(entry))
