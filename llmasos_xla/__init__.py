@@ -4,8 +4,10 @@
     layers                        what models are made of
     Dataset                       data with its preprocessing
     Optimizer, Schedule           how to train
+    MeshSpec                      over how many devices, and along what
     callbacks                     early stopping, best checkpoint, logs
     Deployer                      serve a saved model over HTTP
+    sharding                      meshes, where arrays lie on them
     kernels                       convolution, pooling, recurrence for your own JAX code
     pure, Net, Variables          an nnx module as pure functions over flat dicts
 
@@ -20,6 +22,7 @@ from llmasos_xla._version import __version__ as __version__
 if TYPE_CHECKING:
     from llmasos_xla import data as data
     from llmasos_xla import kernels as kernels
+    from llmasos_xla import sharding as sharding
     from llmasos_xla import training as training
     from llmasos_xla.api.load import load as load
     from llmasos_xla.api.model import Model as Model
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from llmasos_xla.data.dataset import Dataset as Dataset
     from llmasos_xla.deployment.deployer import Deployer as Deployer
     from llmasos_xla.models import layers as layers
+    from llmasos_xla.sharding.mesh import MeshSpec as MeshSpec
     from llmasos_xla.training import callbacks as callbacks
     from llmasos_xla.training.optimizers import Optimizer as Optimizer
     from llmasos_xla.training.optimizers import Schedule as Schedule
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Dataset": "data.dataset",
     "Deployer": "deployment.deployer",
+    "MeshSpec": "sharding.mesh",
     "Model": "api.model",
     "Net": "core",
     "Optimizer": "training.optimizers",
@@ -51,6 +56,7 @@ _MODULES = {
     "data": "data",
     "kernels": "kernels",
     "layers": "models.layers",
+    "sharding": "sharding",
     "training": "training",
 }
 

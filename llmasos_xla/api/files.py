@@ -13,6 +13,7 @@ from llmasos_xla.api.saving import Saved
 from llmasos_xla.core import Variables
 from llmasos_xla.data.preprocessing import Preprocessing
 from llmasos_xla.models.spec import StackSpec
+from llmasos_xla.sharding.transfer import fetch
 from llmasos_xla.training.history import History
 from llmasos_xla.training.loop import Position
 from llmasos_xla.training.step import Totals, TrainState
@@ -31,14 +32,14 @@ def to_file(learner: Learner, door: Mapping[str, Any]) -> tuple[dict[str, Any], 
         "epochs_done": learner.epochs_done,
         "unfinished": _unfinished_to_json(learner.unfinished) if recipe else None,
     }
-    arrays = {f"params/{n}": np.asarray(a) for n, a in variables.params.items()}
-    arrays |= {f"state/{n}": np.asarray(a) for n, a in variables.state.items()}
+    arrays: dict[str, Any] = {f"params/{n}": a for n, a in variables.params.items()}
+    arrays |= {f"state/{n}": a for n, a in variables.state.items()}
     training = learner.training_state
     if training is not None and recipe:
-        arrays |= {f"optimizer/{n}": np.asarray(a) for n, a in _by_path(training.optimizer).items()}
-        arrays["step"] = np.asarray(training.step)
-        arrays |= {f"average/{n}": np.asarray(a) for n, a in (training.average or {}).items()}
-    return spec, arrays
+        arrays |= {f"optimizer/{n}": a for n, a in _by_path(training.optimizer).items()}
+        arrays["step"] = training.step
+        arrays |= {f"average/{n}": a for n, a in (training.average or {}).items()}
+    return spec, fetch(arrays)
 
 
 def from_file(saved: Saved) -> tuple[Learner, dict[str, Any]]:

@@ -18,6 +18,7 @@ from llmasos_xla.core import Net, Variables
 from llmasos_xla.data.dataset import Dataset
 from llmasos_xla.data.preprocessing import Preprocessing
 from llmasos_xla.models.spec import StackSpec
+from llmasos_xla.sharding.agreement import agree
 from llmasos_xla.sharding.mesh import MeshSpec, divided
 from llmasos_xla.sharding.placement import Placement
 from llmasos_xla.sharding.transfer import fetch, put
@@ -85,6 +86,9 @@ class Learner:
 
     def shard(self, shard: Any) -> None:
         """Lays the model out over a mesh: a strategy's name, a `MeshSpec`, or None to leave it where it is."""
+        if shard is None and self.placement is None and jax.process_count() > 1:
+            # Each process for itself would train as many models, and each on all rows.
+            shard = "data"
         if shard is None:
             return
         if self._fitting is not None:
@@ -191,7 +195,7 @@ class Learner:
             divided(batch_size, self.placement.spec)
         # A batch larger than the data would repeat rows.
         batch_size = whole_batches(min(batch_size, len(dataset)), self.placement)
-        report = reporter(verbose)
+        report = reporter(verbose if jax.process_index() == 0 else 0)
         started = time.time()
         self._prepare(dataset)
         labels = self._check_labels(dataset, "fit")
@@ -209,6 +213,15 @@ class Learner:
             "seed": order_seed,
             "first_epoch": self.epochs_done,
         }
+        agree(
+            "fit",
+            {
+                "the model": self.spec.to_json(),
+                "the data": [dataset.name, len(dataset), self.preprocessing.to_json()] if self.preprocessing else None,
+                "the fit": request,
+                "the updates so far": int(self._state.step) if isinstance(self._state, TrainState) else 0,
+            },
+        )
         going_on = self.unfinished is not None and self.unfinished.request == request
         position = self.unfinished.position if going_on and self.unfinished else None
         history = self.unfinished.history if going_on and self.unfinished else History()
@@ -277,7 +290,7 @@ class Learner:
         self.shard(shard)
         if batch_size is not None:
             _check_whole("evaluate", batch_size=batch_size)
-        report = reporter(verbose)
+        report = reporter(verbose if jax.process_index() == 0 else 0)
         self._prepare(dataset)
         self._check_labels(dataset, "evaluate")
         _, evaluator, _ = self._toolbox()
@@ -313,10 +326,15 @@ class Learner:
     # Saving
 
     def save(self, path: str | os.PathLike, door: Mapping[str, Any]) -> None:
-        """Writes the model, its preprocessing and its training state to a .h5 or .safetensors file."""
+        """Writes the model, its preprocessing and its training state to a .h5 or .safetensors file.
+
+        Of several processes all have to call; the first one writes.
+        """
         from llmasos_xla.api import files
 
-        saving.write(path, *files.to_file(self, door))
+        spec, arrays = files.to_file(self, door)
+        if jax.process_index() == 0:
+            saving.write(path, spec, arrays)
 
     def summary(self) -> str:
         """The layers, their output shapes and parameters, and what is done to raw input."""

@@ -27,8 +27,8 @@ class TrainState:
 
     variables: Variables
     optimizer: optax.OptState
-    average: dict[str, Any] | None
-    """The weights' running average, if the optimizer keeps one."""
+    average: Any
+    """The weights' running average by name, if the optimizer keeps one, else None."""
     step: Any
     """Number of updates so far, int32."""
 
