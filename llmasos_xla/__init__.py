@@ -4,6 +4,7 @@
     layers                        what models are made of
     Dataset                       data with its preprocessing
     Optimizer, Schedule           how to train
+    Checkpoint                    how often a fit saves itself, and what is kept
     callbacks                     early stopping, best checkpoint, logs
     Deployer                      serve a saved model over HTTP
     kernels                       convolution, pooling, recurrence for your own JAX code
@@ -31,10 +32,12 @@ if TYPE_CHECKING:
     from llmasos_xla.deployment.deployer import Deployer as Deployer
     from llmasos_xla.models import layers as layers
     from llmasos_xla.training import callbacks as callbacks
+    from llmasos_xla.training.checkpoint import Checkpoint as Checkpoint
     from llmasos_xla.training.optimizers import Optimizer as Optimizer
     from llmasos_xla.training.optimizers import Schedule as Schedule
 
 _HOMES = {
+    "Checkpoint": "training.checkpoint",
     "Dataset": "data.dataset",
     "Deployer": "deployment.deployer",
     "Model": "api.model",

@@ -118,12 +118,21 @@ def tensorboard(folder: str | pathlib.Path) -> Callback:
     return callback
 
 
-def _sign(monitor: str, mode: str) -> float:
+def direction(monitor: str, mode: str = "auto") -> Literal["min", "max"]:
+    """Whether less or more of a metric is better; "auto" goes by its name.
+
+    >>> direction("val_loss"), direction("val_accuracy")
+    ('min', 'max')
+    """
     if mode not in ("auto", "min", "max"):
         raise ValueError(f"callbacks: mode wants auto, min or max, got {mode!r}")
     if mode == "auto":
         mode = "max" if any(part in monitor for part in _MORE_IS_BETTER) else "min"
-    return -1.0 if mode == "max" else 1.0
+    return "max" if mode == "max" else "min"
+
+
+def _sign(monitor: str, mode: str) -> float:
+    return -1.0 if direction(monitor, mode) == "max" else 1.0
 
 
 def _monitored(who: str, monitor: str, logs: dict[str, float]) -> float:
