@@ -5,7 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,9 @@ from llmasos_xla.training.history import History
 from llmasos_xla.training.losses import check_targets
 from llmasos_xla.training.report import reporter
 from llmasos_xla.training.step import Objective, TrainState, new_state
+
+if TYPE_CHECKING:
+    from llmasos_xla.api.keeping import Keeper
 
 
 class Unfinished(NamedTuple):
@@ -128,6 +131,10 @@ class Learner:
         self._net = self.spec.net()
         self._state, self.epochs_done = training or variables, epochs_done
 
+    def take_up(self, state: TrainState, unfinished: Unfinished | None, epochs_done: int) -> None:
+        """Goes to where a checkpoint of this same model stands."""
+        self._state, self.unfinished, self.epochs_done = state, unfinished, epochs_done
+
     # Training
 
     def fit(
@@ -143,8 +150,9 @@ class Learner:
         workers: int = 0,
         steps_per_dispatch: int | None = None,
         model: Any = None,
+        keeper: "Keeper | None" = None,
     ) -> History:
-        """Trains for `epochs` epochs, or goes on with the same fit if it was interrupted."""
+        """Trains for `epochs` epochs, or goes on with the same fit if it was interrupted; `keeper` saves it."""
         if self._fitting is not None:
             raise RuntimeError("fit: this model is being fitted already; wait for that fit to end")
         _check_whole("fit", epochs=epochs, batch_size=batch_size)
@@ -171,14 +179,20 @@ class Learner:
             "seed": order_seed,
             "first_epoch": self.epochs_done,
         }
-        going_on = self.unfinished is not None and self.unfinished.request == request
-        position = self.unfinished.position if going_on and self.unfinished else None
-        history = self.unfinished.history if going_on and self.unfinished else History()
         recipe = self.recipe
         assert recipe is not None
         transformation = recipe.transformation
         if not isinstance(self._state, TrainState):
             self._state = new_state(self.variables, transformation, recipe.ema)
+        if keeper is not None:
+            finished, found = keeper.take_up(self, request, validation is not None, callbacks, report)
+            if finished and found is not None:
+                return found
+            if found is not None:
+                steps_per_dispatch = steps_per_dispatch or found.steps_per_dispatch
+        going_on = self.unfinished is not None and self.unfinished.request == request
+        position = self.unfinished.position if going_on and self.unfinished else None
+        history = self.unfinished.history if going_on and self.unfinished else History()
         # The fit donates what it is given; what the user holds of the old weights stays alive.
         state = jax.tree.map(jnp.copy, self._state)
         job = loop.Job(
@@ -219,6 +233,7 @@ class Learner:
                 report=report,
                 history=history,
                 resume=position,
+                saving=None if keeper is None else keeper.saving(self, request, history, callbacks, report),
             )
         finally:
             self._fitting = None

@@ -37,7 +37,7 @@ class Checkpoint:
     folder: str | os.PathLike
     _: dataclasses.KW_ONLY
     every_steps: int | None = None
-    every_seconds: float | None = 300
+    every_seconds: int | float | None = 300
     every_epochs: int | None = 1
     keep: int = 3
     best: str | tuple[str, str] | None = None

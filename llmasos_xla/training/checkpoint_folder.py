@@ -99,10 +99,12 @@ def _digest(path: pathlib.Path, to_disk: bool = False) -> tuple[int, int]:
 
 
 def files(folder: pathlib.Path, base: pathlib.Path) -> list[str]:
+    """Names of all files in the folder, relative to `base`."""
     return sorted(p.relative_to(base).as_posix() for p in folder.rglob("*") if p.is_file())
 
 
 def free_name(path: pathlib.Path, ending: str) -> pathlib.Path:
+    """The path with the ending, and a number if that is taken."""
     for number in range(1, 1 << 20):
         free = path.with_name(f"{path.name}{f'.{number}' if number > 1 else ''}{ending}")
         if not free.exists():

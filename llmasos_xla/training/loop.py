@@ -14,6 +14,7 @@ import optax
 from llmasos_xla.compiling import compile, operations
 from llmasos_xla.data.batches import batches
 from llmasos_xla.training.callbacks import Callback, Event
+from llmasos_xla.training.checkpoint import EXIT_SAVED, Pace, Verdict
 from llmasos_xla.training.diagnose import NonFiniteLossError, first_not_finite
 from llmasos_xla.training.evaluation import Evaluator, arrays_of
 from llmasos_xla.training.history import History
@@ -99,6 +100,17 @@ class Position(NamedTuple):
     """The sums of that epoch so far; None at its start."""
 
 
+class Saving(NamedTuple):
+    """How a fit saves itself as it runs."""
+
+    pace: Pace
+    """When."""
+    save: Callable[[TrainState, Position, bool], None]
+    """`save(state, position, wait)` begins to write, and waits for the end of it if the fit ends here."""
+    finish: Callable[[TrainState, Position], None]
+    """`finish(state, position)` writes the fit that has run to its end, after its last callbacks."""
+
+
 def fit(
     job: Job,
     state: TrainState,
@@ -110,16 +122,18 @@ def fit(
     report: Quiet,
     history: History,
     resume: Position | None = None,
+    saving: Saving | None = None,
 ) -> None:
     """Runs the job.
 
     `keep(state, position, ended)` is told the newest state after every epoch, and when the fit ends, also by an error
-    or by Ctrl-C; the position is None once the fit has run to its end. The given state is donated.
+    or by Ctrl-C; the position is None once the fit has run to its end. The given state is donated. With
+    `saving`, SIGTERM raises SystemExit(75) once the fit is saved.
     """
     # Compiling is shown too, so the report begins before there is a run; what fails there must give the screen back.
     report.begin(job.first_epoch, job.last_epoch, job.steps_per_epoch)
     try:
-        run = _Run(job, state, report, history, resume)
+        run = _Run(job, state, report, history, resume, saving)
     except BaseException:
         report.end()
         raise
@@ -146,12 +160,17 @@ def fit(
                 if tell("epoch", epoch, logs):
                     report.note(f"stopped by a callback after epoch {epoch + 1}")
                     break
-            run.position = None
+                if epoch + 1 < job.last_epoch:
+                    verdict = run.pace.decide(run.updates, interrupted(), epoch + 1 - job.first_epoch)
+                    run.act(verdict, f"after epoch {epoch + 1}")
+            end, run.position = run.position, None
     finally:
         keep(run.state, run.position, True)
         run.close()
         report.end()
     tell("end", job.last_epoch - 1, {})
+    if saving is not None and end is not None:
+        saving.finish(run.state, end)
     if interrupted():
         # It came after the last step: the fit is whole, but what comes after it was to stop too.
         raise KeyboardInterrupt
@@ -178,8 +197,17 @@ def choose_steps_per_dispatch(step: Callable, steps_per_epoch: int, *arguments: 
 class _Run:
     """One fit under way. Donation makes the newest state the only one, so it is held here and nowhere else."""
 
-    def __init__(self, job: Job, state: TrainState, report: Quiet, history: History, resume: Position | None):
-        self.job, self.state, self.report, self.history = job, state, report, history
+    def __init__(
+        self,
+        job: Job,
+        state: TrainState,
+        report: Quiet,
+        history: History,
+        resume: Position | None,
+        saving: Saving | None,
+    ):
+        self.job, self.state, self.report, self.history, self.saving = job, state, report, history, saving
+        self.pace = saving.pace if saving else Pace()
         self.key = jax.random.key(job.seed)
         self.updates = int(state.step)
         self.samples = 0
@@ -210,6 +238,7 @@ class _Run:
                 donate=(0,),
                 log=history.compiled,
             )
+        self.pace.start(self.updates)
 
     def epoch(self, epoch: int, interrupted: Callable[[], bool]) -> tuple[dict[str, float], float]:
         """Trains to the end of the epoch; returns its metrics and seconds."""
@@ -237,17 +266,30 @@ class _Run:
                 reported = now
                 logs = totals.read(self.job.objective.metrics)
                 self.report.step(done, self.samples / (now - started), logs)
-            if interrupted():
+            verdict = self.pace.decide(self.updates, interrupted())
+            # What is due at an epoch's last step is saved with the epoch.
+            if verdict.stop or (verdict.save and done < self.steps_per_epoch):
                 # A position must not hide a step that went wrong.
                 self._check(totals.bad_step, epoch, first_update)
-                self.report.note(
-                    f"interrupted in epoch {epoch + 1} at step {done} of {self.steps_per_epoch}; the weights are kept, "
-                    "the same call of fit goes on from here"
-                )
-                raise KeyboardInterrupt
+                self.act(verdict, f"in epoch {epoch + 1} at step {done} of {self.steps_per_epoch}")
         logs = totals.read(self.job.objective.metrics)
         self._check(totals.bad_step, epoch, first_update)
         return logs, time.perf_counter() - started
+
+    def act(self, verdict: Verdict, where: str) -> None:
+        """Saves, and ends the fit, if that is the verdict."""
+        if self.saving is not None and self.position is not None and (verdict.save or verdict.stop):
+            self.saving.save(self.state, self.position, bool(verdict.stop))
+            self.pace.start(self.updates)
+        if verdict.stop == "interrupt":
+            self.report.note(
+                f"interrupted {where}; the weights are kept, the same call of fit goes on from here"
+                + (" with resume=True" if self.saving else "")
+            )
+            raise KeyboardInterrupt
+        if verdict.stop == "terminate":
+            self.report.note(f"told to end {where}; the fit is saved, resume=True goes on from here")
+            raise SystemExit(EXIT_SAVED)
 
     def _check(self, bad_step: jax.Array, epoch: int, first_update: int) -> None:
         step = int(bad_step)

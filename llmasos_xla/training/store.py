@@ -143,6 +143,7 @@ class Store:
         like: Mapping[str, jax.ShapeDtypeStruct] | None = None,
         *,
         partial: bool = False,
+        check: bool = True,
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """The arrays and the record of a step, by default the newest.
 
@@ -151,13 +152,15 @@ class Store:
             like: the shapes and dtypes that are wanted. One with a sharding comes as a `jax.Array` laid out so, on
                 whatever devices; one without as NumPy. Default: all arrays, as NumPy.
             partial: the checkpoint may hold more than is wanted.
+            check: whether the files' digests are compared first, which `newest_whole` has done already.
 
         Raises FileNotFoundError if there is no such step, DamagedCheckpointError, or ValueError if names, shapes or
         dtypes are others than wanted; the text says which.
         """
         self.wait()
         path = self._path(step)
-        self._check(path)
+        if check:
+            self._check(path)
         content = self._content(path)
         stored = self._shapes(path, content)
         like = stored if like is None else like
@@ -186,20 +189,22 @@ class Store:
     def newest_whole(self, *, set_aside: bool = False) -> tuple[int | None, dict[str, str]]:
         """The newest step whose files are what was written, and what is wrong with those after it, by name.
 
-        With `set_aside` the damaged ones get names that end in ".damaged", so that their steps can be saved again.
+        With `set_aside`, and if there is a whole one, the damaged get names that end in ".damaged", so that their steps
+        can be saved again.
         """
         self.wait()
-        found, damage = -1, {}
+        found, damaged = -1, {}
         if jax.process_index() == 0:
             for entry in reversed(entries(self.folder)):
                 if not (wrong := first_damage(entry.path, MANIFEST)):
                     found = entry.step
                     break
-                damage[entry.path.name] = wrong
-                if set_aside:
-                    os.replace(entry.path, free_name(entry.path, ".damaged"))
+                damaged[entry.path] = wrong
+            if set_aside and found >= 0:
+                for path in damaged:
+                    os.replace(path, free_name(path, ".damaged"))
         found = _from_first(found)
-        return (None if found < 0 else found), damage
+        return (None if found < 0 else found), {path.name: wrong for path, wrong in damaged.items()}
 
     def wait(self) -> None:
         """Until the save under way is done; then those that need not be kept are deleted.

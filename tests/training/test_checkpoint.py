@@ -3,6 +3,9 @@
 import json
 import pathlib
 import shutil
+import socket
+import subprocess
+import sys
 import time
 
 import jax
@@ -12,9 +15,11 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from llmasos_xla.training.checkpoint import Checkpoint, Pace, Verdict
 from llmasos_xla.training.checkpoint_folder import DamagedCheckpointError, entries
 from llmasos_xla.training.store import Store
 
+CHILD = pathlib.Path(__file__).with_name("store_child.py")
 RECORD = {"data": {"epoch": 1}, "history": [0.1, float("nan")], "text": "ä"}
 
 
@@ -282,3 +287,61 @@ def test_only_the_copy_holds_the_caller_up(tmp_path, monkeypatch):
         # The second waits for the first, and says so.
         assert store.save(2, {"a": jnp.ones(3)}, {}) > 0.5
         assert store.steps() == [1]
+
+
+def test_two_processes_save_together_and_one_reads(tmp_path):
+    with Store(tmp_path) as store:
+        store.save(1, put(host_arrays(), "4"), RECORD)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    commands = [[sys.executable, str(CHILD), str(tmp_path), str(port), "2", str(rank)] for rank in range(2)]
+    running = [subprocess.Popen(c, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for c in commands]
+    try:
+        first, _ = running[0].communicate(timeout=240)
+        assert running[0].returncode == -9, first
+    finally:
+        for process in running:
+            process.kill()
+            process.communicate()
+    assert names(tmp_path) == ["step_1", "step_2", "step_3", "step_4.orbax-checkpoint-tmp"]
+    with Store(tmp_path) as store:
+        assert store.swept == ("step_4.orbax-checkpoint-tmp",)
+        assert store.newest_whole() == (3, {})
+        for after in ("1", "2", "8 columns"):
+            again, record = store.restore(2, shapes(host_arrays(), after))
+            assert bits(again) == bits(host_arrays())
+        assert (record["processes"], record["data"]) == (2, RECORD["data"])
+        more, _ = store.restore(3)
+        np.testing.assert_array_equal(more["params/dense/kernel"], host_arrays()["params/dense/kernel"] + np.float32(1))
+
+
+def test_a_pace_is_that_of_its_options():
+    now = [0.0]
+    options = Checkpoint("runs/a", every_steps=10, every_seconds=60, every_epochs=2)
+    pace = Pace(options, clock=lambda: now[0])
+    assert pace.decide(99, False) == Verdict(False, "")
+    pace.start(100)
+    assert [pace.decide(n, False).save for n in (101, 109, 110, 250)] == [False, False, True, True]
+    now[0] = 59.9
+    assert not pace.decide(101, False).save
+    now[0] = 60.0
+    assert pace.decide(101, False).save
+    pace.start(101)
+    assert [pace.decide(102, False, epochs).save for epochs in (1, 2, 3, 4)] == [False, True, False, True]
+    assert pace.decide(102, True) == Verdict(False, "interrupt")
+    assert Pace(options, terminated=lambda: True).decide(0, True).stop == "terminate"
+    assert Pace().decide(10**6, False, 1000) == Verdict(False, "")
+
+
+def test_the_agreement_of_all_processes_has_the_last_word():
+    asked = []
+
+    def agree(verdict, updates):
+        asked.append((verdict, updates))
+        return Verdict(True, "terminate")
+
+    pace = Pace(Checkpoint("runs/a"), agree=agree)
+    pace.start(0)
+    assert pace.decide(7, True) == Verdict(True, "terminate")
+    assert asked == [(Verdict(False, "interrupt"), 7)]
