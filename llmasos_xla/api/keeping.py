@@ -116,12 +116,13 @@ class Keeper:
         like |= {n: s for n, s in store.shapes(step).items() if n.startswith("callbacks/")}
         stored, _ = store.restore(step, like, check=False)
         stored = {n: jnp.asarray(a) for n, a in stored.items()}
-        _give_back(callbacks, record.get("callbacks", {}), stored)
+        if lost := record["callbacks"].keys() - _named(callbacks).keys():
+            report.note(f"what {', '.join(sorted(lost))} remembered is lost: this call of fit has no such callbacks")
+        _give_back(callbacks, record["callbacks"], stored)
         fit.history.steps_per_dispatch = int(record.get("steps_per_dispatch", 1))
         unfinished = None if done else fit._replace(request=request)
         learner.take_up(files.state_of(stored, now), unfinished, record["epochs_done" if done else "first_epoch"])
-        where = "it is finished" if done else f"going on in epoch {fit.position.epoch + 1}"
-        report.note(f"read step {step} from {str(store.folder)!r}; {where}")
+        report.note(f"read step {step} from {str(store.folder)!r}{'; that fit is finished' if done else ''}")
         return done, fit.history
 
     def saving(
@@ -265,12 +266,10 @@ def _memories(callbacks: Sequence[Callback]) -> tuple[dict[str, dict[str, Any]],
     return values, arrays
 
 
-def _give_back(callbacks: Sequence[Callback], values: Any, arrays: Mapping[str, jax.Array]) -> None:
+def _give_back(callbacks: Sequence[Callback], values: Mapping[str, Any], arrays: Mapping[str, jax.Array]) -> None:
     for name, callback in _named(callbacks).items():
-        if not isinstance(values, dict) or not isinstance(values.get(name), dict):
-            # A callback that the fit did not have before begins anew.
-            continue
-        callback.memory |= values[name]
+        # A callback that the fit did not have before begins anew.
+        callback.memory |= values.get(name, {})
         prefix = f"callbacks/{name}/"
         for key in sorted({rest.split("/")[0] for rest in _under(prefix, arrays)}):
             params, state = (_under(f"{prefix}{key}/{kind}/", arrays) for kind in ("params", "state"))

@@ -74,6 +74,11 @@ class Store:
                 shutil.rmtree(self.folder / name)
         # Nobody may begin to write before the sweep is over.
         _from_first(0)
+        # Now rather than at the first save: the import takes a second, in which a step would be held up.
+        import orbax.checkpoint as ocp
+
+        options = ocp.options.AsyncOptions(post_finalization_callback=self._add_record)
+        self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=options)
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, ascending."""
@@ -85,7 +90,8 @@ class Store:
 
     def best_step(self) -> int:
         """The step with the best metric; raises ValueError if none was kept by a metric."""
-        known = [entry for entry in entries(self.folder) if self._metrics_of(entry.path)]
+        newest = {entry.step: entry for entry in entries(self.folder)}
+        known = [entry for entry in newest.values() if self._metrics_of(entry.path)]
         best = self.best or next((b for e in reversed(known) if (b := self._content(e.path).get("best"))), None)
         ranked = _ranked(best, {entry: self._metrics_of(entry.path) for entry in known})
         if not ranked:
@@ -115,9 +121,11 @@ class Store:
 
         Raises RuntimeError if the save before failed.
         """
-        started = time.perf_counter()
         import orbax.checkpoint as ocp
 
+        if self._orbax is None:
+            raise RuntimeError(f"checkpoint: {str(self.folder)!r} is open for reading only, or closed")
+        started = time.perf_counter()
         self.wait()
         there = [entry.revision for entry in entries(self.folder) if entry.step == step]
         revision = _from_first(max(there, default=-1) + 1)
@@ -126,9 +134,6 @@ class Store:
         empty = {n: [list(a.shape), str(a.dtype)] for n, a in arrays.items() if not a.size}
         content = {"format": FORMAT, "step": step, "metrics": dict(metrics or {}), "best": self.best, "empty": empty}
         self._pending = path, json.dumps({**content, "record": record})
-        if self._orbax is None:
-            options = ocp.options.AsyncOptions(post_finalization_callback=self._add_record)
-            self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=options)
         filled = {n: a for n, a in arrays.items() if a.size}
         try:
             self._orbax.save(path, args=ocp.args.Composite(**{ARRAYS: ocp.args.PyTreeSave(filled)}))
@@ -316,6 +321,8 @@ class Store:
             tree = ocp.PyTreeCheckpointHandler().metadata(epath.Path(path / ARRAYS)).tree
             stored = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in tree.items()}
             empty = {n: jax.ShapeDtypeStruct(tuple(shape), dtype) for n, (shape, dtype) in content["empty"].items()}
+            if full := [n for n, s in empty.items() if s.size]:
+                raise ValueError(f"{full[0]} is said to be empty, of shape {empty[full[0]].shape}")
         except Exception as error:
             # What a damaged file makes of Orbax's reader has no common type.
             raise DamagedCheckpointError(f"checkpoint: {str(path)!r} is damaged: {error!r}") from error

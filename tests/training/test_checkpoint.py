@@ -153,6 +153,8 @@ def test_leftovers_are_swept_when_a_folder_is_opened_for_writing_only(tmp_path):
     (tmp_path / "log.csv").write_text("mine")
     with Store(tmp_path, read_only=True) as store:
         assert (store.swept, store.steps()) == ((), [1])
+        with pytest.raises(RuntimeError, match="is open for reading only"):
+            store.save(2, {"a": jnp.ones(3)}, {})
     with Store(tmp_path) as store:
         assert store.swept == ("step_0.deleted", "step_2.orbax-checkpoint-tmp", "step_2.orbax-checkpoint-tmp-17")
     assert names(tmp_path) == ["log.csv", "notes", "step_1"]
