@@ -5,6 +5,7 @@
     Dataset                       data with its preprocessing
     Optimizer, Schedule           how to train
     MeshSpec                      over how many devices, and along what
+    Checkpoint                    how often a fit saves itself, and what is kept
     callbacks                     early stopping, best checkpoint, logs
     Deployer                      serve a saved model over HTTP
     sharding                      meshes, where arrays lie on them
@@ -35,10 +36,12 @@ if TYPE_CHECKING:
     from llmasos_xla.models import layers as layers
     from llmasos_xla.sharding.mesh import MeshSpec as MeshSpec
     from llmasos_xla.training import callbacks as callbacks
+    from llmasos_xla.training.checkpoint import Checkpoint as Checkpoint
     from llmasos_xla.training.optimizers import Optimizer as Optimizer
     from llmasos_xla.training.optimizers import Schedule as Schedule
 
 _HOMES = {
+    "Checkpoint": "training.checkpoint",
     "Dataset": "data.dataset",
     "Deployer": "deployment.deployer",
     "MeshSpec": "sharding.mesh",

@@ -5,7 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,9 @@ from llmasos_xla.training.losses import check_targets
 from llmasos_xla.training.placed import shardings_of, whole_batches
 from llmasos_xla.training.report import reporter
 from llmasos_xla.training.step import Objective, TrainState, new_state
+
+if TYPE_CHECKING:
+    from llmasos_xla.api.keeping import Keeper
 
 
 class Unfinished(NamedTuple):
@@ -101,6 +104,18 @@ class Learner:
         if self._state is not None:
             self._state = self._placed(self._state)
 
+    def _new_state(self, transformation: Any, ema: float | None) -> TrainState:
+        """The state before the first step, each device making what it will hold of it."""
+        variables = self.variables
+        if self.placement is None:
+            return new_state(variables, transformation, ema)
+
+        def start(variables: Variables) -> TrainState:
+            return new_state(variables, transformation, ema)
+
+        out = shardings_of(self.placement, jax.eval_shape(start, variables), variables)
+        return compile(start, variables, what="optimizer state", once=True, out=out, log=self.compiled)(variables)
+
     def _placed(self, state: Any) -> Any:
         """A copy of the state where the placement wants it."""
         if self.placement is None:
@@ -166,6 +181,10 @@ class Learner:
         self._net = self.spec.net()
         self._state, self.epochs_done = training or variables, epochs_done
 
+    def take_up(self, state: TrainState, unfinished: Unfinished | None, epochs_done: int) -> None:
+        """Goes to where a checkpoint of this same model stands."""
+        self._state, self.unfinished, self.epochs_done = state, unfinished, epochs_done
+
     # Training
 
     def fit(
@@ -182,8 +201,9 @@ class Learner:
         steps_per_dispatch: int | None = None,
         shard: Any = None,
         model: Any = None,
+        keeper: "Keeper | None" = None,
     ) -> History:
-        """Trains for `epochs` epochs, or goes on with the same fit if it was interrupted."""
+        """Trains for `epochs` epochs, or goes on with the same fit if it was interrupted; `keeper` saves it."""
         if self._fitting is not None:
             raise RuntimeError("fit: this model is being fitted already; wait for that fit to end")
         _check_whole("fit", epochs=epochs, batch_size=batch_size)
@@ -222,14 +242,20 @@ class Learner:
                 "the updates so far": int(self._state.step) if isinstance(self._state, TrainState) else 0,
             },
         )
-        going_on = self.unfinished is not None and self.unfinished.request == request
-        position = self.unfinished.position if going_on and self.unfinished else None
-        history = self.unfinished.history if going_on and self.unfinished else History()
         recipe = self.recipe
         assert recipe is not None
         transformation = recipe.transformation
         if not isinstance(self._state, TrainState):
-            self._state = new_state(self.variables, transformation, recipe.ema)
+            self._state = self._new_state(transformation, recipe.ema)
+        if keeper is not None:
+            finished, found = keeper.take_up(self, request, validation is not None, callbacks, report)
+            if finished and found is not None:
+                return found
+            if found is not None:
+                steps_per_dispatch = steps_per_dispatch or found.steps_per_dispatch
+        going_on = self.unfinished is not None and self.unfinished.request == request
+        position = self.unfinished.position if going_on and self.unfinished else None
+        history = self.unfinished.history if going_on and self.unfinished else History()
         # The fit donates what it is given; what the user holds of the old weights stays alive.
         state = jax.tree.map(jnp.copy, self._state) if self.placement is None else self._placed(self._state)
         job = loop.Job(
@@ -271,6 +297,7 @@ class Learner:
                 report=report,
                 history=history,
                 resume=position,
+                saving=None if keeper is None else keeper.saving(self, request, history, callbacks, report),
             )
         finally:
             self._fitting = None
