@@ -72,9 +72,17 @@ class Keeper:
     ):
         self._options, self._resume, self._door, self._store = options, resume, door, store
         self._terminated = terminated
+        self._class_weight: list[float] | None = None
 
     def take_up(
-        self, learner: Learner, request: dict[str, Any], validated: bool, callbacks: Sequence[Callback], report: Quiet
+        self,
+        learner: Learner,
+        request: dict[str, Any],
+        callbacks: Sequence[Callback],
+        report: Quiet,
+        *,
+        validated: bool,
+        class_weight: Sequence[float] | None,
     ) -> tuple[bool, History | None]:
         """Brings the learner to where the newest whole checkpoint stands, if it is to and there is one.
 
@@ -82,6 +90,7 @@ class Keeper:
 
         Raises ValueError if the checkpoint belongs to another model, other data or other settings.
         """
+        self._class_weight = None if class_weight is None else list(class_weight)
         self._check_metric(learner, validated)
         store = self._store
         if store.swept:
@@ -137,6 +146,7 @@ class Keeper:
             record = {
                 **files.specification(learner, self._door),
                 "first_epoch": request["first_epoch"],
+                "class_weight": self._class_weight,
                 "steps_per_dispatch": history.steps_per_dispatch,
                 "unfinished": None if finished else fit,
                 "finished": fit if finished else None,
@@ -179,6 +189,7 @@ class Keeper:
         differences = []
         for name in ("model", "seed", "recipe", "preprocessing"):
             differences += _differences(name, record.get(name), here[name])
+        differences += _differences("fit class_weight", record.get("class_weight"), self._class_weight)
         for name in ("rows", "batch_size", "seed", "first_epoch"):
             differences += _differences(f"fit {name}", fit.request.get(name), request[name])
         if differences:

@@ -248,7 +248,8 @@ class Learner:
         if not isinstance(self._state, TrainState):
             self._state = self._new_state(transformation, recipe.ema)
         if keeper is not None:
-            finished, found = keeper.take_up(self, request, validation is not None, callbacks, report)
+            settings = {"validated": validation is not None, "class_weight": objective.class_weight}
+            finished, found = keeper.take_up(self, request, callbacks, report, **settings)
             if finished and found is not None:
                 return found
             if found is not None:

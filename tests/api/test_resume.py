@@ -318,6 +318,7 @@ def test_another_fit_is_not_gone_on_with(sequential, blobs, tmp_path):
         "seed: there 0, here 1": lambda: sequential(seed=1).fit(x, y, **QUIET, **same),
         "recipe optimizer name: there adam, here sgd": lambda: sequential(optimizer="sgd").fit(x, y, **QUIET, **same),
         "recipe: there {'optimizer.*, here None": lambda: sequential(optimizer=own).fit(x, y, **QUIET, **same),
+        "fit class_weight: there None, here": lambda: sequential().fit(x, y, class_weight={0: 2.0}, **QUIET, **same),
         "preprocessing": lambda: sequential().fit(x * 2 + 1, np.array(list("abc"))[y], **QUIET, **same),
         "fit first_epoch: there 0, here 2": lambda: lm.load(tmp_path).fit(x, y, **QUIET, **same),
     }.items():
