@@ -13,6 +13,7 @@ from kernels.triton.conv_problems import (
     check,
     check_chosen_on_gpu_alone,
     check_derivatives,
+    check_offsets,
     check_some_gradients,
     check_tuned,
     compiled,
@@ -53,7 +54,8 @@ def test_programs_with_several_blocks(name, batch, interpreted):
 
 @pytest.mark.parametrize("name", ["odd", "1d-causal"])
 def test_offsets_of_64_bits(name, interpreted, monkeypatch):
-    monkeypatch.setattr(triton_depthwise, "_wide", lambda s: True)
+    check_offsets(triton_depthwise, CASES[name])
+    monkeypatch.setattr(triton_depthwise, "wide", lambda s: True)
     check(CASES[name], "gelu", "float32", interpreted)
 
 

@@ -12,6 +12,7 @@ from kernels.triton.conv_problems import (
     check,
     check_chosen_on_gpu_alone,
     check_derivatives,
+    check_offsets,
     check_some_gradients,
     check_tuned,
     compiled,
@@ -51,8 +52,8 @@ def test_programs_with_several_blocks(name, batch, interpreted):
 
 
 def test_offsets_of_64_bits(interpreted, monkeypatch):
-    constants = triton_first._constants
-    monkeypatch.setattr(triton_first, "_constants", lambda *a: constants(*a) | {"WIDE": True})
+    check_offsets(triton_first, CASES["stem"])
+    monkeypatch.setattr(triton_first, "wide", lambda s: True)
     check(CASES["stem"], "gelu", "float32", interpreted)
 
 
