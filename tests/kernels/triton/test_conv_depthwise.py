@@ -21,6 +21,7 @@ from kernels.triton.conv_problems import (
     drawn,
     explained,
     geometry_of,
+    measured,
     mixed,
     text,
     with_gradients,
@@ -257,7 +258,8 @@ def test_by_name_it_runs_in_any_order_of_dimensions_or_raises_its_reason(interpr
 
 # Compiled ahead of time.
 
-BENCH = {case.name: case for case in GPU_BENCH if case.groups == case.lhs[-1] > 1}
+ROWS = {case.name: case for case in GPU_BENCH if case.groups == case.lhs[-1] > 1}
+BENCH = dict(ROWS)
 BENCH["conv1d-long"] = Case("conv1d-long", (32, 1000, 256), (31, 1, 256), groups=256)
 BENCH["efficientnet-down"] = Case("efficientnet-down", (128, 28, 28, 240), (5, 5, 1, 240), 2, groups=240)
 BENCH["past-32-bits"] = Case("past-32-bits", (4096, 112, 112, 64), (3, 3, 1, 64), groups=64)
@@ -273,8 +275,8 @@ SWEEP = (
 )
 
 
-def check_compiled(name, target, dtype, activation):
-    forward, backward = compiled(triton_depthwise, BENCH[name], dtype, activation, target)
+def check_compiled(name, target, dtype, activation=None, bias=True):
+    forward, backward = compiled(triton_depthwise, BENCH[name], dtype, activation, target, bias)
     for report in (*forward.values(), *backward.values()):
         assert report.spilled == 0
         assert report.registers <= (512 if target == "gfx942" else 255)
@@ -293,3 +295,9 @@ def test_it_compiles_without_spills(name, target, dtype, activation):
 @pytest.mark.parametrize(("name", "target", "dtype", "activation"), but(BENCH, SWEEP))
 def test_every_configuration_compiles_without_spills(name, target, dtype, activation):
     check_compiled(name, target, dtype, activation)
+
+
+@pytest.mark.parametrize(("name", "dtype"), measured(ROWS, [("convnext-depthwise-56", "bfloat16")]))
+def test_what_the_benchmark_runs_compiles(name, dtype):
+    """As it stands there: no bias, no activation."""
+    check_compiled(name, "sm90", dtype, bias=False)
