@@ -6,7 +6,6 @@ from itertools import product
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from jax import lax
 from kernels import conv_reference as reference
 from kernels.triton import aot
@@ -37,12 +36,6 @@ def but(names, quick):
     """What of each case, target, dtype and activation is not among the quick ones."""
     every = product(names, aot.TARGETS, ("bfloat16", "float32"), (None, "relu", "silu"))
     return [each for each in every if each not in quick]
-
-
-def measured(names, quick):
-    """The benchmark's rows of these cases, a name and a dtype each; all but the quick ones are slow tests."""
-    rows = product(names, ("bfloat16", "float32"))
-    return [pytest.param(*row, marks=[] if row in quick else [pytest.mark.slow]) for row in rows]
 
 
 def drawn(case, dtype, bias=True, seed=0):

@@ -20,11 +20,11 @@ from kernels.triton.conv_problems import (
     drawn,
     explained,
     geometry_of,
-    measured,
     mixed,
     text,
     with_gradients,
 )
+from repetitions import slow_but
 from tolerances import assert_close
 
 from llmasos_xla.kernels import _dispatch
@@ -194,7 +194,7 @@ def test_every_configuration_compiles(name, target, dtype, activation):
     check_compiled(name, target, dtype, activation)
 
 
-@pytest.mark.parametrize(("name", "dtype"), measured(ROWS, [("resnet-stem", "bfloat16")]))
+@pytest.mark.parametrize(("name", "dtype"), slow_but([("resnet-stem", "bfloat16")], ROWS, ("bfloat16", "float32")))
 def test_what_the_benchmark_runs_compiles(name, dtype):
     """As it stands there: no bias, no activation."""
     check_compiled(name, "sm90", dtype, bias=False)
