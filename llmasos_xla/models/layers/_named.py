@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from llmasos_xla.models.layers.initializers import initializer
+from llmasos_xla.models.layers.initializers import stacked
 
 
 class NamedArrays(nnx.Module):
@@ -52,20 +52,20 @@ def _get(module: nnx.Module, name: str) -> nnx.Variable:
     return functools.reduce(getattr, name.split("/"), module)  # pyright: ignore[reportReturnType, reportArgumentType]
 
 
-def drawn(key: jax.Array, name: str, shape: tuple[int, ...], kernel_initializer: str) -> jax.Array:
-    """The initial values of the array of that name, float32.
+def drawn(
+    key: jax.Array, name: str, shape: tuple[int, ...], kernel_initializer: str, stack: tuple[int, ...] = ()
+) -> jax.Array:
+    """The initial values of the array of that name, [*stack, *shape] in float32.
 
     A kernel is drawn as the matrix that it is: an initializer would read three axes as a convolution's. Axis 0 of
     "experts/..." counts matrices; "output/kernel" has two axes that are summed over, others one.
 
-    >>> drawn(jax.random.key(0), "attention/query/kernel", (8, 2, 4), "glorot_uniform").shape
-    (8, 2, 4)
+    >>> drawn(jax.random.key(0), "attention/query/kernel", (8, 2, 4), "glorot_uniform", (3,)).shape
+    (3, 8, 2, 4)
     """
     if not name.endswith("kernel"):
-        return jnp.ones(shape, jnp.float32)
-    if "experts/" in name:
-        keys = jax.random.split(key, shape[0])
-        return jax.vmap(lambda key: drawn(key, "kernel", shape[1:], kernel_initializer))(keys)
-    summed = 2 if name.endswith("output/kernel") else 1
-    matrix = (math.prod(shape[:summed]), math.prod(shape[summed:]))
-    return initializer(kernel_initializer)(key, matrix, jnp.float32).reshape(shape)
+        return jnp.ones((*stack, *shape), jnp.float32)
+    experts = 1 if "experts/" in name else 0
+    summed = experts + (2 if name.endswith("output/kernel") else 1)
+    matrices = (*stack, *shape[:experts], math.prod(shape[experts:summed]), math.prod(shape[summed:]))
+    return stacked(kernel_initializer, key, matrices).reshape(*stack, *shape)

@@ -142,7 +142,7 @@ class Decoder(Layer):
             raise ValueError(
                 f"{self.who}: a width of {width} does not divide into {heads} heads of even size; say key_dim="
             )
-        hidden = self.hidden_dim or -(-8 * width // (3 * 64)) * 64
+        hidden = self.hidden(width)
         mlp = {"gate/kernel": (width, hidden), "up/kernel": (width, hidden), "down/kernel": (hidden, width)}
         if self.experts:
             mlp = self.mixing.shapes(width, hidden)
@@ -156,14 +156,18 @@ class Decoder(Layer):
             **{f"mlp/{name}": shape for name, shape in mlp.items()},
         }
 
+    def hidden(self, width: int) -> int:
+        """Features inside of the feed-forward network."""
+        return self.hidden_dim or -(-8 * width // (3 * 64)) * 64
+
 
 class _Decoder(MaskModule, NamedArrays):
     def __init__(self, spec: Decoder, width: int, rngs: nnx.Rngs):
         self.spec = spec
-        params = {}
-        for name, shape in spec.shapes(width).items():
-            keys = jax.random.split(rngs.params(), spec.depth)
-            params[name] = jax.vmap(lambda key, n=name, s=shape: drawn(key, n, s, spec.kernel_initializer))(keys)
+        params = {
+            name: drawn(rngs.params(), name, shape, spec.kernel_initializer, stack=(spec.depth,))
+            for name, shape in spec.shapes(width).items()
+        }
         state = spec.mixing.state() if spec.experts else {}
         self.hold(params, {f"mlp/{n}": jnp.broadcast_to(a, (spec.depth, *a.shape)) for n, a in state.items()})
 
