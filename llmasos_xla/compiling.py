@@ -67,12 +67,14 @@ def compile(
     what: str,
     donate: Sequence[int] = (),
     once: bool = False,
+    out: Any = None,
     log: list[CompileRecord] | None = None,
 ) -> Callable:
     """Compiles `function` for the shapes of `arguments` (arrays or `jax.ShapeDtypeStruct`) and returns the program.
 
-    The program takes arrays of exactly these shapes. `donate` lists the arguments whose memory it may reuse; `once`
-    says that it will run once, so that compiling counts more than running; `log` receives a `CompileRecord`.
+    The program takes arrays of exactly these shapes; arguments whose `sharding` says a mesh make it a program for all
+    devices of that. `donate` lists the arguments whose memory it may reuse; `once` says that it will run once, so that
+    compiling counts more than running; `out` are the results' shardings; `log` receives a `CompileRecord`.
 
     Where `jax.disable_jit()` is in force nothing is compiled: `function` runs step by step, with values that can be
     printed and looked at in a debugger.
@@ -86,7 +88,7 @@ def compile(
 
     def build(*arguments: Any) -> Callable:
         started = time.time()
-        traced = jax.jit(function, donate_argnums=tuple(donate)).trace(*arguments)
+        traced = jax.jit(function, donate_argnums=tuple(donate), out_shardings=out).trace(*arguments)
         lowered = traced.lower()
         program = lowered.compile(compiler_options=compiler_options(once=once))
         if log is not None:

@@ -48,14 +48,18 @@ class Door:
         sample_weight: Any = None,
         verbose: int = 1,
         workers: int = 0,
+        shard: Any = None,
     ) -> dict[str, float]:
-        """Loss and metrics on (x, y) or on a `Dataset`: `{"loss": ..., "accuracy": ...}`."""
+        """Loss and metrics on (x, y) or on a `Dataset`: `{"loss": ..., "accuracy": ...}`; `shard` is as in `fit`."""
         dataset = self._dataset(x, y, "test", sample_weight)
-        return self.learner.evaluate(dataset, batch_size=batch_size, verbose=verbose, workers=workers)
+        return self.learner.evaluate(dataset, batch_size=batch_size, verbose=verbose, workers=workers, shard=shard)
 
-    def predict(self, x: Any) -> np.ndarray:
-        """Outputs [rows, ...] in float32: probabilities after a softmax or sigmoid. `x` is raw input or a `Dataset`."""
-        return self.learner.predict(x)
+    def predict(self, x: Any, *, shard: Any = None) -> np.ndarray:
+        """Outputs [rows, ...] in float32: probabilities after a softmax or sigmoid. `x` is raw input or a `Dataset`.
+
+        `shard` is as in `fit`. In several processes all are given the same rows and get all outputs.
+        """
+        return self.learner.predict(x, shard)
 
     def summary(self) -> None:
         """Prints the layers, their output shapes and parameters, and what is done to raw input."""

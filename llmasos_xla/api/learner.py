@@ -18,11 +18,15 @@ from llmasos_xla.core import Net, Variables
 from llmasos_xla.data.dataset import Dataset
 from llmasos_xla.data.preprocessing import Preprocessing
 from llmasos_xla.models.spec import StackSpec
+from llmasos_xla.sharding.mesh import MeshSpec, divided
+from llmasos_xla.sharding.placement import Placement
+from llmasos_xla.sharding.transfer import fetch, put
 from llmasos_xla.training import loop
 from llmasos_xla.training.callbacks import Callback
 from llmasos_xla.training.evaluation import Evaluator, Predictor
 from llmasos_xla.training.history import History
 from llmasos_xla.training.losses import check_targets
+from llmasos_xla.training.placed import shardings_of, whole_batches
 from llmasos_xla.training.report import reporter
 from llmasos_xla.training.step import Objective, TrainState, new_state
 
@@ -51,6 +55,8 @@ class Learner:
         self.epochs_done = 0
         self.compiled: list[CompileRecord] = []
         self.unfinished: Unfinished | None = None
+        self.placement: Placement | None = None
+        """Where the arrays lie on a mesh; None for one device."""
         self._net: Net | None = None
         self._state: TrainState | Variables | None = None
         # The thread that fits: it alone may read variables whose memory the next step takes.
@@ -66,9 +72,37 @@ class Learner:
         if self.spec.input_shape is None and input_shape is not None:
             self.spec = StackSpec(self.spec.layers, tuple(input_shape))
         net = self.spec.net()
-        init = compile(net.init, jax.random.key(self.seed), what="initial weights", once=True, log=self.compiled)
+        out = None
+        if self.placement is not None:
+            # Each device makes its own part: no device ever holds the whole model.
+            abstract = jax.eval_shape(net.init, jax.random.key(0))
+            out = shardings_of(self.placement, abstract, abstract)
+        init = compile(
+            net.init, jax.random.key(self.seed), what="initial weights", once=True, out=out, log=self.compiled
+        )
         self._state = init(jax.random.key(self.seed))
         self._net = net
+
+    def shard(self, shard: Any) -> None:
+        """Lays the model out over a mesh: a strategy's name, a `MeshSpec`, or None to leave it where it is."""
+        if shard is None:
+            return
+        if self._fitting is not None:
+            raise RuntimeError("shard: this model is being fitted; wait for that fit to end")
+        spec = MeshSpec.of(shard).over(jax.device_count())
+        if self.placement is not None and self.placement.spec == spec:
+            return
+        self.placement = None if spec.devices == 1 else Placement(spec, spec.mesh(), self.spec.stacked)
+        self._tools = None
+        if self._state is not None:
+            self._state = self._placed(self._state)
+
+    def _placed(self, state: Any) -> Any:
+        """A copy of the state where the placement wants it."""
+        if self.placement is None:
+            return jax.tree.map(jnp.copy, jax.device_put(fetch(state), jax.local_devices()[0]))
+        variables = state.variables if isinstance(state, TrainState) else state
+        return put(state, shardings_of(self.placement, state, variables))
 
     def compile(self, recipe: Recipe) -> None:
         """Sets how the model is trained; the optimizer's state is kept if it is the same optimizer."""
@@ -142,6 +176,7 @@ class Learner:
         verbose: int = 1,
         workers: int = 0,
         steps_per_dispatch: int | None = None,
+        shard: Any = None,
         model: Any = None,
     ) -> History:
         """Trains for `epochs` epochs, or goes on with the same fit if it was interrupted."""
@@ -151,8 +186,11 @@ class Learner:
         if steps_per_dispatch is not None:
             _check_whole("fit", steps_per_dispatch=steps_per_dispatch)
         callbacks = (callbacks,) if callable(callbacks) else tuple(callbacks or ())
+        self.shard(shard)
+        if self.placement is not None:
+            divided(batch_size, self.placement.spec)
         # A batch larger than the data would repeat rows.
-        batch_size = min(batch_size, len(dataset))
+        batch_size = whole_batches(min(batch_size, len(dataset)), self.placement)
         report = reporter(verbose)
         started = time.time()
         self._prepare(dataset)
@@ -180,7 +218,7 @@ class Learner:
         if not isinstance(self._state, TrainState):
             self._state = new_state(self.variables, transformation, recipe.ema)
         # The fit donates what it is given; what the user holds of the old weights stays alive.
-        state = jax.tree.map(jnp.copy, self._state)
+        state = jax.tree.map(jnp.copy, self._state) if self.placement is None else self._placed(self._state)
         job = loop.Job(
             objective=objective,
             optimizer=transformation,
@@ -195,6 +233,7 @@ class Learner:
             validation=validation,
             workers=workers,
             steps_per_dispatch=steps_per_dispatch,
+            placement=self.placement,
         )
         if position is not None:
             report.note(f"going on with the interrupted fit in epoch {position.epoch + 1}")
@@ -226,9 +265,16 @@ class Learner:
         return history
 
     def evaluate(
-        self, dataset: Dataset, *, batch_size: int | None = None, workers: int = 0, verbose: int = 0
+        self,
+        dataset: Dataset,
+        *,
+        batch_size: int | None = None,
+        workers: int = 0,
+        verbose: int = 0,
+        shard: Any = None,
     ) -> dict[str, float]:
         """Loss and metrics over the data set: `{"loss": ..., "accuracy": ...}`."""
+        self.shard(shard)
         if batch_size is not None:
             _check_whole("evaluate", batch_size=batch_size)
         report = reporter(verbose)
@@ -239,8 +285,9 @@ class Learner:
         report.print("evaluate  " + "  ".join(f"{name} {value:.4f}" for name, value in logs.items()))
         return logs
 
-    def predict(self, x: Any) -> np.ndarray:
+    def predict(self, x: Any, shard: Any = None) -> np.ndarray:
         """Outputs [rows, ...] in float32 for raw input, an array or a Dataset."""
+        self.shard(shard)
         if isinstance(x, Dataset):
             self._prepare(x)
             raw = x.take(np.arange(len(x))).x
@@ -329,7 +376,11 @@ class Learner:
                 prepare=self.preprocessing.on_device,
                 precision=recipe.precision,
             )
-            self._tools = objective, Evaluator(objective, log=self.compiled), Predictor(objective, log=self.compiled)
+            self._tools = (
+                objective,
+                Evaluator(objective, log=self.compiled, placement=self.placement),
+                Predictor(objective, log=self.compiled, placement=self.placement),
+            )
         return self._tools
 
     def _class_weights(self, class_weight: Mapping[int, float] | None, labels: np.ndarray) -> tuple[float, ...] | None:

@@ -64,6 +64,7 @@ class Model(Door):
         verbose: int = 1,
         workers: int = 0,
         steps_per_dispatch: int | None = None,
+        shard: Any = None,
     ) -> History:
         """Trains the model on a `Dataset` or a tuple (x, y).
 
@@ -91,6 +92,7 @@ class Model(Door):
             verbose=verbose,
             workers=workers,
             steps_per_dispatch=steps_per_dispatch,
+            shard=shard,
         )
 
     def fit(self, x: Any, y: Any = None, **options: Any) -> History:

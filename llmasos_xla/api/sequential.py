@@ -70,6 +70,7 @@ class Sequential(Door):
         verbose: int = 1,
         workers: int = 0,
         steps_per_dispatch: int | None = None,
+        shard: Any = None,
     ) -> History:
         """Trains the model.
 
@@ -86,6 +87,8 @@ class Sequential(Door):
             verbose: 0 quiet, 1 progress.
             workers: processes that decode data; 0 uses threads.
             steps_per_dispatch: updates in one call of the compiled program; chosen from its work if None.
+            shard: how to spread the model and the batch over all devices: "data", "fsdp", "tensor", "seq", "pipe",
+                "expert", or a `MeshSpec` of several; None leaves the model where it is.
 
         Returns the `History`. Interrupted by Ctrl-C, the weights stay, and the same call goes on.
         """
@@ -100,6 +103,7 @@ class Sequential(Door):
             verbose=verbose,
             workers=workers,
             steps_per_dispatch=steps_per_dispatch,
+            shard=shard,
         )
 
     train = fit

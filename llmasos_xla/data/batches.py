@@ -45,6 +45,7 @@ def batches(
     start_step: int = 0,
     workers: int = 0,
     prefetch: int = 2,
+    share: np.ndarray | None = None,
 ) -> "BatchIterator":
     """Iterates over `epochs` epochs in groups of `group` batches.
 
@@ -64,6 +65,9 @@ def batches(
         start_step: the step of the first epoch to begin at.
         workers: processes that read and decode; 0 uses threads, as arrays in memory always do.
         prefetch: groups to prepare ahead; 0 prepares each when asked.
+        share: the places in each batch, ascending, whose rows are wanted: this process's share. The others are neither
+            read nor decoded, and the arrays have `len(share)` rows; what is in which place does not change. None wants
+            all.
 
     >>> import numpy as np
     >>> data = Dataset(np.arange(5, dtype=np.float32)[:, None], np.arange(5), mode="test")
@@ -82,17 +86,30 @@ def batches(
             raise ValueError(f"batches: {name}={value}; a whole number from {least} is wanted")
     if start_step > plan.steps:
         raise ValueError(f"batches: start_step={start_step}, but an epoch has {plan.steps} steps")
+    share = np.arange(batch_size) if share is None else np.asarray(share)
+    if not len(share) or share[0] < 0 or share[-1] >= batch_size or (np.diff(share) < 1).any():
+        raise ValueError(f"batches: share wants ascending places from 0 to {batch_size - 1}, got {share}")
     rows = _in_memory(dataset, preprocessing) if dataset.in_memory else _OnDemand(dataset, preprocessing)
-    return BatchIterator(plan, rows, first_epoch, start_step, first_epoch + epochs, workers, prefetch)
+    return BatchIterator(plan, rows, first_epoch, start_step, first_epoch + epochs, workers, prefetch, share)
 
 
 @final
 class BatchIterator:
     """Yields `Group`s; close it, use it as a context, or let it run out."""
 
-    def __init__(self, plan: Plan, rows: Any, epoch: int, step: int, last_epoch: int, workers: int, prefetch: int):
+    def __init__(
+        self,
+        plan: Plan,
+        rows: Any,
+        epoch: int,
+        step: int,
+        last_epoch: int,
+        workers: int,
+        prefetch: int,
+        share: np.ndarray,
+    ):
         self._plan, self._rows, self._last_epoch = plan, rows, last_epoch
-        self._workers, self._prefetch = workers, prefetch
+        self._workers, self._prefetch, self._share = workers, prefetch, share
         self._iterator: Any = None
         self._epoch, self._step = self._settle(epoch, step)
 
@@ -159,7 +176,7 @@ class BatchIterator:
         return (epoch + 1, 0) if step >= self._plan.steps else (epoch, step)
 
     def _start(self) -> Any:
-        source = _Groups(self._plan, self._rows, self._epoch, self._step, self._last_epoch)
+        source = _Groups(self._plan, self._rows, self._epoch, self._step, self._last_epoch, self._share)
         grain = _grain()
         groups = grain.MapDataset.source(source)
         if not self._workers or isinstance(self._rows, _Encoded):
@@ -174,8 +191,8 @@ class BatchIterator:
 class _Groups:
     """What Grain indexes: group i of the epochs from (epoch, step) on."""
 
-    def __init__(self, plan: Plan, rows: Any, epoch: int, step: int, last_epoch: int):
-        self._plan, self._rows, self._epoch, self._step = plan, rows, epoch, step
+    def __init__(self, plan: Plan, rows: Any, epoch: int, step: int, last_epoch: int, share: np.ndarray):
+        self._plan, self._rows, self._epoch, self._step, self._share = plan, rows, epoch, step, share
         self._rest = math.ceil((plan.steps - step) / plan.group)
         self._full = math.ceil(plan.steps / plan.group)
         self._length = self._rest + self._full * (last_epoch - epoch - 1)
@@ -195,13 +212,13 @@ class _Groups:
         plan = self._plan
         steps = min(plan.group, plan.steps - first)
         indices, real = plan.slots(self._order(epoch), first, steps)
-        x, y, weight = self._rows.take(indices)
-        shape = (plan.group, plan.batch_size)
+        shape = (plan.group, len(self._share))
+        x, y, weight = self._rows.take(indices.reshape(plan.group, plan.batch_size)[:, self._share].reshape(-1))
         return Group(
             {k: v.reshape(*shape, *v.shape[1:]) for k, v in x.items()} if isinstance(x, dict) else
             x.reshape(*shape, *x.shape[1:]),
             None if y is None else y.reshape(*shape, *y.shape[1:]),
-            _masked(weight, real, shape), real, epoch, first, steps,
+            _masked(weight, real, self._share, shape), real, epoch, first, steps,
         )  # fmt: skip
 
     def __getstate__(self) -> dict[str, Any]:
@@ -270,8 +287,8 @@ def _in_memory(dataset: Dataset, preprocessing: Preprocessing) -> _Encoded:
     return _Encoded(encoded, labels, weight)
 
 
-def _masked(weight: np.ndarray | None, real: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    mask = np.arange(shape[1]) < real[:, None]
+def _masked(weight: np.ndarray | None, real: np.ndarray, share: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    mask = share < real[:, None]
     return mask.astype(np.float32) if weight is None else np.where(mask, weight.reshape(shape), np.float32(0))
 
 

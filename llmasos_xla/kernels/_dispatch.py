@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 
 from llmasos_xla.errors import unknown
+from llmasos_xla.kernels._rows import Rows, by_rows
 from llmasos_xla.kernels._triton.devices import compiling_for
 
 
@@ -56,12 +57,16 @@ _PLATFORM: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform
 _FORCED: contextvars.ContextVar[str | None] = contextvars.ContextVar("forced formulation", default=None)
 
 
-def op(candidates: Candidates) -> Callable[[Callable], Callable]:
-    """Makes the decorated public function an op, whose candidates come of its arguments: `candidates(*args, **kw)`."""
+def op(candidates: Candidates, rows: Rows | None = None) -> Callable[[Callable], Callable]:
+    """Makes the decorated public function an op, whose candidates come of its arguments: `candidates(*args, **kw)`.
+
+    `rows` says which arguments hold a row for each sample, if samples have nothing to do with each other.
+    """
 
     def register(function: Callable) -> Callable:
-        OPS[function.__name__] = Op(function, candidates)
-        return function
+        public = function if rows is None else by_rows(function, rows, candidates)
+        OPS[function.__name__] = Op(public, candidates)
+        return public
 
     return register
 

@@ -35,6 +35,12 @@ class StackSpec:
         """Whether the model reads integer ids."""
         return bool(self.layers) and self.layers[0].tokens
 
+    @property
+    def stacked(self) -> tuple[str, ...]:
+        """Beginnings of the names of arrays whose first axis counts layers."""
+        names = layer_names(self.layers)
+        return tuple(f"{n}/" for n, layer in zip(names, self.layers, strict=True) if getattr(layer, "stacked", False))
+
     def net(self) -> Net:
         """The pure functions, up to the logits."""
         shape = self.known_shape()

@@ -11,13 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from llmasos_xla.compiling import compile, operations
+from llmasos_xla.compiling import operations
 from llmasos_xla.data.batches import batches
+from llmasos_xla.sharding.placement import Placement
 from llmasos_xla.training.callbacks import Callback, Event
 from llmasos_xla.training.diagnose import NonFiniteLossError, first_not_finite
 from llmasos_xla.training.evaluation import Evaluator, arrays_of
 from llmasos_xla.training.history import History
 from llmasos_xla.training.interrupt import deferred_interrupt
+from llmasos_xla.training.placed import Programs, shardings_of, tracing
 from llmasos_xla.training.report import Quiet
 from llmasos_xla.training.step import Objective, Totals, TrainState, make_train_step, over_group
 
@@ -38,7 +40,7 @@ class Job:
         objective: network, loss and metrics.
         optimizer: the optax transformation.
         dataset, preprocessing: where batches come from.
-        batch_size: rows an update.
+        batch_size: rows an update, over all devices.
         first_epoch, epochs: the global number of the first epoch, and how many to run.
         seed: of the network's randomness.
         order_seed: of the data's order.
@@ -46,6 +48,7 @@ class Job:
         validation: a data set to evaluate after each epoch, or None.
         workers: processes that decode data; 0 uses threads.
         steps_per_dispatch: updates in one call of the compiled program; None chooses.
+        placement: where arrays lie on a mesh; None for one device.
     """
 
     objective: Objective
@@ -61,6 +64,7 @@ class Job:
     validation: Any = None
     workers: int = 0
     steps_per_dispatch: int | None = None
+    placement: Placement | None = None
 
     @property
     def last_epoch(self) -> int:
@@ -72,8 +76,8 @@ class Job:
         """Updates an epoch."""
         return -(-len(self.dataset) // self.batch_size)
 
-    def batches(self, group: int, epoch: int | None = None, step: int = 0) -> Any:
-        """The job's batches in groups, from `step` of `epoch` on (default: from the start)."""
+    def batches(self, group: int, share: Any, epoch: int | None = None, step: int = 0) -> Any:
+        """A share of the job's batches in groups, from `step` of `epoch` on (default: from the start)."""
         first = self.first_epoch if epoch is None else epoch
         return batches(
             self.dataset,
@@ -85,6 +89,7 @@ class Job:
             start_step=step,
             group=group,
             workers=self.workers,
+            share=share,
         )
 
 
@@ -180,32 +185,42 @@ class _Run:
 
     def __init__(self, job: Job, state: TrainState, report: Quiet, history: History, resume: Position | None):
         self.job, self.state, self.report, self.history = job, state, report, history
-        self.key = jax.random.key(job.seed)
+        self.programs = Programs(job.placement, job.batch_size)
+        self.key = self.programs.everywhere(jax.random.key(job.seed))
         self.updates = int(state.step)
         self.samples = 0
         step = make_train_step(job.objective, job.optimizer, job.ema)
-        example = _example_batch(job)
-        self.empty = job.objective.empty(example["y"], example["x"], state.variables)
-        group = job.steps_per_dispatch or choose_steps_per_dispatch(
-            step, job.steps_per_epoch, (state, self.empty), example, self.key
-        )
+        first = self._batch(job.batches(1, self.programs.share))
+        example = self.programs.whole(first, axis=0)
+        with tracing(job.placement):
+            self.empty = job.objective.empty(first["y"], first["x"], state.variables)
+            group = job.steps_per_dispatch or choose_steps_per_dispatch(
+                step, job.steps_per_epoch, (state, self.empty), example, self.key
+            )
+        self.empty = self.programs.everywhere(self.empty)
         history.steps_per_dispatch = group
-        self.source = job.batches(group)
+        self.source = job.batches(group, self.programs.share)
         self.steps_per_epoch = self.source.steps_per_epoch
         if resume is not None:
             self.source.set_state(resume.data)
         self.position = resume or Position(job.first_epoch, self.source.get_state(), None)
         self.groups: Iterator[Any] = iter(self.source)
         stacked = jax.tree.map(lambda a: jax.ShapeDtypeStruct((group, *a.shape), a.dtype), example)
+
+        def shardings(placement: Placement) -> tuple[tuple, Any]:
+            of_state, whole = shardings_of(placement, state, state.variables), placement.replicated
+            return (of_state, whole, placement.batch(stacked, axis=1), whole, whole), (of_state, whole)
+
         with report.compiling("train step"):
             many = over_group(step)
-            self.program = compile(
+            self.program = self.programs.compile(
                 lambda state, totals, group, steps, key: many((state, totals), group, steps, key),
                 state,
                 self.empty,
                 stacked,
                 np.int32(1),
                 self.key,
+                shardings=shardings,
                 what="train step" if group == 1 else f"train step x {group}",
                 donate=(0,),
                 log=history.compiled,
@@ -214,7 +229,8 @@ class _Run:
     def epoch(self, epoch: int, interrupted: Callable[[], bool]) -> tuple[dict[str, float], float]:
         """Trains to the end of the epoch; returns its metrics and seconds."""
         self.report.epoch(epoch)
-        totals = (self.position and self.position.totals) or self.empty
+        totals = self.position and self.position.totals
+        totals = self.empty if totals is None else self.programs.everywhere(totals)
         self.samples = 0
         under_way: collections.deque[jax.Array] = collections.deque()
         started = reported = time.perf_counter()
@@ -224,7 +240,8 @@ class _Run:
         first_update = self.updates - done
         while done < self.steps_per_epoch:
             group = next(self.groups)
-            self.state, totals = self.program(self.state, totals, arrays_of(group), np.int32(group.steps), self.key)
+            arrays = self.programs.batch(arrays_of(group), axis=1)
+            self.state, totals = self.program(self.state, totals, arrays, np.int32(group.steps), self.key)
             self.updates += group.steps
             self.samples += int(group.count[: group.steps].sum())
             done = group.first_step + group.steps
@@ -253,20 +270,21 @@ class _Run:
         step = int(bad_step)
         if step < 0:
             return
-        again = self.job.batches(1, epoch, step - first_update)
-        batch = jax.tree.map(lambda a: a[0], arrays_of(next(iter(again))))
+        again = self.job.batches(1, self.programs.share, epoch, step - first_update)
+        batch = self.programs.batch(self._batch(again), axis=0)
         key = jax.random.fold_in(self.key, step)
         # Later batches of the fit were not learnt from; a new fit starts its epochs anew.
         self.position = None
         raise NonFiniteLossError(step, epoch, first_not_finite(self.job.objective, self.state.variables, batch, key))
+
+    @staticmethod
+    def _batch(source: Any) -> dict[str, Any]:
+        """The first batch there is, by itself."""
+        with source:
+            return jax.tree.map(lambda a: jnp.asarray(a[0]), arrays_of(next(source)))
 
     def close(self) -> None:
         """Ends the data's threads and processes."""
         close = getattr(self.groups, "close", None)
         if close is not None:
             close()
-
-
-def _example_batch(job: Job) -> dict[str, Any]:
-    group = next(iter(job.batches(1)))
-    return jax.tree.map(lambda a: jnp.asarray(a[0]), arrays_of(group))

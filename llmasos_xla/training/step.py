@@ -12,6 +12,7 @@ from llmasos_xla.compiling import jit_is_disabled
 from llmasos_xla.core import Net, Variables
 from llmasos_xla.errors import unknown
 from llmasos_xla.kernels.activation import activation
+from llmasos_xla.sharding.placement import current, gathered_again
 from llmasos_xla.training.losses import Loss, logits_for
 from llmasos_xla.training.metrics import Metric, add
 
@@ -84,10 +85,13 @@ class Objective:
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Logits and the new state, computed in `precision`."""
         dtype = PRECISIONS[self.precision]
-        x = self.prepare(x)
+        x, params, placement = self.prepare(x), variables.params, current()
         if dtype != jnp.float32:
-            variables, x = Variables(_cast(variables.params, dtype), variables.state), _cast(x, dtype)
-        logits, state = self.net.apply(variables, x, train=train, key=key, **inputs)
+            params, x = _cast(params, dtype), _cast(x, dtype)
+        if placement is not None:
+            # After the cast: half the bytes travel.
+            params = placement.gathered(params)
+        logits, state = self.net.apply(Variables(params, variables.state), x, train=train, key=key, **inputs)
         # Statistics keep the dtype they are stored in, whatever the arithmetic was.
         return logits, {name: a.astype(variables.state[name].dtype) for name, a in state.items()}
 
@@ -170,14 +174,17 @@ def make_train_step(
     def step(carry: tuple[TrainState, Totals], batch: Mapping[str, Any], key: jax.Array) -> tuple[TrainState, Totals]:
         state, totals = carry
         y, weight, count = batch["y"], batch["weight"], batch["count"]
+        key = jax.random.fold_in(key, state.step)
+
+        def forward(params: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+            return objective.forward(Variables(params, state.variables.state), batch["x"], train=True, key=key)
+
+        placement = current()
+        if placement is not None and placement.gathers(state.variables.params):
+            forward = gathered_again(forward)
 
         def objective_of(params: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
-            logits, carried = objective.forward(
-                Variables(params, state.variables.state),
-                batch["x"],
-                train=True,
-                key=jax.random.fold_in(key, state.step),
-            )
+            logits, carried = forward(params)
             losses = objective.losses(logits, y, weight)
             return jnp.sum(losses) / jnp.maximum(count, 1).astype(jnp.float32), (losses, logits, carried)
 

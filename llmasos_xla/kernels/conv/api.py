@@ -1,6 +1,6 @@
 """Convolution and its transpose: checks, documentation, dispatch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from llmasos_xla.kernels import _dispatch
+from llmasos_xla.kernels._rows import Rows
 from llmasos_xla.kernels.activation import activation as activation_named
 from llmasos_xla.kernels.conv import choice
 from llmasos_xla.kernels.conv.geometry import (
@@ -21,6 +22,22 @@ from llmasos_xla.kernels.conv.geometry import (
     spatial_rank,
     transposed_pads,
 )
+
+
+def _batch_axes(arguments: Mapping[str, Any]) -> tuple[int, int] | None:
+    if arguments.get("batch_group_count", 1) != 1:
+        return None
+    lhs, rhs = arguments["lhs"], arguments["rhs"]
+    numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, arguments.get("dimension_numbers"))
+    return numbers.lhs_spec[0], numbers.out_spec[0]
+
+
+def _transpose_batch_axes(arguments: Mapping[str, Any]) -> tuple[int, int]:
+    numbers = arguments.get("dimension_numbers")
+    if numbers is None:
+        return 0, 0
+    numbers = lax.conv_dimension_numbers(arguments["lhs"].shape, arguments["rhs"].shape, numbers)
+    return numbers.lhs_spec[0], numbers.out_spec[0]
 
 
 def _conv_candidates(
@@ -59,7 +76,7 @@ def _conv_candidates(
     )
 
 
-@_dispatch.op(_conv_candidates)
+@_dispatch.op(_conv_candidates, Rows(("lhs",), _batch_axes))
 def conv(
     lhs: Any,
     rhs: Any,
@@ -157,7 +174,7 @@ def _transpose_candidates(
     )
 
 
-@_dispatch.op(_transpose_candidates)
+@_dispatch.op(_transpose_candidates, Rows(("lhs",), _transpose_batch_axes))
 def conv_transpose(
     lhs: Any,
     rhs: Any,

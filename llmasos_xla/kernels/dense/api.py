@@ -1,12 +1,19 @@
 """The dense layer: documentation, dispatch."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from llmasos_xla.kernels import _dispatch
+from llmasos_xla.kernels._rows import Rows
 from llmasos_xla.kernels.dense import choice
 from llmasos_xla.kernels.dense.problem import problem
+
+
+def _axes(arguments: Mapping[str, Any]) -> tuple[int, int] | None:
+    return (0, 0) if np.ndim(arguments["x"]) > 1 else None
 
 
 def _candidates(
@@ -25,7 +32,7 @@ def _candidates(
     return choice.candidates(p, implementation is not None)
 
 
-@_dispatch.op(_candidates)
+@_dispatch.op(_candidates, Rows(("x",), _axes))
 def dense(
     x: Any,
     w: Any,

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from llmasos_xla.kernels import _dispatch
+from llmasos_xla.kernels._rows import Rows
 from llmasos_xla.kernels.conv.geometry import as_array, pad_pairs, per_axis
 from llmasos_xla.kernels.pool import choice
 from llmasos_xla.kernels.pool.xla import Window, counts
@@ -22,7 +23,7 @@ def _max_candidates(
     return choice.max_candidates(x, g, implementation is not None)
 
 
-@_dispatch.op(_max_candidates)
+@_dispatch.op(_max_candidates, Rows(("x",)))
 def max_pool(
     x: Any,
     window: int | Sequence[int],
@@ -76,7 +77,7 @@ def _avg_candidates(
     return choice.avg_candidates(x, g, count_include_pad, implementation is not None)
 
 
-@_dispatch.op(_avg_candidates)
+@_dispatch.op(_avg_candidates, Rows(("x",)))
 def avg_pool(
     x: Any,
     window: int | Sequence[int],

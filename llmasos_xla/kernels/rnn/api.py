@@ -9,14 +9,17 @@ from jaxtyping import Array, Bool, Float, Integer
 
 from llmasos_xla.errors import unknown
 from llmasos_xla.kernels import _dispatch
+from llmasos_xla.kernels._rows import Rows
 from llmasos_xla.kernels.rnn._check import STATES
 from llmasos_xla.kernels.rnn.choice import both_directions, candidates
 from llmasos_xla.kernels.rnn.layer_norm import LayerNorm
 
 AnyArray = Array | np.ndarray
 
+_ROWS = Rows(("x", "h0", "c0", "n0", "m0", "lengths", "resets", "recurrent_mask"))
 
-@_dispatch.op(partial(candidates, "lstm"))
+
+@_dispatch.op(partial(candidates, "lstm"), _ROWS)
 def lstm(
     x: Float[AnyArray, "batch time cin"],
     w_input: Float[AnyArray, "cin columns"],
@@ -86,7 +89,7 @@ def lstm(
     return _dispatch.run(lstm, ways, implementation)
 
 
-@_dispatch.op(partial(candidates, "gru"))
+@_dispatch.op(partial(candidates, "gru"), _ROWS)
 def gru(
     x: Float[AnyArray, "batch time cin"],
     w_input: Float[AnyArray, "cin columns"],
@@ -145,7 +148,7 @@ def gru(
     return y, h
 
 
-@_dispatch.op(partial(candidates, "rnn"))
+@_dispatch.op(partial(candidates, "rnn"), _ROWS)
 def rnn(
     x: Float[AnyArray, "batch time cin"],
     w_input: Float[AnyArray, "cin hidden"],
@@ -193,7 +196,7 @@ def rnn(
     return y, h
 
 
-@_dispatch.op(partial(candidates, "slstm"))
+@_dispatch.op(partial(candidates, "slstm"), _ROWS)
 def slstm(
     x: Float[AnyArray, "batch time cin"],
     w_input: Float[AnyArray, "cin columns"],
@@ -253,7 +256,7 @@ def slstm(
 OPS: dict[str, Callable] = {"lstm": lstm, "gru": gru, "rnn": rnn, "slstm": slstm}
 
 
-@_dispatch.op(both_directions)
+@_dispatch.op(both_directions, _ROWS)
 def bidirectional(
     op: Callable,
     x: Float[AnyArray, "batch time cin"],

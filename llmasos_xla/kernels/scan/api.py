@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Integer
 
 from llmasos_xla.kernels import _dispatch
+from llmasos_xla.kernels._rows import Rows
 from llmasos_xla.kernels.scan import choice
 from llmasos_xla.kernels.scan._check import check
 
@@ -25,7 +26,7 @@ def _candidates(
     return choice.candidates(check(a, b, h0, lengths, resets, reverse), implementation is not None)
 
 
-@_dispatch.op(_candidates)
+@_dispatch.op(_candidates, Rows(("b", "a", "h0", "lengths", "resets")))
 def linear_scan(
     a: Float[AnyArray, "#batch #time #channels"],
     b: Float[AnyArray, "batch time channels"],
