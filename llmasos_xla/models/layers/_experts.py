@@ -96,7 +96,7 @@ def _routes(
     scores = jax.nn.sigmoid(jnp.einsum("btw,we->bte", x.astype(wide), kernel, precision=jax.lax.Precision.HIGHEST))
     # The balance decides who is chosen and never how much an answer counts: it needs no gradient and bends none.
     ranked = jax.lax.stop_gradient(scores) + arrays["router/balance"].astype(wide)[None, None]
-    chosen = jax.lax.top_k(ranked, mixing.per_token)[1]
+    chosen = _highest(ranked, mixing.per_token)
     gates = jnp.take_along_axis(scores, chosen, axis=-1)
     if mixing.per_token > 1:
         gates = gates / jnp.sum(gates, axis=-1, keepdims=True)
@@ -106,6 +106,18 @@ def _routes(
     place = jnp.take_along_axis(jnp.cumsum(wanted, axis=1) - wanted, chosen, axis=-1)
     kept = place < capacity
     return Routes(chosen, gates, place, kept if mask is None else kept & mask[..., None]), wanted
+
+
+def _highest(scores: jax.Array, count: int) -> jax.Array:
+    """The numbers of the highest scores on the last axis, highest first, lower numbers first among equals.
+
+    One maximum after the other rather than `top_k`, for which XLA on CPU gathers all rows on every device.
+    """
+    numbers = []
+    for _ in range(count):
+        numbers.append(jnp.argmax(scores, axis=-1))
+        scores = jnp.where(jax.nn.one_hot(numbers[-1], scores.shape[-1], dtype=bool), -jnp.inf, scores)
+    return jnp.stack(numbers, axis=-1)
 
 
 def _answers(arrays: dict[str, jax.Array], x: jax.Array, routes: Routes, experts: int, capacity: Any) -> jax.Array:
@@ -125,7 +137,7 @@ def _answers(arrays: dict[str, jax.Array], x: jax.Array, routes: Routes, experts
 
     kernels = (arrays[f"experts/{name}/kernel"].astype(x.dtype) for name in ("gate", "up", "down"))
     gate, up, down = kernels
-    seen = _at_experts(jax.vmap(sent)(x, routes))
+    seen = _at_experts(_at_rows(jax.vmap(sent)(x, routes)))
     hidden = jax.nn.silu(jnp.einsum("becw,ewh->bech", seen, gate)) * jnp.einsum("becw,ewh->bech", seen, up)
     answer = _at_rows(_at_experts(jnp.einsum("bech,ehw->becw", hidden, down)))
     return jax.vmap(returned)(answer, routes)
