@@ -17,10 +17,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 AXIS = "seq"
+
+SAVED = "ring_attention"
+"""What the backward pass reads of the forward one has this name, for policies of `jax.checkpoint`."""
 
 
 def ring_attention(
@@ -153,7 +157,7 @@ def _attention(ring: _Ring, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.
 
 
 def _forward(ring: _Ring, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, Any]:
-    y, log_sum = ring.call(_local_forward, (q, k, v, mask), "xxxm", "xs")
+    y, log_sum = (checkpoint_name(a, SAVED) for a in ring.call(_local_forward, (q, k, v, mask), "xxxm", "xs"))
     return y, (q, k, v, mask, y, log_sum)
 
 

@@ -179,9 +179,7 @@ def test_rotation_in_bfloat16_tells_late_positions_apart():
 def test_grouped_queries_are_repeated_heads(x):
     spec = L.Decoder(2, 6, kv_heads=2, key_dim=4)
     y, variables = apply(spec, x)
-    repeated = {
-        n: jnp.repeat(a, 3, axis=2) if "key/" in n or "value/" in n else a for n, a in variables.params.items()
-    }
+    repeated = {n: jnp.repeat(a, 3, axis=2) if "key/" in n or "value/" in n else a for n, a in variables.params.items()}
     all_heads, _ = apply(dataclasses.replace(spec, kv_heads=None), x, variables=Variables(repeated, {}))
     assert_close(all_heads, y)
 
@@ -259,9 +257,7 @@ def test_rematerialization_changes_memory_and_nothing_else(x):
 def test_dropout_differs_from_block_to_block_and_key_to_key(x):
     spec = L.Decoder(2, 3, hidden_dim=8, dropout=0.5)
     still, variables = apply(spec, x)
-    one, two, again = (
-        apply(spec, x, variables=variables, train=True, key=jax.random.key(k))[0] for k in (1, 2, 1)
-    )
+    one, two, again = (apply(spec, x, variables=variables, train=True, key=jax.random.key(k))[0] for k in (1, 2, 1))
     np.testing.assert_array_equal(one, again)
     assert not np.allclose(one, two)
     assert not np.allclose(one, still)
@@ -274,7 +270,10 @@ def test_rms_normalization_is_its_formula(rng):
     y, variables = apply(L.RMSNormalization(1e-2), x)
     assert variables.params.keys() == {"scale"}
     wide = np.asarray(x, np.float64)
-    assert_close(y, np.asarray(variables.params["scale"], np.float64) * wide / np.sqrt(np.mean(wide**2, -1, keepdims=True) + 1e-2))
+    assert_close(
+        y,
+        np.asarray(variables.params["scale"], np.float64) * wide / np.sqrt(np.mean(wide**2, -1, keepdims=True) + 1e-2),
+    )
 
 
 CONFIGS = {
@@ -318,7 +317,7 @@ def test_a_language_model_learns_counts_and_keeps(options, tmp_path):
     model.save(tmp_path / "model.safetensors")
     np.testing.assert_array_equal(lm.load(tmp_path / "model.safetensors").predict(x[:5]), logits)
     model.compile("adam", "sparse_categorical_crossentropy")
-    with pytest.raises(ValueError, match=r"labels have shape \(96, 9\), the outputs \(96, 10, 16\); one label for each"):
+    with pytest.raises(ValueError, match=r"labels have shape \(96, 9\), the outputs \(96, 10, 16\); one label"):
         model.fit(x, y[:, 1:], batch_size=96, verbose=0)
 
 
@@ -342,15 +341,24 @@ def test_an_export_takes_batches_and_rows_of_any_length():
     [
         (lambda: L.Decoder(2, 6, kv_heads=4), r"num_heads \(6\) wants to be a multiple of kv_heads \(4\)"),
         (lambda: L.Decoder(2, 6, key_dim=3), r"pairs of features, key_dim is odd \(3\)"),
-        (lambda: L.Decoder(2, 5).output_shape((7, 12)), "width of 12 does not divide into 5 heads of even size; say key"),
+        (
+            lambda: L.Decoder(2, 5).output_shape((7, 12)),
+            "width of 12 does not divide into 5 heads of even size",
+        ),
         (lambda: L.Decoder(2, 2, rematerialize="all"), "unknown rematerialize 'all'.* Known: block, dots, none"),
         (lambda: L.Decoder(2, 2, experts=-1), "experts wants an int of at least 0, got -1"),
         (lambda: L.Decoder(2, 2, experts=2, experts_per_token=3), "experts_per_token is 3, of experts there are 2"),
         (lambda: L.Decoder(0, 2), "depth wants an int of at least 1, got 0"),
         (lambda: L.Decoder(2, 2, epsilon=0.0), "epsilon wants a positive number, got 0"),
         (lambda: L.Decoder(2, 2, rope_base=0.0), "rope_base wants a positive number, got 0"),
-        (lambda: L.Decoder(2, 2, name="words").output_shape((7,)), r"Decoder 'words': wants samples of shape \(time, ch"),
-        (lambda: L.RMSNormalization().output_shape((3, None)), "RMSNormalization: axis -1 of its input must have a known"),
+        (
+            lambda: L.Decoder(2, 2, name="words").output_shape((7,)),
+            r"Decoder 'words': wants samples of shape",
+        ),
+        (
+            lambda: L.RMSNormalization().output_shape((3, None)),
+            "RMSNormalization: axis -1 of its input must have",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

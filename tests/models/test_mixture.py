@@ -200,7 +200,10 @@ def test_experts_are_interchangeable(x):
     [
         (lambda: L.MixtureOfExperts(2, 8, experts_per_token=3), "experts_per_token is 3, of experts there are 2"),
         (lambda: L.MixtureOfExperts(2, 8, capacity_factor=0.0), "capacity_factor wants a positive number, got 0"),
-        (lambda: L.MixtureOfExperts(2, 8, balance_rate=-1.0), "balance_rate wants a finite number of at least 0, got -1"),
+        (
+            lambda: L.MixtureOfExperts(2, 8, balance_rate=-1.0),
+            "balance_rate wants a finite number of at least 0",
+        ),
         (lambda: L.MixtureOfExperts(2, 8).output_shape((8,)), r"MixtureOfExperts: wants samples of shape \(time, chan"),
     ],
     ids=["few", "factor", "rate", "rank"],

@@ -22,6 +22,7 @@ LAYERS = {
     "attention": (L.MultiHeadAttention(4, 8, value_dim=5),),
     "decoder": (L.Decoder(2, 4, kv_heads=2, hidden_dim=48, dropout=0.3), L.RMSNormalization()),
     "kept": (L.Decoder(3, 4, kv_heads=1, hidden_dim=48, rematerialize="dots"),),
+    "again": (L.Decoder(3, 4, kv_heads=1, hidden_dim=48, rematerialize="block"),),
     "mixture": (L.MixtureOfExperts(4, 24, capacity_factor=0.8),),
     "experts": (L.Decoder(2, 4, hidden_dim=24, experts=4, capacity_factor=0.8, rematerialize="block"),),
 }
@@ -110,6 +111,14 @@ def test_a_scan_puts_one_blocks_weights_together_at_a_time():
     assert not [shape for shape in gathered if shape.startswith("f32[2,")]
 
 
+@pytest.mark.parametrize(("name", "rounds"), [("kept", 1), ("again", 2)])
+def test_a_ring_goes_around_again_only_where_all_is_computed_again(name, rounds):
+    program, _ = lowered(name, placed(MeshSpec(seq=4), name))
+    sent = [shape for shape in operations(program.compile().as_text(), "collective-permute") if "f32" in shape]
+    # Keys and values forward, with their gradients backward, and the gradients alone home.
+    assert len(sent) == 2 * rounds + 4 + 2
+
+
 def test_attention_weights_cannot_be_dropped_around_a_ring():
     layer = L.MultiHeadAttention(4, 8, dropout=0.1)
     net = pure(lambda rngs: layer.build((TIME, WIDTH), rngs))
@@ -118,7 +127,9 @@ def test_attention_weights_cannot_be_dropped_around_a_ring():
     run = functools.partial(net.apply, key=jax.random.key(1))
     with using(Placement(spec, spec.mesh(jax.devices()[:4]))):
         jax.eval_shape(functools.partial(run, train=False), variables, batch()[0])
-        with pytest.raises(ValueError, match=r"MultiHeadAttention: with time over seq=4 devices.* set dropout=0.0 and put"):
+        with pytest.raises(
+            ValueError, match=r"MultiHeadAttention: with time over seq=4 devices.* set dropout=0.0 and put"
+        ):
             jax.eval_shape(functools.partial(run, train=True), variables, batch()[0])
 
 

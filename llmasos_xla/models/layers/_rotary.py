@@ -1,6 +1,5 @@
 """Rotary position embedding."""
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 

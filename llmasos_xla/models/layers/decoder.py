@@ -19,7 +19,7 @@ from llmasos_xla.models.layers._rotary import rotate
 from llmasos_xla.models.layers.dense import affine
 from llmasos_xla.models.layers.regularization import drop
 from llmasos_xla.models.layers.rms import check_epsilon, rms_norm
-from llmasos_xla.sharding import placement
+from llmasos_xla.sharding import placement, ring
 
 REMATERIALIZE = ("none", "dots", "block")
 """What a block's derivative computes again."""
@@ -247,7 +247,7 @@ def _rematerialized(layer: Callable, what: str) -> Callable:
         # Weights put together for this layer are not kept whole until the backward pass, those of all layers at once.
         return placement.gathered_again(layer) if here is not None and here.spec.fsdp > 1 else layer
     policies = jax.checkpoint_policies
-    policy = policies.save_only_these_names(_DOT) if what == "dots" else policies.nothing_saveable
+    policy = policies.save_only_these_names(_DOT, ring.SAVED) if what == "dots" else policies.nothing_saveable
     return jax.checkpoint(layer, policy=policy, prevent_cse=False)  # pyright: ignore[reportPrivateImportUsage]
 
 
