@@ -2,6 +2,7 @@
 
     Sequential, Model, load       the two front doors, and opening what they saved
     layers                        what models are made of
+    models                        models by their sizes
     Dataset                       data with its preprocessing
     Optimizer, Schedule           how to train
     MeshSpec                      over how many devices, and along what
@@ -23,6 +24,7 @@ from llmasos_xla._version import __version__ as __version__
 if TYPE_CHECKING:
     from llmasos_xla import data as data
     from llmasos_xla import kernels as kernels
+    from llmasos_xla import models as models
     from llmasos_xla import sharding as sharding
     from llmasos_xla import training as training
     from llmasos_xla.api.load import load as load
@@ -59,6 +61,7 @@ _MODULES = {
     "data": "data",
     "kernels": "kernels",
     "layers": "models.layers",
+    "models": "models",
     "sharding": "sharding",
     "training": "training",
 }

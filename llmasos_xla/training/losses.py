@@ -63,6 +63,11 @@ def logits_for(loss: Loss, head: str | None, logits: jax.Array, outputs: jax.Arr
 
 
 def _sparse_cross_entropy(logits: jax.Array, y: jax.Array) -> jax.Array:
+    if y.size * logits.shape[-1] != logits.size:
+        raise ValueError(
+            f"sparse_categorical_crossentropy: labels have shape {y.shape}, the outputs {logits.shape}; one label for "
+            "each vector of outputs is wanted"
+        )
     return optax.softmax_cross_entropy_with_integer_labels(logits, y.reshape(logits.shape[:-1]))
 
 
@@ -155,14 +160,14 @@ def check_targets(loss: Loss, y: np.ndarray, output_shape: tuple, label_names: t
     if loss.targets == "class":
         classes = output_shape[-1]
         if not np.issubdtype(y.dtype, np.integer):
-            whole = y.shape[1:] in (output_shape[:-1], (*output_shape[:-1], 1)) and np.all(y == np.floor(y))
+            whole = _one_each(y, output_shape) and np.all(y == np.floor(y))
             hint = (
                 "; cast them with y.astype('int32') (of a table: name its label column in categories=)"
                 if whole
                 else "; one-hot targets go with categorical_crossentropy"
             )
             raise ValueError(f"{loss.name}: wants integer class labels, got {y.dtype} of shape {y.shape}{hint}")
-        if y.shape[1:] not in (output_shape[:-1], (*output_shape[:-1], 1)):
+        if not _one_each(y, output_shape):
             raise ValueError(
                 f"{loss.name}: labels have shape {y.shape}, wanted {('batch', *output_shape[:-1])} for outputs "
                 f"{('batch', *output_shape)}; one-hot labels go with categorical_crossentropy"
@@ -192,6 +197,13 @@ def check_targets(loss: Loss, y: np.ndarray, output_shape: tuple, label_names: t
             f"y == {y.max()} (of a table: name its label column in categories=); more than two go with a softmax and "
             "sparse_categorical_crossentropy"
         )
+
+
+def _one_each(y: np.ndarray, output_shape: tuple) -> bool:
+    """Whether there is one label for each vector of outputs; an axis of any length, None, takes them all."""
+    wanted = output_shape[:-1]
+    labels = y.shape[1:-1] if y.ndim == len(wanted) + 2 and y.shape[-1] == 1 else y.shape[1:]
+    return len(labels) == len(wanted) and all(n in (None, m) for n, m in zip(wanted, labels))
 
 
 def spelled(name: object, known: Iterable[str]) -> str | None:

@@ -13,11 +13,14 @@
     activations     Activation, ReLU, LeakyReLU, PReLU, ELU, Softmax, Rescaling
     regularization  Dropout, SpatialDropout1D, SpatialDropout2D, GaussianNoise, GaussianDropout
     normalization   BatchNormalization, LayerNormalization, GroupNormalization
+    rms             RMSNormalization
     embedding       Embedding, Masking
     recurrent       SimpleRNN, GRU, LSTM
     minimal         MinGRU
     wrappers        Bidirectional, TimeDistributed
     attention       MultiHeadAttention
+    decoder         Decoder
+    mixture         MixtureOfExperts
     combine         Residual, Add, Average, Concatenate, Maximum, Minimum, Multiply, Subtract
 
 `LAYERS` maps names to classes; `make_layer("dense", 3)` and `layer_from_json(layer.to_json())` build by name.
@@ -56,6 +59,7 @@ from llmasos_xla.models.layers.conv import Conv1D as Conv1D
 from llmasos_xla.models.layers.conv import Conv2D as Conv2D
 from llmasos_xla.models.layers.conv import Conv3D as Conv3D
 from llmasos_xla.models.layers.conv_transpose import Conv2DTranspose as Conv2DTranspose
+from llmasos_xla.models.layers.decoder import Decoder as Decoder
 from llmasos_xla.models.layers.dense import Dense as Dense
 from llmasos_xla.models.layers.embedding import Embedding as Embedding
 from llmasos_xla.models.layers.embedding import Masking as Masking
@@ -66,6 +70,7 @@ from llmasos_xla.models.layers.global_pooling import GlobalMaxPooling1D as Globa
 from llmasos_xla.models.layers.global_pooling import GlobalMaxPooling2D as GlobalMaxPooling2D
 from llmasos_xla.models.layers.global_pooling import GlobalMaxPooling3D as GlobalMaxPooling3D
 from llmasos_xla.models.layers.minimal import MinGRU as MinGRU
+from llmasos_xla.models.layers.mixture import MixtureOfExperts as MixtureOfExperts
 from llmasos_xla.models.layers.normalization import BatchNormalization as BatchNormalization
 from llmasos_xla.models.layers.normalization import GroupNormalization as GroupNormalization
 from llmasos_xla.models.layers.normalization import LayerNormalization as LayerNormalization
@@ -83,6 +88,7 @@ from llmasos_xla.models.layers.regularization import GaussianDropout as Gaussian
 from llmasos_xla.models.layers.regularization import GaussianNoise as GaussianNoise
 from llmasos_xla.models.layers.regularization import SpatialDropout1D as SpatialDropout1D
 from llmasos_xla.models.layers.regularization import SpatialDropout2D as SpatialDropout2D
+from llmasos_xla.models.layers.rms import RMSNormalization as RMSNormalization
 from llmasos_xla.models.layers.separable import DepthwiseConv2D as DepthwiseConv2D
 from llmasos_xla.models.layers.separable import SeparableConv2D as SeparableConv2D
 from llmasos_xla.models.layers.shape import Flatten as Flatten

@@ -12,6 +12,8 @@ from llmasos_xla.models.layers._checks import known_channels, number, sample_ran
 from llmasos_xla.models.layers._modules import MaskModule, parameter, random_key
 from llmasos_xla.models.layers.dense import affine
 from llmasos_xla.models.layers.regularization import drop
+from llmasos_xla.sharding import placement
+from llmasos_xla.sharding.ring import ring_attention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +22,8 @@ class MultiHeadAttention(Layer):
 
     Query, key and value are all made of the input (self-attention): [batch, time, cin] -> [batch, time, cin]. With
     `causal` a step sees itself and earlier ones. Steps that a mask calls padding are not looked at; their own outputs
-    are there and mean nothing. `dropout` drops attention weights in training. The softmax is float32.
+    are there and mean nothing. `dropout` drops attention weights in training. The softmax is float32. Where time is
+    split over devices this is ring attention, which has no dropout.
 
     Arrays: query/kernel and key/kernel [cin, num_heads, key_dim], value/kernel [cin, num_heads, value_dim],
     output/kernel [num_heads, value_dim, cin], and a bias for each, as Keras has them.
@@ -89,6 +92,9 @@ class _MultiHeadAttention(MaskModule):
     ) -> tuple[jax.Array, jax.Array | None]:
         spec = self.spec
         query, key, value = self.query(x), self.key(x), self.value(x)
+        here = placement.current()
+        if here is not None and here.spec.seq > 1:
+            return self.output(self._around_the_ring(query, key, value, mask, train, here)), mask
         scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32) / math.sqrt(spec.key_dim)
         # The smallest number rather than -inf: a row that is all padding gives a mean, not NaN.
         weights = jax.nn.softmax(jnp.where(self._seen(scores, mask), scores, jnp.finfo(scores.dtype).min), axis=-1)
@@ -96,6 +102,24 @@ class _MultiHeadAttention(MaskModule):
         if train and spec.dropout:
             weights = drop(weights, random_key(rngs, spec.who), spec.dropout, weights.shape)
         return self.output(jnp.einsum("bhqk,bkhd->bqhd", weights, value)), mask
+
+    def _around_the_ring(
+        self,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        mask: jax.Array | None,
+        train: bool,
+        here: placement.Placement,
+    ) -> jax.Array:
+        if train and self.spec.dropout:
+            raise ValueError(
+                f"{self.spec.who}: with time over seq={here.spec.seq} devices no device sees all attention weights, of "
+                f"which dropout={self.spec.dropout} would drop some; set dropout=0.0 and put a Dropout layer behind it"
+            )
+        return ring_attention(
+            query, key, value, mesh=here.mesh, causal=self.spec.causal, mask=mask, batch_axes=here.batch_axes
+        )
 
     def _seen(self, scores: jax.Array, mask: jax.Array | None) -> jax.Array:
         """Which query may look at which key, [batch or 1, 1, time, time]."""
