@@ -66,6 +66,7 @@ def one_f_one_b(
     microbatches: int,
     *,
     kinds: Sequence[Hashable] | None = None,
+    draws: Sequence[int] | None = None,
     specs: Mapping[str, P] | None = None,
     batch_axes: Sequence[str] = ("data", "fsdp", "expert"),
     weight_axes: Sequence[str] = ("fsdp",),
@@ -94,6 +95,8 @@ def one_f_one_b(
         microbatches: how many micro-batches, M; a divisor of the batch.
         kinds: what is equal for stages that compute the same of arrays in the same order; these share one branch of
             the program and are called by the first one's names. By default that holds for stages of one function.
+        draws: a number for each stage, which is then given the pair (key, number) for its key: how many random keys the
+            stages before it have drawn.
         specs: how arrays lie over the mesh, by name; what is not named is left to XLA.
         batch_axes: the mesh axes over which rows lie.
         weight_axes: the mesh axes over which what a stage owns is stored; it is gathered when the stage computes.
@@ -130,9 +133,9 @@ def one_f_one_b(
             microbatches,
             P(rows_over or None),
             batch,
-            key,
+            key if key is None or draws is None else (key, jnp.uint32(0)),
         )
-        ticks = functools.partial(_ticks, plan, uniform)
+        ticks = functools.partial(_ticks, plan, draws, uniform)
 
         def run(number: jax.Array, weights: Held, carried: Held, batch: Any, key: Any) -> Any:
             weights, carried = plan.params.store(_mine(weights)), plan.state.store(_mine(carried))
@@ -162,7 +165,16 @@ def one_f_one_b(
     return fn
 
 
-def _ticks(plan: Plan, uniform: bool, number: jax.Array, weights: Held, state: Held, batch: Any, key: Any) -> Sums:
+def _ticks(
+    plan: Plan,
+    draws: Sequence[int] | None,
+    uniform: bool,
+    number: jax.Array,
+    weights: Held,
+    state: Held,
+    batch: Any,
+    key: Any,
+) -> Sums:
     """All ticks of one stage."""
     last, count = len(plan.stages) - 1, plan.microbatches
     carrier, firsts, rows = plan.carrier, plan.firsts(), plan.carrier.lies
@@ -176,8 +188,10 @@ def _ticks(plan: Plan, uniform: bool, number: jax.Array, weights: Held, state: H
         results = [run(*arguments) for run in branches]
         return jax.tree.map(lambda *values: jax.lax.select_n(branch, *values), *results)
 
-    def of(number: jax.Array) -> tuple[Any, Any]:
-        return microbatch(batch, number, count), key if count == 1 or key is None else jax.random.fold_in(key, number)
+    def of(m: jax.Array) -> tuple[Any, Any]:
+        own = key if count == 1 or key is None else jax.random.fold_in(key, m)
+        drawn = None if key is None or draws is None else jnp.array(draws, jnp.uint32)[number]
+        return microbatch(batch, m, count), own if drawn is None else (own, drawn)
 
     def tick(t: jax.Array, carry: Any) -> Any:
         inbox, cotangent, inputs, states, sums = carry
