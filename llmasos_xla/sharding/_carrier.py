@@ -57,7 +57,7 @@ class Carrier:
         leaves, at = [], 0
         for leaf in jax.tree.leaves(like):
             size = self._words(leaf)
-            leaves.append(self._from_words(words[:, at : at + size], leaf))
+            leaves.append(constrained(self._from_words(words[:, at : at + size], leaf), self.lies))
             at += size
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
@@ -71,7 +71,8 @@ class Carrier:
         cotangents, at = [], 0
         for leaf in jax.tree.leaves(like):
             if _is_float(leaf):
-                cotangents.append(buffer[:, at : at + _size(leaf)].reshape(leaf.shape).astype(leaf.dtype))
+                cotangent = buffer[:, at : at + _size(leaf)].reshape(leaf.shape).astype(leaf.dtype)
+                cotangents.append(constrained(cotangent, self.lies))
                 at += _size(leaf)
         return cotangents
 

@@ -170,11 +170,12 @@ class Arrangement:
     def arrays(self, stage: int, held: Held) -> dict[str, jax.Array]:
         """A stage's arrays by name, for it to compute with.
 
-        The buffers are made whole first: slices of an axis that lies over several devices make XLA exchange borders by
-        collective permutes, which wait for the devices of all stages and so must not stand in a branch.
+        The buffers, and what is sliced from them, are whole on each device: slices of an axis that lies over several
+        devices make XLA exchange borders by collective permutes, which wait for the devices of all stages and so must
+        not stand in a branch.
         """
         own = self.layouts[stage].unpack({dtype: constrained(buffer, P()) for dtype, buffer in held.own.items()})
-        return {**{name: self._as_specified(name, a) for name, a in own.items()}, **held.stacked}
+        return {**{name: self._as_specified(name, constrained(a, P())) for name, a in own.items()}, **held.stacked}
 
     def held(self, stage: int, arrays: Arrays, wide: bool = False) -> Held:
         """The inverse of `arrays`; `wide` as in `Layout.pack`."""

@@ -76,6 +76,9 @@ MODELS = {
     ),
     "blocks": ((L.Dense(8), *(L.Residual([L.Dense(8, activation="tanh")]) for _ in range(6)), L.Dense(3)), (8,)),
     "tower": ((L.Embedding(12, 8), Tower(8), L.Flatten(), L.Dense(3)), (5,)),
+    "uneven": ((L.Embedding(12, 8), Tower(6), L.Flatten(), L.Dense(3)), (5,)),
+    "wide tower": ((L.Dense(64), Tower(8), L.Dense(3)), (4,)),
+    "blocks of eight": (tuple(L.Residual([L.Dense(8, activation="tanh")]) for _ in range(8)), (8,)),
     "dropout": (
         (L.Dense(16), L.Dropout(0.5), L.Dense(16), L.Dropout(0.3), L.Dense(16), L.Dropout(0.1), L.Dense(3)),
         (8,),
@@ -114,20 +117,19 @@ def batch_of(spec, rows, seed=0):
 
 def variables_of(spec, seed=0):
     """Weights that are nowhere zero."""
-    variables = spec.net().init(jax.random.key(seed))
-    leaves, structure = jax.tree.flatten(variables)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    noisy = [a + 0.1 * jnp.abs(jax.random.normal(k, a.shape)) for a, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(structure, noisy)
+    variables = jax.jit(spec.net().init)(jax.random.key(seed))
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda a: a + np.abs(0.1 * rng.normal(size=a.shape)).astype(np.float32), variables)
 
 
 def one_device(objective, variables, batch, key, microbatches):
     """What one device computes by going through the micro-batches one after the other, adding up."""
+    compute = jax.jit(objective.gradients)
     state, total = variables.state, None
     for m in range(microbatches):
         one = {name: a[m::microbatches] if a.ndim else a for name, a in batch.items()}
         own = key if microbatches == 1 else jax.random.fold_in(key, m)
-        (loss, (summed, sums, state)), gradients = jax.jit(objective.gradients)(variables.params, state, one, own)
+        (loss, (summed, sums, state)), gradients = compute(variables.params, state, one, own)
         found = (loss, summed, sums, gradients)
         total = found if total is None else jax.tree.map(jnp.add, total, found)
     loss, summed, sums, gradients = total
