@@ -7,12 +7,15 @@ laid out one after the other in a flat buffer, padded to the longest stage's.
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
+
+AXIS = "pipe"
+"""The mesh axis over which stages lie."""
 
 Arrays = Mapping[str, jax.Array]
 
@@ -39,39 +42,35 @@ def name_of(part: Part) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where the arrays of one stage lie in its buffers: one after the other, in the order given.
+    """Where the arrays of one stage lie in its buffers, [pieces, length] for each dtype.
+
+    Each array is cut into as many pieces as there are stages, the pieces that the devices hold between steps, and has
+    the same columns in every row. So packing is an all-to-all: each device sends its piece to the array's stage.
 
     Attributes:
-        parts: the parts of arrays.
+        parts: the parts of arrays, one after the other.
         shapes: their shapes.
         dtypes: their dtypes, by name.
+        axes: the axis along which an array is cut; None if it is cut flat, being whole on all devices between steps.
+        pieces: the number of stages.
     """
 
     parts: tuple[Part, ...]
     shapes: tuple[tuple[int, ...], ...]
     dtypes: tuple[str, ...]
+    axes: tuple[int | None, ...]
+    pieces: int
 
-    @classmethod
-    def of(cls, parts: Sequence[Part], arrays: Mapping[str, Any]) -> "Layout":
-        """The layout of those parts whose arrays are among `arrays`."""
-        parts = tuple(part for part in parts if name_of(part) in arrays)
-        taken = [(arrays[name_of(part)], part) for part in parts]
-        shapes = tuple(a.shape if isinstance(p, str) else (p.stop - p.start, *a.shape[1:]) for a, p in taken)
-        return cls(parts, shapes, tuple(jnp.dtype(a.dtype).name for a, _ in taken))
+    def columns(self) -> list[int]:
+        """Elements of a piece of each part."""
+        return [-(-math.prod(shape) // self.pieces) for shape in self.shapes]
 
     def lengths(self) -> dict[str, int]:
-        """Elements of each dtype."""
+        """Columns of each dtype."""
         total: dict[str, int] = {}
-        for shape, dtype in zip(self.shapes, self.dtypes, strict=True):
-            total[dtype] = total.get(dtype, 0) + math.prod(shape)
+        for size, dtype in zip(self.columns(), self.dtypes, strict=True):
+            total[dtype] = total.get(dtype, 0) + size
         return total
-
-    def take(self, arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """This stage's parts of a model's arrays, by name."""
-        return {
-            name_of(part): arrays[part] if isinstance(part, str) else arrays[part.name][part.start : part.stop]
-            for part in self.parts
-        }
 
     def abstract(self) -> dict[str, jax.ShapeDtypeStruct]:
         """The parts' shapes and dtypes, by name."""
@@ -80,24 +79,65 @@ class Layout:
             for part, shape, dtype in zip(self.parts, self.shapes, self.dtypes, strict=True)
         }
 
-    def pack(self, taken: Mapping[str, jax.Array], lengths: Mapping[str, int], wide: bool = False) -> Buffers:
-        """The parts in buffers of those lengths; `wide`: each dtype's buffer holds at least float32."""
+    def piece(self, arrays: Arrays, number: jax.Array, lengths: Mapping[str, int]) -> Buffers:
+        """The device's own piece of the stage's arrays, [length], from what it holds between steps."""
         rows: dict[str, list[jax.Array]] = {dtype: [] for dtype in lengths}
-        for part, dtype in zip(self.parts, self.dtypes, strict=True):
-            rows[dtype].append(taken[name_of(part)].astype(accumulator(dtype) if wide else dtype).reshape(-1))
+        for part, dtype, axis in zip(self.parts, self.dtypes, self.axes, strict=True):
+            a = arrays[name_of(part)]
+            a = a if isinstance(part, str) else a[part.start : part.stop]
+            mine = (
+                a.reshape(-1)
+                if axis is not None
+                else jax.lax.dynamic_index_in_dim(self._cut(a, None), number, 0, False)
+            )
+            rows[dtype].append(mine)
+        return {dtype: padded(row, lengths[dtype], dtype) for dtype, row in rows.items()}
+
+    def whole(self, piece: Buffers) -> dict[str, jax.Array]:
+        """The inverse of `piece`: what the device holds of the stage's arrays between steps."""
+        held = {}
+        for part, shape, axis, columns in self._columns(piece):
+            if axis is None:
+                held[name_of(part)] = self._join(jax.lax.all_gather(columns, AXIS), shape, None)
+            else:
+                held[name_of(part)] = columns.reshape(_replaced(shape, axis, shape[axis] // self.pieces))
+        return held
+
+    def pack(self, arrays: Arrays, lengths: Mapping[str, int], wide: bool = False) -> Buffers:
+        """The stage's arrays in buffers of those lengths; `wide`: each dtype's buffer holds at least float32."""
+        rows: dict[str, list[jax.Array]] = {dtype: [] for dtype in lengths}
+        for part, dtype, axis in zip(self.parts, self.dtypes, self.axes, strict=True):
+            rows[dtype].append(self._cut(arrays[name_of(part)].astype(accumulator(dtype) if wide else dtype), axis))
         return {
-            dtype: padded(parts, lengths[dtype], accumulator(dtype) if wide else dtype) for dtype, parts in rows.items()
+            dtype: padded(row, lengths[dtype], accumulator(dtype) if wide else dtype, self.pieces)
+            for dtype, row in rows.items()
         }
 
-    def unpack(self, buffers: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    def unpack(self, buffers: Buffers) -> dict[str, jax.Array]:
         """The inverse of `pack`."""
+        return {name_of(part): self._join(a, shape, axis) for part, shape, axis, a in self._columns(buffers)}
+
+    def _columns(self, buffers: Buffers) -> Iterator[tuple[Part, tuple[int, ...], int | None, jax.Array]]:
         at = dict.fromkeys(buffers, 0)
-        taken = {}
-        for part, shape, dtype in zip(self.parts, self.shapes, self.dtypes, strict=True):
-            size = math.prod(shape)
-            taken[name_of(part)] = buffers[dtype][at[dtype] : at[dtype] + size].reshape(shape)
+        for part, shape, dtype, axis, size in zip(
+            self.parts, self.shapes, self.dtypes, self.axes, self.columns(), strict=True
+        ):
+            yield part, shape, axis, buffers[dtype][..., at[dtype] : at[dtype] + size]
             at[dtype] += size
-        return taken
+
+    def _cut(self, a: jax.Array, axis: int | None) -> jax.Array:
+        """The pieces of an array, flat, [pieces, columns]."""
+        if axis is None:
+            return padded([a.reshape(-1)], -(-a.size // self.pieces) * self.pieces, a.dtype).reshape(self.pieces, -1)
+        cut = a.reshape(*a.shape[:axis], self.pieces, a.shape[axis] // self.pieces, *a.shape[axis + 1 :])
+        return jnp.moveaxis(cut, axis, 0).reshape(self.pieces, -1)
+
+    def _join(self, pieces: jax.Array, shape: tuple[int, ...], axis: int | None) -> jax.Array:
+        """The inverse of `_cut`."""
+        if axis is None:
+            return pieces.reshape(-1)[: math.prod(shape)].reshape(shape)
+        cut = pieces.reshape(self.pieces, *_replaced(shape, axis, shape[axis] // self.pieces))
+        return jnp.moveaxis(cut, 0, axis).reshape(shape)
 
 
 def accumulator(dtype: Any) -> Any:
@@ -106,12 +146,12 @@ def accumulator(dtype: Any) -> Any:
 
 
 class Held(NamedTuple):
-    """Arrays as the devices of a pipeline hold them; on one stage's devices without the leading axis of `own`."""
+    """Arrays as the devices of a stage hold them while a pipeline runs."""
 
     own: Buffers
-    """What the stages own, packed, [stages, length] for each dtype."""
+    """What the stage owns, packed, [pieces, length] for each dtype."""
     stacked: dict[str, jax.Array]
-    """The stacked arrays by name."""
+    """The stage's rows of stacked arrays, by name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,16 +161,50 @@ class Arrangement:
     Attributes:
         layouts: what each stage owns.
         stacked: shapes and dtypes of the stacked arrays, whole.
-        specs: how arrays lie over the mesh axes that are left to XLA, while a stage computes.
+        at_rest: how all arrays lie over the mesh axis of stages between steps.
+        specs: how they lie over the mesh axes that are left to XLA, while a stage computes.
         stored: how the buffers do.
         multiple: the buffers' lengths are multiples of it.
     """
 
     layouts: tuple[Layout, ...]
     stacked: dict[str, jax.ShapeDtypeStruct]
+    at_rest: dict[str, P]
     specs: Mapping[str, P]
     stored: P
     multiple: int
+
+    @classmethod
+    def of(
+        cls,
+        arrays: Mapping[str, Any],
+        owned: Sequence[Sequence[Part]],
+        stacked: Sequence[str],
+        specs: Mapping[str, P],
+        stored: Sequence[str],
+        multiple: int,
+    ) -> "Arrangement":
+        """The arrangement of `arrays`, of which others among `owned` and `stacked` are none."""
+        count = len(owned)
+        axes = {name: _cut_axis(specs.get(name, P()), a.shape, count) for name, a in arrays.items()}
+        for part in (part for parts in owned for part in parts if isinstance(part, Rows)):
+            # Rows of a cut axis would not be where their piece is.
+            axes[part.name] = axes.get(part.name) or None
+        layouts = []
+        for parts in owned:
+            own = tuple(part for part in parts if name_of(part) in arrays)
+            taken = [(arrays[name_of(part)], part) for part in own]
+            shapes = [a.shape if isinstance(p, str) else (p.stop - p.start, *a.shape[1:]) for a, p in taken]
+            dtypes = tuple(jnp.dtype(a.dtype).name for a, _ in taken)
+            layouts.append(Layout(own, tuple(shapes), dtypes, tuple(axes[name_of(part)] for part in own), count))
+        return cls(
+            tuple(layouts),
+            {n: jax.ShapeDtypeStruct(arrays[n].shape, arrays[n].dtype) for n in stacked if n in arrays},
+            {name: P(AXIS) if name in stacked else _along(axes[name]) for name in arrays},
+            {n: without(spec, [AXIS, *(() if n in stacked else stored)]) for n, spec in specs.items()},
+            P(None, tuple(stored) or None),
+            multiple,
+        )
 
     @functools.cached_property
     def lengths(self) -> dict[str, int]:
@@ -141,17 +215,18 @@ class Arrangement:
                 longest[dtype] = max(-(-length // self.multiple) * self.multiple, longest.get(dtype, 0))
         return longest
 
-    def hold(self, arrays: Arrays) -> Held:
-        """The arrays as the stages hold them."""
-        packed = [layout.pack(layout.take(arrays), self.lengths) for layout in self.layouts]
-        own = {dtype: jnp.stack([buffers[dtype] for buffers in packed]) for dtype in self.lengths}
-        return Held(own, {name: arrays[name] for name in self.stacked})
+    def hold(self, arrays: Arrays, number: jax.Array) -> Held:
+        """The arrays as stage `number` holds them, from what its devices hold between steps."""
+        pieces = [layout.piece(arrays, number, self.lengths) for layout in self.layouts]
+        own = {dtype: self._exchange(jnp.stack([piece[dtype] for piece in pieces])) for dtype in self.lengths}
+        return self.store(Held(own, {name: arrays[name] for name in self.stacked}))
 
     def give(self, held: Held) -> dict[str, jax.Array]:
         """The inverse of `hold`; arrays that several stages own are added up."""
         found: dict[str, list[tuple[Part, jax.Array]]] = {}
+        pieces = {dtype: self._exchange(buffer) for dtype, buffer in held.own.items()}
         for number, layout in enumerate(self.layouts):
-            taken = layout.unpack({dtype: buffer[number] for dtype, buffer in held.own.items()})
+            taken = layout.whole({dtype: buffer[number] for dtype, buffer in pieces.items()})
             for part in layout.parts:
                 found.setdefault(name_of(part), []).append((part, taken[name_of(part)]))
         return dict(held.stacked) | {name: _whole(parts) for name, parts in found.items()}
@@ -160,6 +235,9 @@ class Arrangement:
         """A stage's arrays between its computations."""
         own = {dtype: constrained(buffer, self.stored) for dtype, buffer in held.own.items()}
         return Held(own, {name: self._as_specified(name, a) for name, a in held.stacked.items()})
+
+    def _exchange(self, rows: jax.Array) -> jax.Array:
+        return jax.lax.all_to_all(rows, AXIS, 0, 0)
 
     def abstract(self, stage: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of a stage's arrays."""
@@ -186,7 +264,8 @@ class Arrangement:
 
     def zeros(self) -> Held:
         """Gradients of zero on one stage."""
-        own = {dtype: jnp.zeros(length, accumulator(dtype)) for dtype, length in self.lengths.items()}
+        pieces = len(self.layouts)
+        own = {dtype: jnp.zeros((pieces, length), accumulator(dtype)) for dtype, length in self.lengths.items()}
         shapes = {name: a for name, a in self.abstract(0).items() if name in self.stacked}
         return self.store(Held(own, {name: jnp.zeros(a.shape, accumulator(a.dtype)) for name, a in shapes.items()}))
 
@@ -210,6 +289,22 @@ def without(spec: P, axes: Sequence[str]) -> P:
         for entry in spec
     ]
     return P(*(entry or None for entry in kept))
+
+
+def _cut_axis(spec: P, shape: tuple[int, ...], pieces: int) -> int | None:
+    """The axis that lies over the stages between steps, if any does."""
+    for axis, entry in enumerate(spec):
+        if AXIS in (entry if isinstance(entry, tuple) else (entry,)) and shape[axis] % pieces == 0:
+            return axis
+    return None
+
+
+def _along(axis: int | None) -> P:
+    return P() if axis is None else P(*[None] * axis, AXIS)
+
+
+def _replaced(shape: tuple[int, ...], axis: int, size: int) -> tuple[int, ...]:
+    return (*shape[:axis], size, *shape[axis + 1 :])
 
 
 def padded(parts: Sequence[jax.Array], length: int, dtype: Any, rows: int | None = None) -> jax.Array:

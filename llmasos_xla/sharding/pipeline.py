@@ -22,13 +22,10 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from llmasos_xla.sharding._check import check_arrays, check_batch
-from llmasos_xla.sharding._flat import Arrangement, Held, Layout, Part, constrained, without
+from llmasos_xla.sharding._flat import AXIS, Arrangement, Held, Part, constrained
 from llmasos_xla.sharding._flat import Rows as Rows
 from llmasos_xla.sharding._program import waits_for_all as waits_for_all
 from llmasos_xla.sharding._stages import Plan, Sums, batch_rows, cut, microbatch
-
-AXIS = "pipe"
-"""The mesh axis over which stages lie."""
 
 
 def bubble(stages: int, microbatches: int) -> float:
@@ -112,14 +109,6 @@ def one_f_one_b(
         )
     rows_over = tuple(axis for axis in batch_axes if mesh.shape.get(axis, 1) > 1)
     stored = tuple(axis for axis in weight_axes if mesh.shape.get(axis, 1) > 1)
-    of_rows = {name: without(spec, [AXIS]) for name, spec in (specs or {}).items() if name in stacked}
-    of_own = {name: without(spec, [AXIS, *stored]) for name, spec in (specs or {}).items() if name not in stacked}
-
-    def arranged(arrays: Mapping[str, Any], stored: tuple[str, ...]) -> Arrangement:
-        multiple = math.prod(mesh.shape[axis] for axis in stored)
-        layouts = tuple(Layout.of(parts, arrays) for parts in owned)
-        whole = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in arrays.items() if name in stacked}
-        return Arrangement(layouts, whole, of_rows | of_own, P(stored or None), multiple)
 
     def fn(params: Mapping[str, Any], state: Mapping[str, Any], batch: Any, key: Any) -> Any:
         check_arrays(owned, stacked, params, state)
@@ -128,8 +117,8 @@ def one_f_one_b(
             stages,
             stages if kinds is None else kinds,
             finish,
-            arranged(params, stored),
-            arranged(state, ()),
+            Arrangement.of(params, owned, stacked, specs or {}, stored, math.prod(mesh.shape[axis] for axis in stored)),
+            Arrangement.of(state, owned, stacked, specs or {}, (), 1),
             microbatches,
             P(rows_over or None),
             batch,
@@ -137,30 +126,29 @@ def one_f_one_b(
         )
         ticks = functools.partial(_ticks, plan, draws, uniform)
 
-        def run(number: jax.Array, weights: Held, carried: Held, batch: Any, key: Any) -> Any:
-            weights, carried = plan.params.store(_mine(weights)), plan.state.store(_mine(carried))
+        def run(number: jax.Array, params: Any, state: Any, batch: Any, key: Any) -> Any:
+            weights, carried = (a.hold(held, number[0]) for a, held in ((plan.params, params), (plan.state, state)))
             sums = ticks(number[0], weights, carried, batch, key)
             # Only the last stage has any.
             loss, more = jax.lax.psum((sums.loss, sums.sums), AXIS)
-            return loss, more, _all(sums.state), _all(sums.gradients)
+            return loss, more, plan.state.give(sums.state), plan.params.give(sums.gradients)
 
         loss, sums, new, gradients = jax.shard_map(
             run,
             mesh=mesh,
-            in_specs=(P(AXIS), P(AXIS), P(AXIS), P(), P()),
-            out_specs=(P(), P(), P(AXIS), P(AXIS)),
+            in_specs=(P(AXIS), plan.params.at_rest, plan.state.at_rest, P(), P()),
+            out_specs=(P(), P(), plan.state.at_rest, plan.params.at_rest),
             axis_names={AXIS},
             check_vma=False,
         )(
             # The stage's number comes as data: XLA cannot partition a program that asks a device where it stands.
             jnp.arange(len(stages), dtype=jnp.int32),
-            plan.params.hold(params),
-            plan.state.hold(state),
+            dict(params),
+            dict(state),
             cut(batch, microbatches),
             key,
         )
-        summed = plan.params.give(gradients)
-        return (loss, (sums, plan.state.give(new))), {n: summed[n].astype(a.dtype) for n, a in params.items()}
+        return (loss, (sums, new)), {name: gradients[name].astype(a.dtype) for name, a in params.items()}
 
     return fn
 
@@ -252,11 +240,3 @@ def _write(ring: jax.Array, number: jax.Array, value: jax.Array, there: jax.Arra
 
 def _read(ring: jax.Array, number: jax.Array) -> jax.Array:
     return jax.lax.dynamic_index_in_dim(ring, number % ring.shape[0], keepdims=False)
-
-
-def _mine(held: Held) -> Held:
-    return held._replace(own={dtype: buffer[0] for dtype, buffer in held.own.items()})
-
-
-def _all(held: Held) -> Held:
-    return held._replace(own={dtype: buffer[None] for dtype, buffer in held.own.items()})

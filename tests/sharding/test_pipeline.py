@@ -1,12 +1,15 @@
 """A pipeline computes what one device computes."""
 
 import functools
+import math
+import re
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 from sharding.pipelines import (
     KEY,
     batch_of,
@@ -155,14 +158,39 @@ def test_temporary_memory_does_not_grow_with_the_micro_batches():
     assert many < 1.02 * few
 
 
+def gathered(program):
+    """The sizes of what the program gathers from all devices."""
+    shapes = re.findall(r"= \w+\[([\d,]*)\]\S* all-gather(?:-start)?\(", program.as_text())
+    return [math.prod(map(int, shape.split(","))) if shape else 1 for shape in shapes]
+
+
 def test_stacked_weights_stay_where_they_are():
     program, arguments, _ = compiled("tower", 4, 16, pipe=4)
-    text = program.as_text()
-    assert " collective-permute(" in text or " collective-permute-start(" in text
-    assert " all-gather(" not in text
-    # What a device is given of the stacked weights is its own two rows.
+    assert " collective-permute" in program.as_text()
+    kernel = arguments[0]["tower/kernel"]
+    # What is gathered are gradients of the small layers around the tower.
+    assert 0 < max(gathered(program)) < kernel.size
+    # A device has its own two rows, of weights and gradients.
     (params, *_), _ = program.input_shardings
-    assert params["tower/kernel"].shard_shape(arguments[0]["tower/kernel"].shape) == (2, 8, 8)
+    _, gradients = program.output_shardings
+    for sharding in (params, gradients):
+        assert sharding["tower/kernel"].shard_shape(kernel.shape) == (2, 8, 8)
+
+
+def test_owned_weights_at_rest_over_all_stages_are_exchanged():
+    """Between steps each device holds a piece of every array; the stages get theirs, and give gradients, by pieces."""
+    spec, objective, variables, batch, expected = prepared("mlp", 40, 5)
+    mesh = mesh_of(pipe=4)
+    over = {n: P(*[None] * (a.ndim - 1), "pipe") for n, a in variables.params.items() if a.shape[-1] % 4 == 0}
+    fn = pipelined(objective, split(spec, 4), mesh, 5, specs=over)
+    batch, params = place(mesh, batch, variables.params, over)
+    program = jax.jit(fn).lower(params, variables.state, batch, KEY).compile()
+    found = program(params, variables.state, batch, KEY)
+    chex.assert_trees_all_close(jax.device_get(found), jax.device_get(expected), rtol=1e-5, atol=1e-5)
+    assert {name for name, a in found[1].items() if not a.sharding.is_fully_replicated} == over.keys()
+    # The last layer's three outputs cannot be cut in four.
+    assert max(gathered(program)) <= variables.params["dense_3/kernel"].size
+    assert " all-to-all(" in program.as_text()
 
 
 def test_equal_stages_share_a_branch():
