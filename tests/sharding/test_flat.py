@@ -77,7 +77,7 @@ def test_what_stages_hold_is_given_back(at_rest, rng):
     }
     owned = [["a", Rows("c", 0, 1)], ["d"], [Rows("c", 1, 6), "b"], ["e"]]
     arranged = Arrangement.of(arrays, owned, ["f"], at_rest, (), 1)
-    mesh = mesh_of(pipe=4)
+    mesh = mesh_of(pipe=4, fsdp=2)
 
     def run(number, arrays):
         held = arranged.hold(arrays, number[0])
