@@ -68,13 +68,15 @@ def compile(
     donate: Sequence[int] = (),
     once: bool = False,
     out: Any = None,
+    inspect: Callable[[jax.stages.Compiled], None] | None = None,
     log: list[CompileRecord] | None = None,
 ) -> Callable:
     """Compiles `function` for the shapes of `arguments` (arrays or `jax.ShapeDtypeStruct`) and returns the program.
 
     The program takes arrays of exactly these shapes; arguments whose `sharding` says a mesh make it a program for all
     devices of that. `donate` lists the arguments whose memory it may reuse; `once` says that it will run once, so that
-    compiling counts more than running; `out` are the results' shardings; `log` receives a `CompileRecord`.
+    compiling counts more than running; `out` are the results' shardings; `inspect` is shown the compiled
+    program, and may raise; `log` receives a `CompileRecord`.
 
     Where `jax.disable_jit()` is in force nothing is compiled: `function` runs step by step, with values that can be
     printed and looked at in a debugger.
@@ -91,6 +93,8 @@ def compile(
         traced = jax.jit(function, donate_argnums=tuple(donate), out_shardings=out).trace(*arguments)
         lowered = traced.lower()
         program = lowered.compile(compiler_options=compiler_options(once=once))
+        if inspect is not None:
+            inspect(program)
         if log is not None:
             memory, cost = program.memory_analysis(), program.cost_analysis()
             log.append(

@@ -27,6 +27,7 @@ from llmasos_xla.training.callbacks import Callback
 from llmasos_xla.training.evaluation import Evaluator, Predictor
 from llmasos_xla.training.history import History
 from llmasos_xla.training.losses import check_targets
+from llmasos_xla.training.pipelined import pipeline_of
 from llmasos_xla.training.placed import shardings_of, whole_batches
 from llmasos_xla.training.report import reporter
 from llmasos_xla.training.step import Objective, TrainState, new_state
@@ -274,6 +275,9 @@ class Learner:
             workers=workers,
             steps_per_dispatch=steps_per_dispatch,
             placement=self.placement,
+            pipeline=None
+            if self.placement is None
+            else pipeline_of(self.spec, objective, self._state.variables, self.placement, batch_size),
         )
         if position is not None:
             report.note(f"going on with the interrupted fit in epoch {position.epoch + 1}")

@@ -21,9 +21,10 @@ from llmasos_xla.training.diagnose import NonFiniteLossError, first_not_finite
 from llmasos_xla.training.evaluation import Evaluator, arrays_of
 from llmasos_xla.training.history import History
 from llmasos_xla.training.interrupt import deferred_interrupt
+from llmasos_xla.training.pipelined import DeadlockError, refuse_deadlock
 from llmasos_xla.training.placed import Programs, shardings_of, tracing
 from llmasos_xla.training.report import Quiet
-from llmasos_xla.training.step import Objective, Totals, TrainState, make_train_step, over_group
+from llmasos_xla.training.step import Gradients, Objective, Totals, TrainState, make_train_step, over_group
 
 # One dispatch should hold about this much work: enough to hide Python, little enough for a live progress bar.
 _OPERATIONS_PER_DISPATCH = 3e10
@@ -51,6 +52,7 @@ class Job:
         workers: processes that decode data; 0 uses threads.
         steps_per_dispatch: updates in one call of the compiled program; None chooses.
         placement: where arrays lie on a mesh; None for one device.
+        pipeline: of a model in stages, `pipeline(uniform)` gives its gradients (`training.pipelined`); or None.
     """
 
     objective: Objective
@@ -67,6 +69,7 @@ class Job:
     workers: int = 0
     steps_per_dispatch: int | None = None
     placement: Placement | None = None
+    pipeline: Callable[[bool], Gradients] | None = None
 
     @property
     def last_epoch(self) -> int:
@@ -220,7 +223,7 @@ class _Run:
         self.key = self.programs.everywhere(jax.random.key(job.seed))
         self.updates = int(state.step)
         self.samples = 0
-        step = make_train_step(job.objective, job.optimizer, job.ema)
+        step = self._step(uniform=False)
         first = self._batch(job.batches(1, self.programs.share))
         example = self.programs.whole(first, axis=0)
         with tracing(job.placement):
@@ -238,18 +241,20 @@ class _Run:
         self.groups: Iterator[Any] = iter(self.source)
         stacked = jax.tree.map(lambda a: jax.ShapeDtypeStruct((group, *a.shape), a.dtype), example)
 
-        many, ballot = over_group(step), self.ballot
-
-        def train(state: Any, totals: Any, group: Any, steps: Any, key: Any, *votes: jax.Array) -> tuple:
-            return *many((state, totals), group, steps, key), *map(Ballot.counted, votes)
+        ballot = self.ballot
 
         def shardings(placement: Placement) -> tuple[tuple, Any]:
             of_state, whole = shardings_of(placement, state, state.variables), placement.replicated
             given, out = (of_state, whole, placement.batch(stacked, axis=1), whole, whole), (of_state, whole)
             return ((*given, ballot.sharding), (*out, whole)) if ballot else (given, out)
 
-        with report.compiling("train step"):
-            self.program = self.programs.compile(
+        def compiled(step: Callable) -> Callable:
+            many = over_group(step)
+
+            def train(state: Any, totals: Any, group: Any, steps: Any, key: Any, *votes: jax.Array) -> tuple:
+                return *many((state, totals), group, steps, key), *map(Ballot.counted, votes)
+
+            return self.programs.compile(
                 train,
                 state,
                 self.empty,
@@ -260,9 +265,22 @@ class _Run:
                 shardings=shardings,
                 what="train step" if group == 1 else f"train step x {group}",
                 donate=(0,),
+                inspect=None if job.pipeline is None else refuse_deadlock,
                 log=history.compiled,
             )
+
+        with report.compiling("train step"):
+            try:
+                self.program = compiled(step)
+            except DeadlockError:
+                report.note("the pipeline's stages wait for each other in this mesh: every device computes all of them")
+                self.program = compiled(self._step(uniform=True))
         self.pace.start(self.updates)
+
+    def _step(self, uniform: bool) -> Callable:
+        job = self.job
+        gradients = None if job.pipeline is None else job.pipeline(uniform)
+        return make_train_step(job.objective, job.optimizer, job.ema, gradients)
 
     def epoch(self, epoch: int, interrupted: Callable[[], bool]) -> tuple[dict[str, float], float]:
         """Trains to the end of the epoch; returns its metrics and seconds."""

@@ -4,11 +4,57 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
-from llmasos_xla.models.stages import Stage
-from llmasos_xla.sharding.pipeline import one_f_one_b
+from llmasos_xla.core import Variables
+from llmasos_xla.models.spec import StackSpec
+from llmasos_xla.models.stages import Stage, split
+from llmasos_xla.sharding.pipeline import default_microbatches, one_f_one_b, waits_for_all
+from llmasos_xla.sharding.placement import Placement
 from llmasos_xla.training.step import Gradients, Objective, rows
+
+
+class DeadlockError(Exception):
+    """A compiled pipeline has messages between devices of different stages inside of a stage."""
+
+
+def refuse_deadlock(program: jax.stages.Compiled) -> None:
+    """Raises DeadlockError for a pipeline whose stages would wait for each other for ever."""
+    if waits_for_all(program.as_text() or ""):
+        raise DeadlockError
+
+
+def pipeline_of(
+    spec: StackSpec, objective: Objective, variables: Variables, placement: Placement, batch_size: int
+) -> Callable[[bool], Gradients] | None:
+    """`pipeline(uniform)`: a model's gradients in stages, as its placement says; None without stages.
+
+    Raises ValueError if the model has fewer layers than there are stages.
+    """
+    mesh = placement.spec
+    if mesh.pipe == 1:
+        return None
+    stages = split(spec, mesh.pipe)
+    # Statistics of a micro-batch would be other numbers than those of the batch.
+    count = mesh.microbatches or default_microbatches(bool(variables.state), batch_size, mesh.pipe, mesh.batch_parts)
+    specs = {name: _in_stage(placement, name, a) for name, a in {**variables.params, **variables.state}.items()}
+
+    def gradients(uniform: bool) -> Gradients:
+        return pipelined(objective, stages, placement.mesh, count, specs=specs, uniform=uniform)
+
+    return gradients
+
+
+def _in_stage(placement: Placement, name: str, a: Any) -> PartitionSpec:
+    """Where an array lies at rest, but whole over what it is gathered from before it is used."""
+    found = placement.layout(name, a.shape)
+    used = {axis for entry in found.used for axis in _axes(entry)}
+    kept = [tuple(axis for axis in _axes(entry) if axis in used or axis in ("pipe", "fsdp")) for entry in found.stored]
+    return PartitionSpec(*(entry or None for entry in kept))
+
+
+def _axes(entry: Any) -> tuple[str, ...]:
+    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
 
 
 def pipelined(
