@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from llmasos_xla.core import Variables
 from llmasos_xla.models.spec import StackSpec
@@ -40,7 +40,15 @@ def pipeline_of(
     specs = {name: _in_stage(placement, name, a) for name, a in {**variables.params, **variables.state}.items()}
 
     def gradients(uniform: bool) -> Gradients:
-        return pipelined(objective, stages, placement.mesh, count, specs=specs, uniform=uniform)
+        return pipelined(
+            objective,
+            stages,
+            placement.mesh,
+            count,
+            specs=specs,
+            batch_axes=placement.batch_axes,
+            uniform=uniform,
+        )
 
     return gradients
 
@@ -66,11 +74,20 @@ def pipelined(
     micro-batch the numbers are those of one device; with more, batch statistics are those of a micro-batch, and each
     micro-batch has random numbers of its own.
     """
+
+    def finish(carry: Any, batch: Any) -> Any:
+        # Whole over features: where only some axes are XLA's, its partitioner ends the process at the loss's gather.
+        logits, mesh = carry[0], jax.sharding.get_abstract_mesh()
+        if not mesh.empty:
+            lies = NamedSharding(mesh, PartitionSpec(options.get("batch_axes") or None))
+            logits = jax.lax.with_sharding_constraint(logits, lies)
+        return objective.sums(logits, batch)
+
     compute = one_f_one_b(
         [_in_precision(objective, stage) for stage in stages],
         [stage.owned for stage in stages],
         stages[0].stacked,
-        lambda carry, batch: objective.sums(carry[0], batch),
+        finish,
         mesh,
         microbatches,
         kinds=[stage.kind for stage in stages],
