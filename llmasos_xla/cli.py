@@ -66,3 +66,7 @@ def _launch(chosen: argparse.Namespace) -> int:
         grace=chosen.grace,
         logs=chosen.logs,
     )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -21,6 +21,7 @@ from llmasos_xla.sharding.world import World, enter, entered, world
 _JAX_LATER_SECONDS = 10
 # Ranks that have ended wait for the others, which may still be writing a report.
 _JAX_SHUTDOWN_SECONDS = 24 * 3600
+_NO_PROXY = "no_grpc_proxy"
 
 
 def initialize(
@@ -29,7 +30,7 @@ def initialize(
     rank: int | None = None,
     *,
     local_devices: int | Sequence[int] | None = None,
-    heartbeat: float | None = None,
+    heartbeat: float | int | None = None,
     script: str | None = None,
 ) -> World:
     """Joins this process to the others of its run; to be called ahead of anything that touches a device.
@@ -82,7 +83,12 @@ def initialize(
     if place.rank == 0:
         skip = os.environ.get(preflight.SKIP, "")
         hub = Hub(port, place.size, facts["run"], limit, beat, lambda rows: preflight.faults(rows, skip))
-    joined = join(host, port, facts, limit, hub and hub.token)
+    try:
+        joined = join(host, port, facts, limit, hub and hub.token)
+    except preflight.PreflightError:
+        if hub is not None:
+            hub.close()
+        raise
     local_rank = joined.local_rank if place.local_rank is None else place.local_rank
     local_size = joined.local_size if place.local_size is None else place.local_size
     here = World(place.rank, place.size, local_rank, facts["host"], f"{host}:{port}", place.source)
@@ -158,7 +164,7 @@ def _local_devices(told: int | Sequence[int] | None, local_rank: int, local_size
     return list(range(local_rank * each, (local_rank + 1) * each))
 
 
-def _heartbeat(told: float | None) -> float:
+def _heartbeat(told: float | int | None) -> float:
     seconds = _number("LLMASOS_HEARTBEAT", 20.0) if told is None else float(told)
     if seconds < 1:
         raise ValueError(f"initialize: heartbeat wants at least 1 s, got {seconds:g}")
@@ -179,14 +185,15 @@ def _no_proxy(*hosts: str) -> Iterator[None]:
     if not any(name in os.environ for name in ("grpc_proxy", "https_proxy", "http_proxy")):
         yield
         return
-    before = os.environ.get("no_grpc_proxy")
-    os.environ["no_grpc_proxy"] = ",".join(filter(None, (before or os.environ.get("no_proxy"), *hosts)))
+    name = _NO_PROXY
+    before = os.environ.get(name)
+    os.environ[name] = ",".join(filter(None, (before or os.environ.get("no_proxy"), *hosts)))
     # JAX warns of what is mended here.
     jax.config.update("jax_check_proxy_envs", False)
     try:
         yield
     finally:
         if before is None:
-            del os.environ["no_grpc_proxy"]
+            del os.environ[name]
         else:
-            os.environ["no_grpc_proxy"] = before
+            os.environ[name] = before

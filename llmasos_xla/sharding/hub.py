@@ -79,22 +79,33 @@ class Hub:
         self._pending: list[tuple[float, int, str]] = []
         self._verdict_at: float | None = None
         self._turned = time.monotonic()
-        threading.Thread(target=self._run, name="llmasos hub", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="llmasos hub", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends it, where the ranks have not started."""
+        self.farewell.set()
+        self._thread.join()
 
     def _run(self) -> None:
         while not self.farewell.is_set():
-            for key, _ in self._selector.select(min(0.5, self._heartbeat / 8)):
-                if key.data is None:
-                    self._accept()
-                else:
-                    self._read(key.data)
-            now = time.monotonic()
-            if now - self._turned > self._heartbeat / 2:
-                # This process itself was asleep: that the others are not heard from says nothing of them.
-                for seat in self._seats:
-                    seat.heard = now
-            self._turned = now
-            self._watch(now) if self._going else self._gather(now)
+            self._turn()
+        for end in (self._door, self._selector, *(seat.wire for seat in self._seats)):
+            end.close()
+
+    def _turn(self) -> None:
+        for key, _ in self._selector.select(min(0.5, self._heartbeat / 8)):
+            if key.data is None:
+                self._accept()
+            else:
+                self._read(key.data)
+        now = time.monotonic()
+        if now - self._turned > self._heartbeat / 2:
+            # This process itself was asleep: that the others are not heard from says nothing of them.
+            for seat in self._seats:
+                seat.heard = now
+        self._turned = now
+        self._watch(now) if self._going else self._gather(now)
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
@@ -188,8 +199,8 @@ class Hub:
         self._going = True
         for seat in self._ranks.values():
             seat.heard = now
-            place = {name: seat.facts[name] for name in ("address", "local_rank", "local_size")}
-            self._send(seat, go=place, service=service, heartbeat=self._heartbeat)
+            go = {name: seat.facts[name] for name in ("address", "local_rank", "local_size")}
+            self._send(seat, go=go | {"service_port": service, "heartbeat": self._heartbeat})
 
     def _place(self) -> None:
         """Adds to the facts where each rank is to be found, and its number among those of its host."""

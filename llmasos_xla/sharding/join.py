@@ -44,7 +44,7 @@ def split(coordinator: str, default_port: int) -> tuple[str, int]:
     return host.strip("[]"), int(port or default_port)
 
 
-def join(host: str, port: int, facts: Mapping[str, Any], limit: float, token: str | None = None) -> Joined:
+def join(host: str, port: int, facts: Mapping[str, Any], limit: float | int, token: str | None = None) -> Joined:
     """Meets the other ranks at rank 0; returns when all are there and nothing keeps them apart.
 
     Args:
@@ -59,20 +59,29 @@ def join(host: str, port: int, facts: Mapping[str, Any], limit: float, token: st
     who = f"rank {facts['rank']} (host {facts['host']})"
     wire = _connect(host, port, limit if token is None else _OWN_SECONDS, who, token is not None)
     try:
+        return _meet(wire, f"{host}:{port}", who, facts, limit, token)
+    except PreflightError:
+        wire.close()
+        raise
+
+
+def _meet(wire: Wire, where: str, who: str, facts: Mapping[str, Any], limit: float | int, token: str | None) -> Joined:
+    try:
         hello = _next(wire, _GREETING_SECONDS, "hub")
     except (OSError, EOFError, ValueError):
         raise PreflightError(
-            f"{who}: something else than rank 0 answers at {host}:{port}, the coordinator's address. Is another "
+            f"{who}: something else than rank 0 answers at {where}, the coordinator's address. Is another "
             "program on that port? Choose another (MASTER_PORT, or initialize(coordinator=...))"
         ) from None
     if token is not None and hello["hub"] != token:
         raise PreflightError(
-            f"{who}: the coordinator's address {host}:{port} leads to another rank 0, on host {hello['host']}, pid "
+            f"{who}: the coordinator's address {where} leads to another rank 0, on host {hello['host']}, pid "
             f"{hello['pid']}. Each rank needs a number of its own, and each run a port of its own"
         )
     try:
         chosen = _chosen_address()
-        wire.send(**facts, clock=time.time(), address=chosen or wire.here, chosen=chosen is not None)
+        own = {"clock": time.time(), "address": chosen or wire.here, "chosen": chosen is not None}
+        wire.send(**(dict(facts) | own))
         answer = _next(wire, limit + _SLACK_SECONDS, "go", "stop")
     except TimeoutError:
         raise PreflightError(f"{who}: rank 0 (host {hello['host']}) did not answer for {limit:g} s") from None
@@ -83,10 +92,10 @@ def join(host: str, port: int, facts: Mapping[str, Any], limit: float, token: st
     if "stop" in answer:
         raise PreflightError(answer["stop"])
     zero = f"rank 0 (host {hello['host']}, pid {hello['pid']})"
-    return Joined(wire, zero, *answer["go"].values(), answer["service"], answer["heartbeat"])
+    return Joined(wire=wire, zero=zero, **answer["go"])
 
 
-def _connect(host: str, port: int, limit: float, who: str, own: bool) -> Wire:
+def _connect(host: str, port: int, limit: float | int, who: str, own: bool) -> Wire:
     begun = time.monotonic()
     told = False
     while True:
@@ -102,7 +111,7 @@ def _connect(host: str, port: int, limit: float, who: str, own: bool) -> Wire:
         time.sleep(min(0.1 + waited / 10, 2.0))
 
 
-def _unreachable(host: str, port: int, limit: float, who: str, own: bool, error: OSError) -> NoReturn:
+def _unreachable(host: str, port: int, limit: float | int, who: str, own: bool, error: OSError) -> NoReturn:
     try:
         found = sorted({plain(str(entry[4][0])) for entry in socket.getaddrinfo(host, port)})
     except socket.gaierror:
@@ -128,7 +137,7 @@ def _unreachable(host: str, port: int, limit: float, who: str, own: bool, error:
     )
 
 
-def _next(wire: Wire, limit: float, *kinds: str) -> dict[str, Any]:
+def _next(wire: Wire, limit: float | int, *kinds: str) -> dict[str, Any]:
     """The first message that has one of these keys."""
     deadline = time.monotonic() + limit
     while (left := deadline - time.monotonic()) > 0:

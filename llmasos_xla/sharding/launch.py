@@ -19,8 +19,8 @@ from llmasos_xla.sharding.cores import shares
 from llmasos_xla.sharding.preflight import gpu_count
 from llmasos_xla.sharding.watch import PEER_FAILED, REQUEUE
 
-# Ranks that watch each other end by themselves, with the reason, ahead of being asked to.
-_HEAD_START_SECONDS = 2.0
+# Ranks that watch each other end by themselves, with the reason, ahead of being asked to; rank 0 after the others.
+_HEAD_START_SECONDS = 4.0
 _LAST_LINES = 12
 
 
@@ -36,6 +36,7 @@ class _Rank:
     status: int | None = None
     ended_at: float = 0.0
     asked_to_end: bool = False
+    stopped: bool = False
 
 
 def launch(
@@ -43,8 +44,8 @@ def launch(
     processes: int,
     *,
     devices_per_process: int | None = None,
-    heartbeat: float | None = None,
-    grace: float = 10.0,
+    heartbeat: float | int | None = None,
+    grace: float | int = 10.0,
     logs: str | os.PathLike | None = None,
 ) -> int:
     """Runs a script in `processes` ranks on this machine; returns the exit code for all of them.
@@ -167,21 +168,29 @@ def _wait(ranks: list[_Rank], grace: float) -> _Rank | None:
             if failed_at is None or rank.status is not None:
                 continue
             if not rank.asked_to_end and now > failed_at + _HEAD_START_SECONDS:
-                rank.asked_to_end = True
+                rank.asked_to_end, rank.stopped = True, _is_stopped(rank.process.pid)
                 _signal(rank, signal.SIGTERM)
             if now > failed_at + _HEAD_START_SECONDS + grace:
                 _signal(rank, signal.SIGKILL)
     failed = [rank for rank in ranks if rank.status not in (0, REQUEUE)]
-    # Those that ended because of another come after it, whoever was seen first.
-    return min(failed, key=lambda r: (r.asked_to_end, r.status == PEER_FAILED, r.ended_at), default=None)
+    # Those that ended because of another come after it, whoever was seen first; behind a rank that failed by itself
+    # that is one that had to be ended, since it was waited for in vain.
+    return min(failed, key=lambda r: (r.status == PEER_FAILED, r.asked_to_end, r.ended_at), default=None)
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+    except OSError:
+        return False
 
 
 def _report(rank: _Rank) -> None:
     how = f"exit code {rank.status}"
-    if rank.status is not None and rank.status < 0:
+    if rank.asked_to_end:
+        how = f"the others ended, it did not{' (it was stopped)' if rank.stopped else ''}, and was ended from here"
+    elif rank.status is not None and rank.status < 0:
         how = f"killed by {signal.Signals(-rank.status).name}"
-    elif rank.status == PEER_FAILED:
-        how += " (it was ended because of a rank that did not answer)"
     lines = "".join(f"    {line}" for line in rank.lines) or "    (none)\n"
     sys.stderr.write(f"llmasos launch: rank {rank.number} failed first: {how}. Its last lines:\n{lines}")
     sys.stderr.flush()

@@ -33,7 +33,7 @@ class PreflightError(RuntimeError):
 def facts(script: str | None = None) -> dict[str, Any]:
     """What this rank tells rank 0; `script` is the program, by default the one that Python was started with."""
     import jax
-    import jaxlib
+    import jaxlib.version
 
     host = socket.gethostname()
     script = script or getattr(sys.modules.get("__main__"), "__file__", None)
@@ -43,7 +43,7 @@ def facts(script: str | None = None) -> dict[str, Any]:
         "versions": {
             "llmasos_xla": __version__,
             "jax": jax.__version__,
-            "jaxlib": jaxlib.__version__,
+            "jaxlib": jaxlib.version.__version__,
             "Python": ".".join(platform.python_version_tuple()[:2]),
         },
         "script": {script_name(script): digest(pathlib.Path(script))} if script and os.path.isfile(script) else {},
