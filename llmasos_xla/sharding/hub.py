@@ -90,6 +90,10 @@ class Hub:
     def _run(self) -> None:
         while not self.farewell.is_set():
             self._turn()
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Closes what it holds, here and not elsewhere."""
         for end in (self._door, self._selector, *(seat.wire for seat in self._seats)):
             end.close()
 

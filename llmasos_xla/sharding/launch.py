@@ -1,6 +1,7 @@
 """Several ranks on this machine: started, listened to, and ended together."""
 
 import collections
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -73,6 +74,7 @@ def launch(
     cores = shares(processes)
     lock = threading.Lock()
     ranks: list[_Rank] = []
+    failed = True
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def forward(number: int, _: Any) -> None:
@@ -94,13 +96,18 @@ def launch(
                 environment.setdefault("JAX_LOCAL_DEVICE_IDS", ",".join(map(str, mine)))
             ranks.append(_start(number, arguments, environment, cores[number], logs, lock))
         first = _wait(ranks, grace)
+        failed = first is not None
     finally:
         for rank in ranks:
             if rank.process.poll() is None:
                 rank.process.kill()
                 rank.process.wait()
+            if failed:
+                # What a killed rank has left behind, such as workers that read data.
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(rank.process.pid, signal.SIGKILL)
             for thread in rank.readers:
-                thread.join(5.0)
+                thread.join(2.0)
             if rank.log:
                 rank.log.close()
         for number, handler in before.items():
@@ -122,7 +129,7 @@ def _start(
         env=environment,
         # Of its own, so that Ctrl-C in the terminal reaches a rank once: from here.
         start_new_session=True,
-        text=True,
+        encoding="utf-8",
         errors="replace",
     )
     # It has one thread yet; those that it starts inherit this.
@@ -148,9 +155,11 @@ def _listen(rank: _Rank, source: IO[str], name: str, lock: Any) -> None:
                 rank.lines.append(line)
                 if rank.log:
                     rank.log.write(line)
-                sink = getattr(sys, name)
-                sink.write(f"[{rank.number}] {line}")
-                sink.flush()
+                # Whoever read this is gone (`| head`); the ranks must not wait for it.
+                with contextlib.suppress(BrokenPipeError):
+                    sink = getattr(sys, name)
+                    sink.write(f"[{rank.number}] {line}")
+                    sink.flush()
 
 
 def _wait(ranks: list[_Rank], grace: float) -> _Rank | None:
@@ -213,11 +222,15 @@ def _environment(number: int, processes: int, port: int, run: str) -> dict[str, 
         "LLMASOS_PARENT": str(os.getpid()),
         "PYTHONUNBUFFERED": "1",
     }
+    return environment | package_path()
+
+
+def package_path() -> dict[str, str]:
+    """The variable by which another Python finds this very package; none if it is installed."""
     root = str(pathlib.Path(__file__).parents[2])
-    if root != sysconfig.get_path("purelib"):
-        # Not installed but found beside a script or in a checkout: the ranks must find the same package.
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (environment.get("PYTHONPATH"), root)))
-    return environment
+    if root == sysconfig.get_path("purelib"):
+        return {}
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), root)))}
 
 
 def _signal(rank: _Rank, number: int) -> None:

@@ -54,6 +54,7 @@ class Watch:
         self._hook()
         # Runs ahead of JAX's own, which waits for all ranks and is imported by now.
         atexit.register(self.bye)
+        os.register_at_fork(after_in_child=self._let_go)
         threading.Thread(target=self._run, name="llmasos watch", daemon=True).start()
 
     def bye(self) -> None:
@@ -76,6 +77,13 @@ class Watch:
             self._failing = True
         show()
         self._leave(code, run_atexit=True)
+
+    def _let_go(self) -> None:
+        """In a forked child, which is no rank: with its copies of the connections open, nobody saw the rank's end."""
+        self._wire.close()
+        if self._hub is not None:
+            self._hub.let_go()
+            self._hub = None
 
     def _run(self) -> None:
         beat = heard = turned = time.monotonic()

@@ -89,3 +89,11 @@ def ended(processes: Sequence[subprocess.Popen], timeout: float = 90) -> list[Ru
             if process.poll() is None:
                 process.kill()
                 process.wait()
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and is not waited for does not."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

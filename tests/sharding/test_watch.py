@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from sharding.ranks import HEARTBEAT, TOTAL, launch
+from sharding.ranks import HEARTBEAT, TOTAL, alive, launch
 
 LOST = "its connection closed without a word: killed"
 SILENT = f"no sign of life for {HEARTBEAT:g} s: stopped"
@@ -19,6 +19,10 @@ time.sleep(60)""",
     "exits": "sys.exit(3)",
     "exits with a text": "sys.exit('no data today')",
     "is killed": "os.kill(os.getpid(), signal.SIGKILL)",
+    "is killed and leaves a child": """
+if os.fork() == 0: print('child', os.getpid(), flush=True) or time.sleep(60)
+time.sleep(0.5)
+os.kill(os.getpid(), signal.SIGKILL)""",
     "is stopped": "os.kill(os.getpid(), signal.SIGSTOP)",
     "raises what a dead neighbor causes": "raise RuntimeError('Gloo all-reduce failed: Connection closed by peer')",
 }
@@ -62,7 +66,7 @@ def named(out, rank, pid, reason):
         ("exits", 1, "the script exited with code 3", 3),
         ("exits with a text", 0, "the script exited with code 1", 1),
         ("is killed", 1, LOST, 137),
-        ("is killed", 0, LOST, 137),
+        ("is killed and leaves a child", 0, LOST, 137),
     ],
 )
 def test_failure_is_named(tmp_path, fault, rank, reason, code):
@@ -73,6 +77,8 @@ def test_failure_is_named(tmp_path, fault, rank, reason, code):
     # Its own traceback begins at the script.
     assert ("Traceback" in out.of(rank)) == fault.startswith("raises")
     assert "runpy" not in out.text
+    for child in re.findall(r"child (\d+)", out.text):
+        assert not alive(int(child))
 
 
 @pytest.mark.parametrize("rank", [0, 1])
