@@ -76,9 +76,9 @@ def initialize(
     limit = _number("LLMASOS_START_SECONDS", 300.0)
     assert place.coordinator is not None
     host, port = split(place.coordinator, clusters.PORT)
-    facts = {
-        **preflight.facts(script), "rank": place.rank, "size": place.size, "run": os.environ.get("LLMASOS_RUN", "")
-    }  # fmt: skip
+    mine = _local_devices(local_devices, place.local_rank, place.local_size)
+    facts = preflight.facts(script, mine)
+    facts |= {"rank": place.rank, "size": place.size, "run": os.environ.get("LLMASOS_RUN", "")}
     hub = None
     if place.rank == 0:
         skip = os.environ.get(preflight.SKIP, "")
@@ -94,7 +94,7 @@ def initialize(
     here = World(place.rank, place.size, local_rank, facts["host"], f"{host}:{port}", place.source)
     Watch(here, joined, hub)
     gloo.advertise(joined.address)
-    _start_jax(here, joined, _local_devices(local_devices, local_rank, local_size), limit)
+    _start_jax(here, joined, mine or _local_devices(local_devices, local_rank, local_size), limit)
     return enter(here)
 
 
@@ -153,15 +153,24 @@ def _start_jax(here: World, joined: Joined, local_devices: list[int] | None, lim
         )
 
 
-def _local_devices(told: int | Sequence[int] | None, local_rank: int, local_size: int) -> list[int] | None:
-    if told is not None:
-        return [told] if isinstance(told, int) else list(told)
+def _local_devices(
+    told: int | Sequence[int] | None, local_rank: int | None, local_size: int | None
+) -> list[int] | None:
+    """The GPUs of this process by number; None for all that it sees, or while its local numbers are not known."""
     here = preflight.gpu_count()
-    # Fewer than ranks: the launcher has shown each rank its own, or they share.
-    if os.environ.get("JAX_LOCAL_DEVICE_IDS") or local_size == 1 or here < local_size:
+    if told is not None:
+        mine = [told] if isinstance(told, int) else list(told)
+    elif from_launcher := os.environ.get("JAX_LOCAL_DEVICE_IDS"):
+        mine = [int(number) for number in from_launcher.split(",")]
+    elif local_rank is None or local_size is None or local_size == 1 or here < local_size:
+        # With fewer GPUs than ranks, the launcher has shown each rank its own, or they share.
         return None
-    each = here // local_size
-    return list(range(local_rank * each, (local_rank + 1) * each))
+    else:
+        each = here // local_size
+        mine = list(range(local_rank * each, (local_rank + 1) * each))
+    if here and not set(mine) <= set(range(here)):
+        raise ValueError(f"initialize: local_devices={mine}, and this process sees {here} GPUs, 0 to {here - 1}")
+    return mine
 
 
 def _heartbeat(told: float | int | None) -> float:

@@ -3,6 +3,7 @@
 A difference found here would otherwise be a hang in the first collective, or numbers that nobody can explain.
 """
 
+import collections
 import functools
 import hashlib
 import os
@@ -23,6 +24,8 @@ CLOCK_SECONDS = 5.0
 SKIP = "LLMASOS_PREFLIGHT_SKIP"
 """The environment variable with the names of checks to leave out, separated by commas."""
 
+_NVIDIA = "/proc/driver/nvidia/gpus"
+
 Facts = Mapping[str, Any]
 
 
@@ -30,8 +33,13 @@ class PreflightError(RuntimeError):
     """The ranks cannot start together; the text says which of them, why, and what to do."""
 
 
-def facts(script: str | None = None) -> dict[str, Any]:
-    """What this rank tells rank 0; `script` is the program, by default the one that Python was started with."""
+def facts(script: str | None = None, gpus: Sequence[int] | None = None) -> dict[str, Any]:
+    """What this rank tells rank 0.
+
+    Args:
+        script: the program, by default the one that Python was started with.
+        gpus: which of the GPUs that it sees are its own; None for all.
+    """
     import jax
     import jaxlib.version
 
@@ -48,7 +56,7 @@ def facts(script: str | None = None) -> dict[str, Any]:
         },
         "script": {script_name(script): digest(pathlib.Path(script))} if script and os.path.isfile(script) else {},
         "package": package_digests(),
-        "devices": devices(),
+        "devices": devices(gpus),
         "own_name": own_addresses(host),
     }
 
@@ -79,38 +87,38 @@ def own_addresses(host: str) -> list[str]:
     return sorted({str(entry[4][0]) for entry in found})
 
 
-def devices() -> dict[str, int]:
-    """Kind -> number of the devices that JAX will find, told without starting it.
+def devices(gpus: Sequence[int] | None = None) -> dict[str, int]:
+    """Kind -> number of the devices that JAX will find, of GPUs only those numbers, told without starting it.
 
     A platform that JAX starts with other devices than its neighbors' waits for them for minutes.
     """
     import jax
 
     wanted = (jax.config.jax_platforms or "").split(",")[0]  # pyright: ignore[reportAttributeAccessIssue]
-    accelerators = {} if wanted == "cpu" else _gpus() or _tpus()
-    return accelerators or {"cpu": _cpu_devices()}
+    if wanted == "cpu":
+        return {"cpu": _cpu_devices()}
+    names = _gpus()
+    if gpus is not None:
+        names = [names[number] for number in gpus if number < len(names)]
+    return dict(collections.Counter(names)) or _tpus() or {"cpu": _cpu_devices()}
 
 
 def gpu_count() -> int:
     """How many GPUs this process may see."""
-    return sum(_gpus().values())
+    return len(_gpus())
 
 
-def _gpus() -> dict[str, int]:
-    kinds: dict[str, int] = {}
-    folders = sorted(pathlib.Path("/proc/driver/nvidia/gpus").glob("*"))
+def _gpus() -> list[str]:
+    names = []
+    for folder in sorted(pathlib.Path(_NVIDIA).glob("*")):
+        match = re.search(r"Model:(.*)", (folder / "information").read_text())
+        names.append(match[1].strip() if match else "GPU")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = [
-        match[1].strip() if (match := re.search(r"Model:(.*)", (folder / "information").read_text())) else "GPU"
-        for folder in folders
-    ]
-    if visible is not None:
-        chosen = [part for part in visible.split(",") if part.strip()]
-        # UUIDs name no position; their kind is then that of the first.
-        names = [names[int(p)] if p.isdecimal() and int(p) < len(names) else names[0] for p in chosen] if names else []
-    for name in names:
-        kinds[name] = kinds.get(name, 0) + 1
-    return kinds
+    if visible is None or not names:
+        return names
+    chosen = [part.strip() for part in visible.split(",") if part.strip()]
+    # UUIDs name no position; their kind is then that of the first.
+    return [names[int(part)] if part.isdecimal() and int(part) < len(names) else names[0] for part in chosen]
 
 
 def _tpus() -> dict[str, int]:

@@ -5,10 +5,11 @@ import socket
 import threading
 import time
 
+import jax
 import pytest
 from sharding.ranks import TOTAL, ended, start
 
-from llmasos_xla.sharding import preflight
+from llmasos_xla.sharding import distributed, preflight
 from llmasos_xla.sharding.hub import Hub
 from llmasos_xla.sharding.join import join, split
 from llmasos_xla.sharding.preflight import PreflightError, faults
@@ -114,6 +115,51 @@ def test_the_facts_of_this_process():
     assert set(found["versions"]) == {"llmasos_xla", "jax", "jaxlib", "Python"}
     assert list(found["script"]) == ["test_preflight.py"]
     assert "sharding/preflight.py" in found["package"]
+
+
+@pytest.fixture
+def gpus(tmp_path, monkeypatch):
+    """The driver's folder on a host with three GPUs, as it is read."""
+    for number, model in enumerate(["H100 80GB", "H100 80GB", "A10"]):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "information").write_text(f"Model: \t\t NVIDIA {model}\nIRQ: 1\n")
+    monkeypatch.setattr(preflight, "_NVIDIA", str(tmp_path))
+    monkeypatch.setattr(preflight, "_cpu_devices", lambda: 1)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("JAX_LOCAL_DEVICE_IDS", raising=False)
+    with jax_platforms(None):
+        yield monkeypatch
+
+
+@contextlib.contextmanager
+def jax_platforms(value):
+    before = jax.config.jax_platforms
+    jax.config.update("jax_platforms", value)
+    yield
+    jax.config.update("jax_platforms", before)
+
+
+def test_devices_are_told_without_starting_jax(gpus):
+    assert preflight.devices() == {"NVIDIA H100 80GB": 2, "NVIDIA A10": 1}
+    assert preflight.devices([2]) == {"NVIDIA A10": 1}
+    gpus.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert preflight.devices() == {"NVIDIA H100 80GB": 1}
+    gpus.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert preflight.devices() == {"cpu": 1}
+    gpus.delenv("CUDA_VISIBLE_DEVICES")
+    with jax_platforms("cpu"):
+        assert preflight.devices() == {"cpu": 1}
+
+
+def test_the_gpus_of_a_host_are_divided_among_its_ranks(gpus):
+    assert [distributed._local_devices(None, rank, 3) for rank in range(3)] == [[0], [1], [2]]
+    assert distributed._local_devices(None, 0, 1) is None
+    assert distributed._local_devices(None, None, None) is None
+    assert distributed._local_devices(2, 0, 3) == [2]
+    gpus.setenv("JAX_LOCAL_DEVICE_IDS", "0,2")
+    assert distributed._local_devices(None, 0, 3) == [0, 2]
+    with pytest.raises(ValueError, match=r"local_devices=\[5\], and this process sees 3 GPUs, 0 to 2"):
+        distributed._local_devices([5], 0, 1)
 
 
 @pytest.mark.parametrize(
