@@ -18,7 +18,7 @@ from llmasos_xla.sharding.wire import Wire, is_loopback
 # Where one fault is known, others that are on their way are waited for, so that all are told at once.
 _SETTLE_SECONDS = 3.0
 # Between the message that ends the others and the end of rank 0, which JAX's coordination service dies with.
-_FAREWELL_SECONDS = 2.0
+_FAREWELL_SECONDS = 1.0
 _PATIENCE_SECONDS = 10.0
 NEEDED = {"rank", "size", "host", "pid", "run", "clock", "address", "chosen"}
 """What a rank must tell, with the facts of `preflight`."""

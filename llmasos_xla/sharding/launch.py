@@ -21,7 +21,7 @@ from llmasos_xla.sharding.preflight import gpu_count
 from llmasos_xla.sharding.watch import PEER_FAILED, REQUEUE
 
 # Ranks that watch each other end by themselves, with the reason, ahead of being asked to; rank 0 after the others.
-_HEAD_START_SECONDS = 4.0
+_HEAD_START_SECONDS = 3.0
 _LAST_LINES = 12
 
 

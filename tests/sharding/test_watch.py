@@ -23,7 +23,7 @@ time.sleep(60)""",
 if os.fork() == 0: print('child', os.getpid(), flush=True) or time.sleep(60)
 time.sleep(0.5)
 os.kill(os.getpid(), signal.SIGKILL)""",
-    "is stopped": "os.kill(os.getpid(), signal.SIGSTOP)",
+    "is stopped": "print('at', time.time(), flush=True)\nos.kill(os.getpid(), signal.SIGSTOP)",
     "raises what a dead neighbor causes": "raise RuntimeError('Gloo all-reduce failed: Connection closed by peer')",
 }
 
@@ -42,7 +42,7 @@ def script(folder, fault, rank):
 
 
 def run(tmp_path, fault, rank, ranks=2):
-    out = launch([script(tmp_path, fault, rank)], "-n", str(ranks))
+    out = launch([script(tmp_path, fault, rank)], "-n", str(ranks), "--logs", str(tmp_path))
     pids = dict(re.findall(rf"^\[(\d)\] sum {ranks} pid (\d+)$", out.text, re.MULTILINE))
     assert str(rank) in pids, out.text
     return out, pids[str(rank)]
@@ -85,6 +85,9 @@ def test_failure_is_named(tmp_path, fault, rank, reason, code):
 def test_a_stopped_rank_is_given_up_after_the_heartbeat(tmp_path, rank):
     out, pid = run(tmp_path, "is stopped", rank)
     named(out.of(1 - rank), rank, pid, SILENT)
+    stopped_at = float(re.search(r"at (\S+)", out.of(rank))[1])
+    named_at = (tmp_path / f"rank-{1 - rank}.log").stat().st_mtime
+    assert HEARTBEAT / 2 < named_at - stopped_at < HEARTBEAT + 3
     assert f"rank {rank} failed first: the others ended, it did not (it was stopped)" in out.text
 
 
