@@ -74,6 +74,8 @@ def initialize(
         )
     beat = _heartbeat(heartbeat)
     limit = _number("LLMASOS_START_SECONDS", 300.0)
+    skip = os.environ.get(preflight.SKIP, "")
+    preflight.skipped(skip)
     assert place.coordinator is not None
     host, port = split(place.coordinator, clusters.PORT)
     mine = _local_devices(local_devices, place.local_rank, place.local_size)
@@ -81,7 +83,6 @@ def initialize(
     facts |= {"rank": place.rank, "size": place.size, "run": os.environ.get("LLMASOS_RUN", "")}
     hub = None
     if place.rank == 0:
-        skip = os.environ.get(preflight.SKIP, "")
         hub = Hub(port, place.size, facts["run"], limit, beat, lambda rows: preflight.faults(rows, skip))
     try:
         joined = join(host, port, facts, limit, hub and hub.token)

@@ -12,8 +12,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, final
 
+from llmasos_xla.sharding.judge import Judge, Verdict
 from llmasos_xla.sharding.preflight import PreflightError, ranks
-from llmasos_xla.sharding.wire import Wire, is_loopback
+from llmasos_xla.sharding.wire import Wire, free_port, is_loopback, listen
 
 # Where one fault is known, others that are on their way are waited for, so that all are told at once.
 _SETTLE_SECONDS = 3.0
@@ -31,9 +32,7 @@ class _Seat:
 
     wire: Wire
     asked: float
-    heard: float
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
-    ended_at: float | None = None
     sent: float = 0.0
 
     @property
@@ -66,17 +65,23 @@ class Hub:
         self._begun = time.monotonic()
         self._deadline = self._begun + limit
         self._limit = limit
-        self._door = _listen(port)
+        try:
+            self._door = listen(port)
+        except OSError as error:
+            raise PreflightError(
+                f"rank 0 (host {socket.gethostname()}) cannot listen on port {port}, the coordinator's: "
+                f"{error.strerror}. Is another run on it, or was rank 0 started twice? End that, or choose another "
+                "port (MASTER_PORT, or initialize(coordinator=...))"
+            ) from None
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._door, selectors.EVENT_READ)
         self._seats: list[_Seat] = []
         self._ranks: dict[int, _Seat] = {}
         self._faults: list[str] = []
         self._stopped = ""
-        self._going = False
+        self._judge: Judge | None = None
         self._told_waiting = False
         self._told_late = 0.0
-        self._pending: list[tuple[float, int, str]] = []
         self._verdict_at: float | None = None
         self._turned = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="llmasos hub", daemon=True)
@@ -104,17 +109,18 @@ class Hub:
             else:
                 self._read(key.data)
         now = time.monotonic()
-        if now - self._turned > self._heartbeat / 2:
-            # This process itself was asleep: that the others are not heard from says nothing of them.
-            for seat in self._seats:
-                seat.heard = now
+        if self._judge is None:
+            self._gather(now)
+        else:
+            if now - self._turned > self._heartbeat / 2:
+                self._judge.slept(now)
+            self._watch(self._judge, now)
         self._turned = now
-        self._watch(now) if self._going else self._gather(now)
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             connection, _ = self._door.accept()
-            seat = _Seat(Wire(connection), time.time(), time.monotonic())
+            seat = _Seat(Wire(connection), time.time())
             seat.wire.send(hub=self.token, host=socket.gethostname(), pid=os.getpid())
             self._seats.append(seat)
             self._selector.register(connection, selectors.EVENT_READ, seat)
@@ -125,15 +131,19 @@ class Hub:
         except (OSError, EOFError, ValueError):
             self._closed(seat)
             return
-        seat.heard = time.monotonic()
         for message in messages:
             if message.keys() >= NEEDED and not seat.facts:
                 self._join(seat, message)
-            elif "failed" in message and seat.facts:
-                delay = self._heartbeat if message.get("secondhand") else 0.0
-                self._pending.append((seat.heard + delay, seat.facts["rank"], str(message["failed"])))
-            elif "bye" in message:
-                seat.ended_at = seat.heard
+            elif self._judge is not None and self._sits(seat):
+                rank, now = seat.facts["rank"], time.monotonic()
+                self._judge.heard(rank, now)
+                if "failed" in message:
+                    self._judge.failed(rank, str(message["failed"]), bool(message.get("secondhand")), now)
+                if "bye" in message:
+                    self._judge.ended(rank, now)
+
+    def _sits(self, seat: _Seat) -> bool:
+        return bool(seat.facts) and self._ranks.get(seat.facts["rank"]) is seat
 
     def _join(self, seat: _Seat, facts: dict[str, Any]) -> None:
         middle = (seat.asked + time.time()) / 2
@@ -145,7 +155,7 @@ class Hub:
         rank, here = facts["rank"], f"{facts['host']}, pid {facts['pid']}"
         if self._stopped:
             self._send(seat, stop=self._stopped)
-        elif self._going:
+        elif self._judge is not None:
             taken = self._ranks[min(max(rank, 0), self._size - 1)].facts
             text = (
                 f"rank {rank} ({here}) came to a run that has begun with all its {self._size} ranks; rank "
@@ -193,16 +203,20 @@ class Hub:
         if not missing:
             self._place()
             self._faults += self._compare([self._ranks[rank].facts for rank in range(self._size)])
+        service = None
+        if not self._faults:
+            # One of the next, so that a firewall can be told which.
+            service = free_port(self._port + 1)
+            if service is None:
+                self._faults.append(f"rank 0 finds no free port behind {self._port} for JAX's coordination service")
         if self._faults:
             self._stopped = "the ranks cannot start together:\n" + "\n".join(f"  - {text}" for text in self._faults)
             for seat in self._seats:
                 if seat.facts:
                     self._send(seat, stop=self._stopped)
             return
-        service = _free_port(self._port + 1)
-        self._going = True
+        self._judge = Judge(self._size, self._heartbeat, now)
         for seat in self._ranks.values():
-            seat.heard = now
             go = {name: seat.facts[name] for name in ("address", "local_rank", "local_size")}
             self._send(seat, go=go | {"service_port": service, "heartbeat": self._heartbeat})
 
@@ -225,59 +239,46 @@ class Hub:
             self._selector.unregister(seat.wire.socket)
         seat.wire.close()
         self._seats.remove(seat)
-        facts, now = seat.facts, time.monotonic()
-        if self._verdict_at is not None or not facts or self._ranks.get(facts["rank"]) is not seat:
+        if not self._sits(seat):
             return
-        if not self._going:
+        facts = seat.facts
+        if self._judge is not None:
+            self._judge.closed(facts["rank"], time.monotonic())
+        else:
             del self._ranks[facts["rank"]]
             self._fault(f"rank {facts['rank']} (host {facts['host']}, pid {facts['pid']}) left before the start")
-        elif seat.ended_at is None:
-            text = "its connection closed without a word: killed (kill -9, out of memory) or crashed"
-            self._pending.append((now, facts["rank"], text))
-        else:
-            # In order only if all have said good-bye, which may still be on its way.
-            text = "it was killed while it waited for the others to end"
-            self._pending.append((now + 1.0, facts["rank"], text))
 
-    def _watch(self, now: float) -> None:
+    def _watch(self, judge: Judge, now: float) -> None:
         if self._verdict_at is not None:
             others = [seat for seat in self._ranks.values() if seat in self._seats and seat.facts["rank"] != 0]
             if not others or now > self._verdict_at + _FAREWELL_SECONDS:
                 self.farewell.set()
             return
-        ended = [rank for rank, seat in self._ranks.items() if seat.ended_at is not None]
-        if len(ended) == self._size:
+        if judge.all_ended:
             for seat in self._ranks.values():
                 self._send(seat, ended=True)
             self.farewell.set()
             return
-        for rank, seat in self._ranks.items():
-            if rank and seat in self._seats and seat.ended_at is None and now - seat.heard > self._heartbeat:
-                text = f"no sign of life for {self._heartbeat:g} s: stopped, stuck in C code, or cut off the network"
-                self._pending.append((now, rank, text))
-        due = [entry for entry in self._pending if entry[0] <= now]
-        if due:
-            self._tell(*min(due)[1:], now)
-        elif ended:
-            self._remind(ended, now)
+        verdict = judge.verdict(now)
+        if verdict is not None:
+            self._tell(verdict, now)
+        self._remind(judge, now)
         for seat in self._ranks.values():
             if seat in self._seats and now - seat.sent > self._heartbeat / 4:
                 seat.sent = now
                 self._send(seat, alive=True)
 
-    def _tell(self, rank: int, reason: str, now: float) -> None:
+    def _tell(self, verdict: Verdict, now: float) -> None:
         self._verdict_at = now
-        facts = self._ranks[rank].facts
+        facts = self._ranks[verdict.rank].facts
         for seat in self._ranks.values():
-            if seat in self._seats:
-                self._send(seat, verdict=reason, rank=rank, host=facts["host"], pid=facts["pid"])
+            self._send(seat, verdict=verdict.reason, rank=verdict.rank, host=facts["host"], pid=facts["pid"])
 
-    def _remind(self, ended: list[int], now: float) -> None:
+    def _remind(self, judge: Judge, now: float) -> None:
         """A rank that has ended waits for the others; should they wait for it, nothing else would be said."""
-        first = min(self._ranks[rank].ended_at or now for rank in ended)
-        if now - max(first, self._told_late) > _LATE_SECONDS:
+        ended, others, first = judge.waiting()
+        if ended and now - max(first, self._told_late) > _LATE_SECONDS:
             self._told_late = now
-            others = [rank for rank in self._ranks if rank not in ended]
             self._say(
                 f"{_numbers(ended)} ended {now - first:.0f} s ago, {_numbers(others)} still run. Should they wait for "
                 "each other in a collective, not all ranks take the same number of steps"
@@ -290,30 +291,6 @@ class Hub:
 
     def _say(self, text: str) -> None:
         print(f"llmasos: {text}", file=sys.stderr, flush=True)
-
-
-def _listen(port: int) -> socket.socket:
-    try:
-        if socket.has_dualstack_ipv6():
-            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=4096)
-        return socket.create_server(("", port), backlog=4096)
-    except OSError as error:
-        raise PreflightError(
-            f"rank 0 (host {socket.gethostname()}) cannot listen on port {port}, the coordinator's: "
-            f"{error.strerror}. Is another run on it, or was rank 0 started twice? End that, or choose another port "
-            "(MASTER_PORT, or initialize(coordinator=...))"
-        ) from None
-
-
-def _free_port(first: int) -> int:
-    """The first port from `first` on that nobody listens on, so that a firewall can be told which."""
-    for port in range(first, first + 64):
-        try:
-            _listen(port).close()
-        except PreflightError:
-            continue
-        return port
-    raise PreflightError(f"rank 0 finds no free port among {first} to {first + 63} for JAX's coordination service")
 
 
 def _numbers(numbers: list[int]) -> str:

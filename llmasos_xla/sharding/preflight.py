@@ -142,14 +142,20 @@ def faults(rows: Sequence[Facts], skip: str = "") -> list[str]:
             "address", where its neighbors will look for it; and "apart", whether it is on another host than rank 0.
         skip: names of `CHECKS` to leave out, separated by commas.
     """
-    left_out = {name.strip() for name in skip.split(",") if name.strip()}
-    for name in left_out - set(CHECKS):
-        raise unknown(SKIP, "check", name, CHECKS)
+    left_out = skipped(skip)
     out = []
     for name, check in CHECKS.items():
         found = [] if name in left_out else check(rows)
         out += [f"{text} (to start all the same: {SKIP}={name})" for text in found]
     return out
+
+
+def skipped(text: str) -> set[str]:
+    """The checks that `SKIP` names; ValueError if there is no such check."""
+    names = {name.strip() for name in text.split(",") if name.strip()}
+    for name in names - set(CHECKS):
+        raise unknown(SKIP, "check", name, CHECKS)
+    return names
 
 
 def _versions(rows: Sequence[Facts]) -> list[str]:

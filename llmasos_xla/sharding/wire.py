@@ -58,6 +58,24 @@ class Wire:
         self.socket.close()
 
 
+def listen(port: int) -> socket.socket:
+    """A socket that listens on a port of all of this host's addresses; OSError if it is taken."""
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=4096)
+    return socket.create_server(("", port), backlog=4096)
+
+
+def free_port(first: int, most: int = 64) -> int | None:
+    """The first port from `first` on that nobody listens on, if one of `most` is."""
+    for port in range(first, min(first + most, 65536)):
+        try:
+            listen(port).close()
+        except OSError:
+            continue
+        return port
+    return None
+
+
 def plain(address: str) -> str:
     """An address without the IPv6 clothes of an IPv4 one.
 

@@ -106,7 +106,7 @@ def test_all_faults_are_told_at_once():
 
 def test_unknown_check():
     with pytest.raises(ValueError, match="LLMASOS_PREFLIGHT_SKIP: unknown check 'clock'; did you mean 'clocks'"):
-        faults([row(0)], skip="clock")
+        preflight.skipped("code,clock")
 
 
 def test_the_facts_of_this_process():
