@@ -123,8 +123,8 @@ def _unreachable(host: str, port: int, limit: float | int, who: str, own: bool, 
     if own:
         raise PreflightError(
             f"{who} listens on port {port}, and does not reach itself by the coordinator's name {host!r}, which is "
-            f"{', '.join(found)} here: {reason}. Give an address of this host (--coordinator, MASTER_ADDR), or start "
-            "rank 0 on the host of that name"
+            f"{', '.join(found)} here: {reason}. Give an address of this host (MASTER_ADDR, or "
+            "initialize(coordinator=...)), or start rank 0 on the host of that name"
         )
     hint = (
         " That name is a loopback address here: if rank 0 is on another host, give that host's address"

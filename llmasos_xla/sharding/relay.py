@@ -34,23 +34,26 @@ def relay(host: str, port: int, hold: float) -> str:
             far.settimeout(None)
             for end in (near, far):
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            _start(_outward, near, far, hold)
-            _start(_inward, near, far, hold)
+            _start(_serve, near, far, hold)
 
     _start(accept)
     return f"127.0.0.1:{door.getsockname()[1]}"
 
 
+def _serve(near: socket.socket, far: socket.socket, hold: float) -> None:
+    outward = _start(_outward, near, far, hold)
+    if _copy(far, near):
+        time.sleep(hold)
+    _shut(near, far)
+    outward.join()
+    near.close()
+    far.close()
+
+
 def _outward(near: socket.socket, far: socket.socket, hold: float) -> None:
     if not _copy(near, far):
         time.sleep(hold)
-    _close(near, far)
-
-
-def _inward(near: socket.socket, far: socket.socket, hold: float) -> None:
-    if _copy(far, near):
-        time.sleep(hold)
-    _close(near, far)
+    _shut(near, far)
 
 
 def _copy(source: socket.socket, sink: socket.socket) -> bool:
@@ -68,12 +71,14 @@ def _copy(source: socket.socket, sink: socket.socket) -> bool:
             return False
 
 
-def _close(*ends: socket.socket) -> None:
-    # Not close(): the other thread may be reading from it, and its number would be given to another file.
+def _shut(*ends: socket.socket) -> None:
+    # Not close(): the other thread may be reading, and the number would be given to another file.
     for end in ends:
         with contextlib.suppress(OSError):
             end.shutdown(socket.SHUT_RDWR)
 
 
-def _start(function: Callable[..., None], *arguments: Any) -> None:
-    threading.Thread(target=function, args=arguments, daemon=True).start()
+def _start(function: Callable[..., None], *arguments: Any) -> threading.Thread:
+    thread = threading.Thread(target=function, args=arguments, daemon=True)
+    thread.start()
+    return thread
