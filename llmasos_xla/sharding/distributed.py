@@ -60,9 +60,11 @@ def initialize(
     >>> initialize(processes=1).size
     1
     """
+    if entered() and (coordinator, processes, rank) == (None, None, None):
+        return world()
     place = _place(coordinator, processes, rank)
     if entered():
-        return _again(place, given=(coordinator, processes, rank) != (None, None, None))
+        return _again(place)
     if place.size == 1:
         return enter(World(0, 1, place.local_rank or 0, socket.gethostname(), None, place.source))
     if xla_bridge.backends_are_initialized() or jax.distributed.is_initialized():
@@ -125,9 +127,9 @@ def _place(coordinator: str | None, processes: int | None, rank: int | None) -> 
     return Place(number, size, address, source, found and found.local_rank, found and found.local_size)
 
 
-def _again(place: Place, given: bool) -> World:
+def _again(place: Place) -> World:
     here = world()
-    if given and (place.rank, place.size) != (here.rank, here.size):
+    if (place.rank, place.size) != (here.rank, here.size):
         raise RuntimeError(
             f"initialize: this process already is rank {here.rank} of {here.size} (by {here.source}), and was now "
             f"asked to be rank {place.rank} of {place.size}; call it once, or without arguments"

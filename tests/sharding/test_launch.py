@@ -191,14 +191,13 @@ def test_without_n_it_is_the_rank_that_it_was_started_as(tmp_path):
 
 
 def test_without_n_and_without_a_cluster_it_is_one_process(tmp_path):
-    done = subprocess.run(
-        [*CLI, "launch", script(tmp_path, "import llmasos_xla as lm\nprint(lm.world().size, lm.world().source)\n")],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        timeout=60,
-    )
-    assert (done.returncode, done.stdout) == (0, "1 none\n"), done.stderr
+    text = "import llmasos_xla as lm\nprint(lm.world().size, lm.world().source)\nraise KeyError('label')\n"
+    command = [*CLI, "launch", script(tmp_path, text)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=60)
+    assert (done.returncode, done.stdout) == (1, "1 none\n"), done.stderr
+    assert done.stderr.startswith("Traceback")
+    assert done.stderr.endswith("KeyError: 'label'\n")
+    assert "runpy" not in done.stderr
 
 
 def test_refusals(capsys, monkeypatch):
