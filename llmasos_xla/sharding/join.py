@@ -68,6 +68,11 @@ def join(host: str, port: int, facts: Mapping[str, Any], limit: float | int, tok
 def _meet(wire: Wire, where: str, who: str, facts: Mapping[str, Any], limit: float | int, token: str | None) -> Joined:
     try:
         hello = _next(wire, _GREETING_SECONDS, "hub")
+    except TimeoutError:
+        raise PreflightError(
+            f"{who}: whoever listens at {where}, the coordinator's address, says nothing for {_GREETING_SECONDS:g} s: "
+            "rank 0 is stopped or stuck, or another program is on that port. Look at rank 0, or choose another port"
+        ) from None
     except (OSError, EOFError, ValueError):
         raise PreflightError(
             f"{who}: something else than rank 0 answers at {where}, the coordinator's address. Is another "

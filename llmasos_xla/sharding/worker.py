@@ -12,6 +12,7 @@ import time
 from types import TracebackType
 
 from llmasos_xla.sharding.distributed import initialize
+from llmasos_xla.sharding.preflight import PreflightError
 from llmasos_xla.sharding.watch import ended_with
 
 _GRACE_SECONDS = 10.0
@@ -23,7 +24,12 @@ def main(arguments: list[str]) -> int:
     name, *rest = arguments[as_module:]
     if os.environ.get("LLMASOS_PARENT"):
         _end_with_parent(int(os.environ.pop("LLMASOS_PARENT")))
-    initialize(script=None if as_module else name)
+    try:
+        initialize(script=None if as_module else name)
+    except PreflightError as error:
+        # Its text says all; a traceback on each of many ranks would hide it.
+        print(f"llmasos: {error}", file=sys.stderr, flush=True)
+        return 1
     sys.argv = [name, *rest]
     sys.path.insert(0, os.getcwd() if as_module else os.path.dirname(os.path.abspath(name)))
     try:

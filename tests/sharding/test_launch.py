@@ -200,6 +200,14 @@ def test_without_n_and_without_a_cluster_it_is_one_process(tmp_path):
     assert "runpy" not in done.stderr
 
 
+def test_what_the_preflight_finds_is_told_without_a_traceback(tmp_path):
+    alone = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "absent.invalid", "LLMASOS_START_SECONDS": "0.5"}
+    out = launch([script(tmp_path, "")], more=alone)
+    assert out.code == 1
+    assert re.search(r"^llmasos: rank 1 \(host .*\): the coordinator's name 'absent.invalid' cannot be", out.text)
+    assert "Traceback" not in out.text
+
+
 def test_refusals(capsys, monkeypatch):
     assert cli.main(["launch", "-n", "2", "absent.py"]) == 2
     assert "llmasos launch: no script 'absent.py' in " in capsys.readouterr().err

@@ -349,6 +349,15 @@ def test_something_else_answers():
         thread.join()
 
 
+def test_nobody_speaks(monkeypatch):
+    monkeypatch.setattr("llmasos_xla.sharding.join._GREETING_SECONDS", 0.5)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as door,
+        pytest.raises(PreflightError, match=r"says nothing for 0\.5 s: rank 0 is stopped or stuck, or another program"),
+    ):
+        join("127.0.0.1", door.getsockname()[1], row(1), 2.0)
+
+
 def test_two_ranks_of_number_zero(meet):
     meeting = meet()
     with pytest.raises(PreflightError, match=r"leads to another rank 0, on host .*Each rank needs a number of its own"):
