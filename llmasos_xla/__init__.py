@@ -10,6 +10,7 @@
     callbacks                     early stopping, best checkpoint, logs
     Deployer                      serve a saved model over HTTP
     sharding                      meshes, where arrays lie on them
+    initialize, world             several processes, on one machine or many
     kernels                       convolution, pooling, recurrence for your own JAX code
     pure, Net, Variables          an nnx module as pure functions over flat dicts
 
@@ -36,7 +37,10 @@ if TYPE_CHECKING:
     from llmasos_xla.data.dataset import Dataset as Dataset
     from llmasos_xla.deployment.deployer import Deployer as Deployer
     from llmasos_xla.models import layers as layers
+    from llmasos_xla.sharding.distributed import initialize as initialize
     from llmasos_xla.sharding.mesh import MeshSpec as MeshSpec
+    from llmasos_xla.sharding.world import World as World
+    from llmasos_xla.sharding.world import world as world
     from llmasos_xla.training import callbacks as callbacks
     from llmasos_xla.training.checkpoint import Checkpoint as Checkpoint
     from llmasos_xla.training.optimizers import Optimizer as Optimizer
@@ -53,8 +57,11 @@ _HOMES = {
     "Schedule": "training.optimizers",
     "Sequential": "api.sequential",
     "Variables": "core",
+    "World": "sharding.world",
+    "initialize": "sharding.distributed",
     "load": "api.load",
     "pure": "core",
+    "world": "sharding.world",
 }
 _MODULES = {
     "callbacks": "training.callbacks",

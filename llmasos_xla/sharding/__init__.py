@@ -7,6 +7,11 @@ ring         attention with the time axis split
 pipeline     layers in stages, micro-batches passing through them
 agreement    whether all processes are about to do the same
 transfer     between this process's memory and arrays over a mesh
+distributed  initialize: this process becomes one of several
+clusters     which of how many, from what Slurm, Ray, Kubernetes and others set
+preflight    what would hang or differ, told before it does
+hub, join    how the ranks meet; watch: how they learn that one has failed
+launch       several processes on this machine; worker: what each of them runs
 """
 
 from llmasos_xla.sharding.mesh import MeshSpec as MeshSpec
