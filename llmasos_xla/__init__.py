@@ -5,8 +5,11 @@
     models                        models by their sizes
     Dataset                       data with its preprocessing
     Optimizer, Schedule           how to train
+    MeshSpec                      over how many devices, and along what
+    Checkpoint                    how often a fit saves itself, and what is kept
     callbacks                     early stopping, best checkpoint, logs
     Deployer                      serve a saved model over HTTP
+    sharding                      meshes, where arrays lie on them
     kernels                       convolution, pooling, recurrence for your own JAX code
     pure, Net, Variables          an nnx module as pure functions over flat dicts
 
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from llmasos_xla import data as data
     from llmasos_xla import kernels as kernels
     from llmasos_xla import models as models
+    from llmasos_xla import sharding as sharding
     from llmasos_xla import training as training
     from llmasos_xla.api.load import load as load
     from llmasos_xla.api.model import Model as Model
@@ -32,13 +36,17 @@ if TYPE_CHECKING:
     from llmasos_xla.data.dataset import Dataset as Dataset
     from llmasos_xla.deployment.deployer import Deployer as Deployer
     from llmasos_xla.models import layers as layers
+    from llmasos_xla.sharding.mesh import MeshSpec as MeshSpec
     from llmasos_xla.training import callbacks as callbacks
+    from llmasos_xla.training.checkpoint import Checkpoint as Checkpoint
     from llmasos_xla.training.optimizers import Optimizer as Optimizer
     from llmasos_xla.training.optimizers import Schedule as Schedule
 
 _HOMES = {
+    "Checkpoint": "training.checkpoint",
     "Dataset": "data.dataset",
     "Deployer": "deployment.deployer",
+    "MeshSpec": "sharding.mesh",
     "Model": "api.model",
     "Net": "core",
     "Optimizer": "training.optimizers",
@@ -54,6 +62,7 @@ _MODULES = {
     "kernels": "kernels",
     "layers": "models.layers",
     "models": "models",
+    "sharding": "sharding",
     "training": "training",
 }
 

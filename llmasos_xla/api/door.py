@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from llmasos_xla.api.keeping import keeping
 from llmasos_xla.api.learner import Learner
 from llmasos_xla.core import Variables
 from llmasos_xla.data.dataset import Dataset
 from llmasos_xla.models.layers._base import Layer
 from llmasos_xla.models.spec import StackSpec
+from llmasos_xla.training.checkpoint import Checkpoint
 from llmasos_xla.training.history import History
 
 _ROWS_THAT_SHOULD_MIX = 20
@@ -97,6 +99,8 @@ class Door:
         *,
         validation_split: float,
         validation_data: Any,
+        checkpoint: Checkpoint | str | os.PathLike | None,
+        resume: bool,
         **options: Any,
     ) -> History:
         validation = None
@@ -115,7 +119,8 @@ class Door:
                 raise ValueError(f"fit: validation_split wants a share between 0 and 1, got {validation_split!r}")
             dataset, validation = dataset.tail(validation_split)
             _warn_of_one_class(dataset, validation)
-        return self.learner.fit(dataset, validation=validation, model=self, **options)
+        with keeping(checkpoint, resume, self._door()) as keeper:
+            return self.learner.fit(dataset, validation=validation, model=self, keeper=keeper, **options)
 
     def _dataset(self, x: Any, y: Any, mode: str, sample_weight: Any = None) -> Dataset:
         if isinstance(x, Dataset):

@@ -13,37 +13,93 @@ from llmasos_xla.api.saving import Saved
 from llmasos_xla.core import Variables
 from llmasos_xla.data.preprocessing import Preprocessing
 from llmasos_xla.models.spec import StackSpec
+from llmasos_xla.sharding.transfer import fetch
 from llmasos_xla.training.history import History
 from llmasos_xla.training.loop import Position
-from llmasos_xla.training.step import Totals, TrainState
+from llmasos_xla.training.step import Totals, TrainState, new_state
 
 
 def to_file(learner: Learner, door: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The specification and the arrays that `saving.write` stores."""
-    variables = learner.variables
-    recipe = learner.recipe.to_json() if learner.recipe else None
-    spec = {
+    spec = specification(learner, door)
+    spec["unfinished"] = fit_to_json(learner.unfinished) if spec["recipe"] and learner.unfinished else None
+    arrays = arrays_by_name(learner.variables, learner.training_state if spec["recipe"] else None)
+    return spec, fetch(arrays)
+
+
+def specification(learner: Learner, door: Mapping[str, Any]) -> dict[str, Any]:
+    """What rebuilds the model without its arrays, as JSON values."""
+    return {
         "door": dict(door),
         "seed": learner.seed,
         "model": learner.spec.to_json(),
         "preprocessing": learner.preprocessing.to_json() if learner.preprocessing else None,
-        "recipe": recipe,
+        "recipe": learner.recipe.to_json() if learner.recipe else None,
         "epochs_done": learner.epochs_done,
-        "unfinished": _unfinished_to_json(learner.unfinished) if recipe else None,
     }
-    arrays = {f"params/{n}": np.asarray(a) for n, a in variables.params.items()}
-    arrays |= {f"state/{n}": np.asarray(a) for n, a in variables.state.items()}
-    training = learner.training_state
-    if training is not None and recipe:
-        arrays |= {f"optimizer/{n}": np.asarray(a) for n, a in _by_path(training.optimizer).items()}
-        arrays["step"] = np.asarray(training.step)
-        arrays |= {f"average/{n}": np.asarray(a) for n, a in (training.average or {}).items()}
-    return spec, arrays
+
+
+def arrays_by_name(variables: Variables, training: TrainState | None) -> dict[str, Any]:
+    """All arrays, or whatever stands for them, under the names that files and checkpoints have."""
+    arrays = {f"params/{n}": a for n, a in variables.params.items()}
+    arrays |= {f"state/{n}": a for n, a in variables.state.items()}
+    if training is not None:
+        arrays |= {f"optimizer/{n}": a for n, a in _by_path(training.optimizer).items()}
+        arrays["step"] = training.step
+        arrays |= {f"average/{n}": a for n, a in (training.average or {}).items()}
+    return arrays
+
+
+def state_of(arrays: Mapping[str, Any], like: TrainState) -> TrainState:
+    """The inverse of `arrays_by_name`, for a state of the same structure as `like`."""
+    params = {n: arrays[f"params/{n}"] for n in like.variables.params}
+    state = {n: arrays[f"state/{n}"] for n in like.variables.state}
+    leaves = [arrays[f"optimizer/{n}"] for n in _by_path(like.optimizer)]
+    average = None if like.average is None else {n: arrays[f"average/{n}"] for n in like.average}
+    optimizer = jax.tree.unflatten(jax.tree.structure(like.optimizer), leaves)
+    return TrainState(Variables(params, state), optimizer, average, arrays["step"])
+
+
+def wanted_arrays(spec: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Names, shapes and dtypes of the arrays of such a model that has been trained; raises as `from_file` does."""
+    learner = _bare(spec)
+    variables = jax.eval_shape(learner.spec.net().init, jax.random.key(0))
+    if learner.recipe is None:
+        return arrays_by_name(variables, None)
+    recipe = learner.recipe
+    training = jax.eval_shape(lambda v: new_state(v, recipe.transformation, recipe.ema), variables)
+    return arrays_by_name(variables, training)
 
 
 def from_file(saved: Saved) -> tuple[Learner, dict[str, Any]]:
     """The learner and its door's own entries; raises ValueError if anything does not fit together."""
     spec = saved.spec
+    learner = _bare(spec)
+    arrays = {kind: {} for kind in ("params", "state", "optimizer", "average")}
+    for name, array in saved.arrays.items():
+        kind, _, rest = name.partition("/")
+        if kind in arrays:
+            arrays[kind][rest] = array
+    expected = jax.eval_shape(learner.spec.net().init, jax.random.key(0))
+    variables = Variables(
+        _like(expected.params, arrays["params"], "params"), _like(expected.state, arrays["state"], "state")
+    )
+    training = None
+    recipe = learner.recipe
+    if recipe is not None and "step" in saved.arrays:
+        example = jax.eval_shape(recipe.transformation.init, expected.params)
+        flat = _like(_by_path(example), arrays["optimizer"], "optimizer")
+        optimizer = jax.tree.unflatten(jax.tree.structure(example), [flat[n] for n in _by_path(example)])
+        average = None if recipe.ema is None else _like(expected.params, arrays["average"], "average")
+        training = TrainState(variables, optimizer, average, jnp.asarray(saved.arrays["step"], jnp.int32))
+    learner.restore(variables, training, spec["epochs_done"])
+    if training is not None and spec.get("unfinished"):
+        learner.unfinished = fit_from_json(spec["unfinished"])
+    return learner, spec["door"]
+
+
+def _bare(spec: Mapping[str, Any]) -> Learner:
+    """The learner of a specification, without its arrays."""
     missing = {"door", "seed", "model", "preprocessing", "recipe", "epochs_done"} - spec.keys()
     if missing:
         raise ValueError(f"load: the specification has no {', '.join(sorted(missing))}")
@@ -56,29 +112,9 @@ def from_file(saved: Saved) -> tuple[Learner, dict[str, Any]]:
     learner = Learner(StackSpec.from_json(spec["model"]), seed=spec["seed"])
     if spec["preprocessing"] is not None:
         learner.preprocessing = Preprocessing.from_json(spec["preprocessing"])
-    arrays = {kind: {} for kind in ("params", "state", "optimizer", "average")}
-    for name, array in saved.arrays.items():
-        kind, _, rest = name.partition("/")
-        if kind in arrays:
-            arrays[kind][rest] = array
-    expected = jax.eval_shape(learner.spec.net().init, jax.random.key(0))
-    variables = Variables(
-        _like(expected.params, arrays["params"], "params"), _like(expected.state, arrays["state"], "state")
-    )
-    training = None
     if spec["recipe"] is not None:
-        recipe = Recipe.from_json(spec["recipe"])
-        learner.compile(recipe)
-        if "step" in saved.arrays:
-            example = jax.eval_shape(recipe.transformation.init, expected.params)
-            flat = _like(_by_path(example), arrays["optimizer"], "optimizer")
-            optimizer = jax.tree.unflatten(jax.tree.structure(example), [flat[n] for n in _by_path(example)])
-            average = None if recipe.ema is None else _like(expected.params, arrays["average"], "average")
-            training = TrainState(variables, optimizer, average, jnp.asarray(saved.arrays["step"], jnp.int32))
-    learner.restore(variables, training, spec["epochs_done"])
-    if training is not None and spec.get("unfinished"):
-        learner.unfinished = _unfinished_from_json(spec["unfinished"])
-    return learner, spec["door"]
+        learner.compile(Recipe.from_json(spec["recipe"]))
+    return learner
 
 
 def _by_path(tree: Any) -> dict[str, Any]:
@@ -96,9 +132,8 @@ def _like(expected: Mapping[str, Any], arrays: Mapping[str, np.ndarray], kind: s
     return {n: jnp.asarray(arrays[n]) for n in expected}
 
 
-def _unfinished_to_json(unfinished: Unfinished | None) -> dict[str, Any] | None:
-    if unfinished is None:
-        return None
+def fit_to_json(unfinished: Unfinished) -> dict[str, Any]:
+    """A fit's request, position and history as JSON values."""
     position, totals = unfinished.position, unfinished.position.totals
     history = unfinished.history
     return {
@@ -110,7 +145,8 @@ def _unfinished_to_json(unfinished: Unfinished | None) -> dict[str, Any] | None:
     }
 
 
-def _unfinished_from_json(config: Any) -> Unfinished:
+def fit_from_json(config: Any) -> Unfinished:
+    """The inverse of `fit_to_json`; raises ValueError for anything else."""
     try:
         totals = config["totals"]
         if totals is not None:

@@ -5,7 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from llmasos_xla.core import Net, Variables
 from llmasos_xla.data.dataset import Dataset
 from llmasos_xla.data.preprocessing import Preprocessing
 from llmasos_xla.models.spec import StackSpec
+from llmasos_xla.sharding.agreement import agree
 from llmasos_xla.sharding.mesh import MeshSpec, divided
 from llmasos_xla.sharding.placement import Placement
 from llmasos_xla.sharding.transfer import fetch, put
@@ -29,6 +30,9 @@ from llmasos_xla.training.losses import check_targets
 from llmasos_xla.training.placed import shardings_of, whole_batches
 from llmasos_xla.training.report import reporter
 from llmasos_xla.training.step import Objective, TrainState, new_state
+
+if TYPE_CHECKING:
+    from llmasos_xla.api.keeping import Keeper
 
 
 class Unfinished(NamedTuple):
@@ -85,6 +89,9 @@ class Learner:
 
     def shard(self, shard: Any) -> None:
         """Lays the model out over a mesh: a strategy's name, a `MeshSpec`, or None to leave it where it is."""
+        if shard is None and self.placement is None and jax.process_count() > 1:
+            # Each process for itself would train as many models, and each on all rows.
+            shard = "data"
         if shard is None:
             return
         if self._fitting is not None:
@@ -96,6 +103,18 @@ class Learner:
         self._tools = None
         if self._state is not None:
             self._state = self._placed(self._state)
+
+    def _new_state(self, transformation: Any, ema: float | None) -> TrainState:
+        """The state before the first step, each device making what it will hold of it."""
+        variables = self.variables
+        if self.placement is None:
+            return new_state(variables, transformation, ema)
+
+        def start(variables: Variables) -> TrainState:
+            return new_state(variables, transformation, ema)
+
+        out = shardings_of(self.placement, jax.eval_shape(start, variables), variables)
+        return compile(start, variables, what="optimizer state", once=True, out=out, log=self.compiled)(variables)
 
     def _placed(self, state: Any) -> Any:
         """A copy of the state where the placement wants it."""
@@ -162,6 +181,10 @@ class Learner:
         self._net = self.spec.net()
         self._state, self.epochs_done = training or variables, epochs_done
 
+    def take_up(self, state: TrainState, unfinished: Unfinished | None, epochs_done: int) -> None:
+        """Goes to where a checkpoint of this same model stands."""
+        self._state, self.unfinished, self.epochs_done = state, unfinished, epochs_done
+
     # Training
 
     def fit(
@@ -178,8 +201,9 @@ class Learner:
         steps_per_dispatch: int | None = None,
         shard: Any = None,
         model: Any = None,
+        keeper: "Keeper | None" = None,
     ) -> History:
-        """Trains for `epochs` epochs, or goes on with the same fit if it was interrupted."""
+        """Trains for `epochs` epochs, or goes on with the same fit if it was interrupted; `keeper` saves it."""
         if self._fitting is not None:
             raise RuntimeError("fit: this model is being fitted already; wait for that fit to end")
         _check_whole("fit", epochs=epochs, batch_size=batch_size)
@@ -191,7 +215,7 @@ class Learner:
             divided(batch_size, self.placement.spec)
         # A batch larger than the data would repeat rows.
         batch_size = whole_batches(min(batch_size, len(dataset)), self.placement)
-        report = reporter(verbose)
+        report = reporter(verbose if jax.process_index() == 0 else 0)
         started = time.time()
         self._prepare(dataset)
         labels = self._check_labels(dataset, "fit")
@@ -209,14 +233,30 @@ class Learner:
             "seed": order_seed,
             "first_epoch": self.epochs_done,
         }
-        going_on = self.unfinished is not None and self.unfinished.request == request
-        position = self.unfinished.position if going_on and self.unfinished else None
-        history = self.unfinished.history if going_on and self.unfinished else History()
+        agree(
+            "fit",
+            {
+                "the model": self.spec.to_json(),
+                "the data": [dataset.name, len(dataset), self.preprocessing.to_json()] if self.preprocessing else None,
+                "the fit": request,
+                "the updates so far": int(self._state.step) if isinstance(self._state, TrainState) else 0,
+            },
+        )
         recipe = self.recipe
         assert recipe is not None
         transformation = recipe.transformation
         if not isinstance(self._state, TrainState):
-            self._state = new_state(self.variables, transformation, recipe.ema)
+            self._state = self._new_state(transformation, recipe.ema)
+        if keeper is not None:
+            settings = {"validated": validation is not None, "class_weight": objective.class_weight}
+            finished, found = keeper.take_up(self, request, callbacks, report, **settings)
+            if finished and found is not None:
+                return found
+            if found is not None:
+                steps_per_dispatch = steps_per_dispatch or found.steps_per_dispatch
+        going_on = self.unfinished is not None and self.unfinished.request == request
+        position = self.unfinished.position if going_on and self.unfinished else None
+        history = self.unfinished.history if going_on and self.unfinished else History()
         # The fit donates what it is given; what the user holds of the old weights stays alive.
         state = jax.tree.map(jnp.copy, self._state) if self.placement is None else self._placed(self._state)
         job = loop.Job(
@@ -258,6 +298,7 @@ class Learner:
                 report=report,
                 history=history,
                 resume=position,
+                saving=None if keeper is None else keeper.saving(self, request, history, callbacks, report),
             )
         finally:
             self._fitting = None
@@ -277,7 +318,7 @@ class Learner:
         self.shard(shard)
         if batch_size is not None:
             _check_whole("evaluate", batch_size=batch_size)
-        report = reporter(verbose)
+        report = reporter(verbose if jax.process_index() == 0 else 0)
         self._prepare(dataset)
         self._check_labels(dataset, "evaluate")
         _, evaluator, _ = self._toolbox()
@@ -313,10 +354,15 @@ class Learner:
     # Saving
 
     def save(self, path: str | os.PathLike, door: Mapping[str, Any]) -> None:
-        """Writes the model, its preprocessing and its training state to a .h5 or .safetensors file."""
+        """Writes the model, its preprocessing and its training state to a .h5 or .safetensors file.
+
+        Of several processes all have to call; the first one writes.
+        """
         from llmasos_xla.api import files
 
-        saving.write(path, *files.to_file(self, door))
+        spec, arrays = files.to_file(self, door)
+        if jax.process_index() == 0:
+            saving.write(path, spec, arrays)
 
     def summary(self) -> str:
         """The layers, their output shapes and parameters, and what is done to raw input."""

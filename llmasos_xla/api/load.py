@@ -1,8 +1,9 @@
 """Opening a saved model."""
 
 import os
+from typing import Literal
 
-from llmasos_xla.api import files, saving
+from llmasos_xla.api import files, keeping, saving
 from llmasos_xla.api.door import Door
 from llmasos_xla.api.model import Model
 from llmasos_xla.api.sequential import Sequential
@@ -10,14 +11,23 @@ from llmasos_xla.api.sequential import Sequential
 DOORS = {"Sequential": Sequential, "Model": Model}
 
 
-def load(path: str | os.PathLike) -> Door:
+def load(path: str | os.PathLike, *, step: int | Literal["best"] | None = None) -> Door:
     """The model that `save` wrote: weights, preprocessing and training state, ready to predict or to be trained on.
+
+    A folder that a fit has saved itself in opens as well: the newest of its checkpoints, or that of `step`, or the
+    "best" by the metric of its `Checkpoint`.
 
     Returns the door it was saved from, `Sequential` or `Model`. Nothing in the file is executed.
 
     Raises FileNotFoundError, or ValueError with the reason for a file that is damaged or no model.
     """
-    learner, entries = files.from_file(saving.read(path))
+    if os.path.isdir(path):
+        saved = keeping.read(path, step)
+    elif step is not None:
+        raise ValueError(f"load: step={step!r} is for a folder of checkpoints, {str(path)!r} is none")
+    else:
+        saved = saving.read(path)
+    learner, entries = files.from_file(saved)
     door = DOORS.get(str(entries.get("door")))
     try:
         model = door._from_door(entries) if door else None

@@ -1,6 +1,7 @@
 """The second front door: `Model(input_dim, output_dim)`, layer by layer, with data sets and an optimizer."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from llmasos_xla.models.layers._base import make_layer
 from llmasos_xla.models.spec import StackSpec
 from llmasos_xla.models.stack import split_head
 from llmasos_xla.training.callbacks import Callback
+from llmasos_xla.training.checkpoint import Checkpoint
 from llmasos_xla.training.history import History
 
 
@@ -65,6 +67,8 @@ class Model(Door):
         workers: int = 0,
         steps_per_dispatch: int | None = None,
         shard: Any = None,
+        checkpoint: Checkpoint | str | os.PathLike | None = None,
+        resume: bool = False,
     ) -> History:
         """Trains the model on a `Dataset` or a tuple (x, y).
 
@@ -93,6 +97,8 @@ class Model(Door):
             workers=workers,
             steps_per_dispatch=steps_per_dispatch,
             shard=shard,
+            checkpoint=checkpoint,
+            resume=resume,
         )
 
     def fit(self, x: Any, y: Any = None, **options: Any) -> History:

@@ -1,5 +1,6 @@
 """The first front door: `Sequential([...])`, compiled and fitted as in Keras."""
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ from llmasos_xla.api.recipe import Recipe
 from llmasos_xla.models.layers._base import Layer
 from llmasos_xla.models.spec import StackSpec
 from llmasos_xla.training.callbacks import Callback
+from llmasos_xla.training.checkpoint import Checkpoint
 from llmasos_xla.training.history import History
 
 
@@ -71,6 +73,8 @@ class Sequential(Door):
         workers: int = 0,
         steps_per_dispatch: int | None = None,
         shard: Any = None,
+        checkpoint: Checkpoint | str | os.PathLike | None = None,
+        resume: bool = False,
     ) -> History:
         """Trains the model.
 
@@ -89,8 +93,11 @@ class Sequential(Door):
             steps_per_dispatch: updates in one call of the compiled program; chosen from its work if None.
             shard: how to spread the model and the batch over all devices: "data", "fsdp", "tensor", "seq", "pipe",
                 "expert", or a `MeshSpec` of several; None leaves the model where it is.
+            checkpoint: a folder that the fit saves itself in, or a `Checkpoint` that says when and what is kept.
+            resume: go on with the fit in that folder, if it holds one; False refuses a folder that does.
 
-        Returns the `History`. Interrupted by Ctrl-C, the weights stay, and the same call goes on.
+        Returns the `History`. Interrupted by Ctrl-C, the weights stay, and the same call goes on. With `checkpoint`,
+        SIGTERM saves the fit after the dispatch under way and ends the process with status 75.
         """
         return self._fit(
             self._dataset(x, y, "train", sample_weight),
@@ -104,6 +111,8 @@ class Sequential(Door):
             workers=workers,
             steps_per_dispatch=steps_per_dispatch,
             shard=shard,
+            checkpoint=checkpoint,
+            resume=resume,
         )
 
     train = fit

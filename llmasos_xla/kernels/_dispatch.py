@@ -64,7 +64,10 @@ def op(candidates: Candidates, rows: Rows | None = None) -> Callable[[Callable],
     """
 
     def register(function: Callable) -> Callable:
-        public = function if rows is None else by_rows(function, rows, candidates)
+        def implementation(*args: Any, **kwargs: Any) -> str:
+            return choose(function.__name__, candidates(*args, **kwargs), kwargs.get("implementation")).implementation
+
+        public = function if rows is None else by_rows(function, rows, implementation)
         OPS[function.__name__] = Op(public, candidates)
         return public
 

@@ -1,15 +1,17 @@
 """Ops on a mesh: each device runs its own implementation on the rows that it holds.
 
 XLA's partitioner cannot look into a foreign call, so that in a program over several devices an op would be plain XLA.
-But samples have nothing to do with each other in a convolution or a recurrence. Inside of `dividing_rows` such an op
-stands in a `jax.shard_map` over the rows: the devices' own kernels run, and XLA sees to the sum of weight gradients.
+But samples have nothing to do with each other in a convolution or a recurrence. Inside of `dividing_rows` an op that
+chooses a foreign call stands in a `jax.shard_map` over the rows: each device runs it on its own, and the transpose sums
+the gradients of weights.
 """
 
 import contextlib
 import contextvars
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -47,8 +49,12 @@ def dividing_rows(mesh: Mesh, axes: tuple[str, ...]) -> Iterator[None]:
         _DIVISION.reset(token)
 
 
-def by_rows(function: Callable, rows: Rows, check: Callable) -> Callable:
-    """The op such that inside of `dividing_rows` it runs by rows; `check` refuses what it cannot take, as a whole."""
+def by_rows(function: Callable, rows: Rows, implementation: Callable[..., str]) -> Callable:
+    """The op such that inside of `dividing_rows` it runs by rows.
+
+    `implementation(*args, **kwargs)` tells which one runs for such arguments. Where that is "xla" there is nothing that
+    XLA could not divide by itself.
+    """
     signature = inspect.signature(function)
 
     @functools.wraps(function)
@@ -56,7 +62,7 @@ def by_rows(function: Callable, rows: Rows, check: Callable) -> Callable:
         division = _DIVISION.get()
         if division is None:
             return function(*args, **kwargs)
-        check(*args, **kwargs)
+        implementation(*args, **kwargs)  # What the op refuses, it refuses with the shapes that were given.
         bound = signature.bind(*args, **kwargs)
         along = rows.axes(bound.arguments)
         if along is None:
@@ -65,7 +71,8 @@ def by_rows(function: Callable, rows: Rows, check: Callable) -> Callable:
         paths, tree = jax.tree_util.tree_flatten_with_path(bound.arguments)
         (mesh, axes), found = division, [(_name(path, rows.names), leaf) for path, leaf in paths]
         size = next(leaf.shape[before] for name, leaf in found if name == rows.names[0])
-        if size % _parts(mesh, axes):
+        parts = math.prod(mesh.shape[axis] for axis in axes)
+        if size % parts:
             return function(*args, **kwargs)
         places = [i for i, (_, leaf) in enumerate(found) if hasattr(leaf, "shape") and hasattr(leaf, "dtype")]
         whole, split = PartitionSpec(), PartitionSpec(*[None] * before, axes)
@@ -73,12 +80,24 @@ def by_rows(function: Callable, rows: Rows, check: Callable) -> Callable:
         def goes_along(name: str | None, leaf: Any) -> bool:
             return name is not None and leaf.ndim > before and leaf.shape[before] == size
 
-        def local(*arrays: jax.Array) -> Any:
+        def rebuilt(arrays: Sequence[Any]) -> inspect.BoundArguments:
             leaves = [leaf for _, leaf in found]
             for place, array in zip(places, arrays, strict=True):
                 leaves[place] = array
-            mine = inspect.BoundArguments(signature, jax.tree.unflatten(tree, leaves))  # pyright: ignore[reportArgumentType]
-            token = _DIVISION.set(None)
+            return inspect.BoundArguments(signature, jax.tree.unflatten(tree, leaves))  # pyright: ignore[reportArgumentType]
+
+        def here(name: str | None, leaf: Any) -> jax.ShapeDtypeStruct:
+            shape = list(leaf.shape)
+            if goes_along(name, leaf):
+                shape[before] //= parts
+            return jax.ShapeDtypeStruct(tuple(shape), leaf.dtype)
+
+        mine = rebuilt([here(*found[place]) for place in places])
+        if implementation(*mine.args, **mine.kwargs) == "xla":
+            return function(*args, **kwargs)
+
+        def local(*arrays: jax.Array) -> Any:
+            mine, token = rebuilt(arrays), _DIVISION.set(None)
             try:
                 return function(*mine.args, **mine.kwargs)
             finally:
@@ -98,10 +117,3 @@ def _name(path: tuple, names: tuple[str, ...]) -> str | None:
     """The row argument that a leaf is, or is an entry of."""
     keys = [getattr(key, "key", None) for key in path]
     return next((key for key in reversed(keys) if key in names), None)
-
-
-def _parts(mesh: Mesh, axes: tuple[str, ...]) -> int:
-    parts = 1
-    for axis in axes:
-        parts *= mesh.shape[axis]
-    return parts

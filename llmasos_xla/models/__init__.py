@@ -4,6 +4,7 @@
     decoder     DecoderConfig: decoder language models by their sizes
     stack       a list of layers as one nnx module
     spec        a model as its user wrote it down
+    stages      a list of layers cut into stages, for the devices of a pipeline
 
 Nothing here holds arrays but the modules that specifications build.
 """

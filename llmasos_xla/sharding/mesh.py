@@ -188,8 +188,8 @@ def _between(shape: tuple[int, ...], slices: int) -> tuple[int, ...]:
     (2, 2, 1, 1, 1, 1)
     """
     between, left = [], slices
-    for size in shape:
-        part = math.gcd(size, left)
+    for axis, size in zip(AXES, shape, strict=True):
+        part = math.gcd(size, left) if axis in ("pipe", "data", "fsdp") else 1
         between.append(part)
         left //= part
     if left > 1:

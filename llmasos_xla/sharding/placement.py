@@ -149,7 +149,10 @@ class Placement:
     def _gathered(self, a: jax.Array, found: Layout) -> jax.Array:
         if found.stored == found.used:
             return a
-        return _gather(a, self._named(found.used), self._named(found.stored))
+        # Inside of a shard_map over some axes, a pipeline's, the mesh is that of the others.
+        outer = jax.sharding.get_abstract_mesh()
+        mesh = self.mesh if outer.empty else outer
+        return _gather(a, NamedSharding(mesh, found.used), NamedSharding(mesh, found.stored))
 
     def __repr__(self) -> str:
         return f"Placement({self.spec!r} on {self.mesh.devices.size} {self.mesh.devices.flat[0].platform} devices)"

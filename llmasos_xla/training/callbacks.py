@@ -1,14 +1,15 @@
 """Callbacks: plain functions that are told of a fit's events and may end it.
 
 A callback is any function of an `Event`. Returning "stop" ends the fit after the epoch. The functions here make the
-common ones; each belongs to one fit.
+common ones; each belongs to one fit. One with a `memory`, a dict of JSON values and `Variables`, has that saved in the
+checkpoints of its fit and given back when the fit is resumed.
 """
 
 import csv
 import math
 import pathlib
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, final
 
 from llmasos_xla.errors import missing_package
 
@@ -30,6 +31,19 @@ class Event(NamedTuple):
 
 Callback = Callable[[Event], str | None]
 
+
+@final
+class Remembering:
+    """A callback with a memory that a checkpoint holds: `answer(event, memory)` reads and changes it."""
+
+    def __init__(self, name: str, memory: dict[str, Any], answer: Callable[[Event, dict[str, Any]], str | None]):
+        self.name, self.memory, self._answer = name, memory, answer
+
+    def __call__(self, event: Event) -> str | None:
+        """Tells it of an event."""
+        return self._answer(event, self.memory)
+
+
 _MORE_IS_BETTER = ("accuracy", "acc", "auc", "precision", "recall", "f1", "r2", "top_")
 
 
@@ -47,23 +61,20 @@ def early_stopping(
     With `restore_best` the model gets the weights of its best epoch back when the fit ends.
     """
     sign = _sign(monitor, mode)
-    best, waited, kept = math.inf, 0, None
 
-    def callback(event: Event) -> str | None:
-        nonlocal best, waited, kept
+    def answer(event: Event, memory: dict[str, Any]) -> str | None:
         if event.kind == "epoch":
             value = sign * _monitored("early_stopping", monitor, event.logs)
-            if value < best - min_delta:
-                best, waited = value, 0
-                kept = event.model.variables if restore_best else None
+            if value < memory["best"] - min_delta:
+                memory |= {"best": value, "waited": 0, "kept": event.model.variables if restore_best else None}
             else:
-                waited += 1
-            return "stop" if waited >= max(patience, 1) else None
-        if event.kind == "end" and kept is not None:
-            event.model.variables = kept
+                memory["waited"] += 1
+            return "stop" if memory["waited"] >= max(patience, 1) else None
+        if event.kind == "end" and memory["kept"] is not None:
+            event.model.variables = memory["kept"]
         return None
 
-    return callback
+    return Remembering("early_stopping", {"best": math.inf, "waited": 0, "kept": None}, answer)
 
 
 def best_checkpoint(
@@ -71,32 +82,30 @@ def best_checkpoint(
 ) -> Callback:
     """Saves the model to `path` after each epoch whose `monitor` is the best so far."""
     sign = _sign(monitor, mode)
-    best = math.inf
 
-    def callback(event: Event) -> None:
-        nonlocal best
-        if event.kind == "epoch" and (value := sign * _monitored("best_checkpoint", monitor, event.logs)) < best:
-            best = value
-            event.model.save(path)
+    def answer(event: Event, memory: dict[str, Any]) -> None:
+        if event.kind == "epoch":
+            value = sign * _monitored("best_checkpoint", monitor, event.logs)
+            if value < memory["best"]:
+                memory["best"] = value
+                event.model.save(path)
 
-    return callback
+    return Remembering("best_checkpoint", {"best": math.inf}, answer)
 
 
 def csv_log(path: str | pathlib.Path) -> Callback:
     """Writes a line of metrics an epoch to a CSV file, with a line of names above the first."""
-    started = False
 
-    def callback(event: Event) -> None:
-        nonlocal started
+    def answer(event: Event, memory: dict[str, Any]) -> None:
         if event.kind == "epoch":
-            with open(path, "a" if started else "w", newline="", encoding="utf-8") as file:
+            with open(path, "a" if memory["started"] else "w", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, ["epoch", *event.logs])
-                if not started:
+                if not memory["started"]:
                     writer.writeheader()
                 writer.writerow({"epoch": event.epoch, **event.logs})
-            started = True
+            memory["started"] = True
 
-    return callback
+    return Remembering("csv_log", {"started": False}, answer)
 
 
 def tensorboard(folder: str | pathlib.Path) -> Callback:
@@ -118,12 +127,21 @@ def tensorboard(folder: str | pathlib.Path) -> Callback:
     return callback
 
 
-def _sign(monitor: str, mode: str) -> float:
+def direction(monitor: str, mode: str = "auto") -> Literal["min", "max"]:
+    """Whether less or more of a metric is better; "auto" goes by its name.
+
+    >>> direction("val_loss"), direction("val_accuracy")
+    ('min', 'max')
+    """
     if mode not in ("auto", "min", "max"):
         raise ValueError(f"callbacks: mode wants auto, min or max, got {mode!r}")
     if mode == "auto":
         mode = "max" if any(part in monitor for part in _MORE_IS_BETTER) else "min"
-    return -1.0 if mode == "max" else 1.0
+    return "max" if mode == "max" else "min"
+
+
+def _sign(monitor: str, mode: str) -> float:
+    return -1.0 if direction(monitor, mode) == "max" else 1.0
 
 
 def _monitored(who: str, monitor: str, logs: dict[str, float]) -> float:

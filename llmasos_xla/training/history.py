@@ -18,6 +18,7 @@ class History:
         samples_per_second: training samples a second in each epoch.
         compiled: what was compiled during the fit, when and for how long.
         steps_per_dispatch: how many train steps one call of the compiled program makes.
+        saves: step and seconds held up of each checkpoint that this call of fit began to write.
     """
 
     history: dict[str, list[float]] = dataclasses.field(default_factory=dict)
@@ -26,6 +27,7 @@ class History:
     samples_per_second: list[float] = dataclasses.field(default_factory=list)
     compiled: list[CompileRecord] = dataclasses.field(default_factory=list)
     steps_per_dispatch: int = 1
+    saves: list[tuple[int, float]] = dataclasses.field(default_factory=list)
 
     def add(self, epoch: int, logs: dict[str, float], seconds: float, samples: int) -> None:
         """Adds an epoch."""

@@ -14,7 +14,9 @@ import optax
 from llmasos_xla.compiling import operations
 from llmasos_xla.data.batches import batches
 from llmasos_xla.sharding.placement import Placement
+from llmasos_xla.training.ballot import Ballot
 from llmasos_xla.training.callbacks import Callback, Event
+from llmasos_xla.training.checkpoint import EXIT_SAVED, Pace, Verdict
 from llmasos_xla.training.diagnose import NonFiniteLossError, first_not_finite
 from llmasos_xla.training.evaluation import Evaluator, arrays_of
 from llmasos_xla.training.history import History
@@ -104,6 +106,17 @@ class Position(NamedTuple):
     """The sums of that epoch so far; None at its start."""
 
 
+class Saving(NamedTuple):
+    """How a fit saves itself as it runs."""
+
+    pace: Pace
+    """When."""
+    save: Callable[[TrainState, Position, bool], None]
+    """`save(state, position, wait)` begins to write, and waits for the end of it if the fit ends here."""
+    finish: Callable[[TrainState, Position], None]
+    """`finish(state, position)` writes the fit that has run to its end, after its last callbacks."""
+
+
 def fit(
     job: Job,
     state: TrainState,
@@ -115,16 +128,18 @@ def fit(
     report: Quiet,
     history: History,
     resume: Position | None = None,
+    saving: Saving | None = None,
 ) -> None:
     """Runs the job.
 
     `keep(state, position, ended)` is told the newest state after every epoch, and when the fit ends, also by an error
-    or by Ctrl-C; the position is None once the fit has run to its end. The given state is donated.
+    or by Ctrl-C; the position is None once the fit has run to its end. The given state is donated. With
+    `saving`, SIGTERM raises SystemExit(75) once the fit is saved.
     """
     # Compiling is shown too, so the report begins before there is a run; what fails there must give the screen back.
     report.begin(job.first_epoch, job.last_epoch, job.steps_per_epoch)
     try:
-        run = _Run(job, state, report, history, resume)
+        run = _Run(job, state, report, history, resume, saving)
     except BaseException:
         report.end()
         raise
@@ -151,12 +166,18 @@ def fit(
                 if tell("epoch", epoch, logs):
                     report.note(f"stopped by a callback after epoch {epoch + 1}")
                     break
-            run.position = None
+                if epoch + 1 < job.last_epoch:
+                    wish = run.ballot.last() if run.ballot else run.pace.wish(interrupted())
+                    verdict = run.pace.decide(run.updates, wish, epoch + 1 - job.first_epoch)
+                    run.act(verdict, f"after epoch {epoch + 1}")
+            end, run.position = run.position, None
     finally:
         keep(run.state, run.position, True)
         run.close()
         report.end()
     tell("end", job.last_epoch - 1, {})
+    if saving is not None and end is not None:
+        saving.finish(run.state, end)
     if interrupted():
         # It came after the last step: the fit is whole, but what comes after it was to stop too.
         raise KeyboardInterrupt
@@ -183,9 +204,19 @@ def choose_steps_per_dispatch(step: Callable, steps_per_epoch: int, *arguments: 
 class _Run:
     """One fit under way. Donation makes the newest state the only one, so it is held here and nowhere else."""
 
-    def __init__(self, job: Job, state: TrainState, report: Quiet, history: History, resume: Position | None):
-        self.job, self.state, self.report, self.history = job, state, report, history
+    def __init__(
+        self,
+        job: Job,
+        state: TrainState,
+        report: Quiet,
+        history: History,
+        resume: Position | None,
+        saving: Saving | None,
+    ):
+        self.job, self.state, self.report, self.history, self.saving = job, state, report, history, saving
+        self.pace = saving.pace if saving else Pace()
         self.programs = Programs(job.placement, job.batch_size)
+        self.ballot = Ballot(job.placement.mesh) if job.placement and jax.process_count() > 1 else None
         self.key = self.programs.everywhere(jax.random.key(job.seed))
         self.updates = int(state.step)
         self.samples = 0
@@ -207,24 +238,31 @@ class _Run:
         self.groups: Iterator[Any] = iter(self.source)
         stacked = jax.tree.map(lambda a: jax.ShapeDtypeStruct((group, *a.shape), a.dtype), example)
 
+        many, ballot = over_group(step), self.ballot
+
+        def train(state: Any, totals: Any, group: Any, steps: Any, key: Any, *votes: jax.Array) -> tuple:
+            return *many((state, totals), group, steps, key), *map(Ballot.counted, votes)
+
         def shardings(placement: Placement) -> tuple[tuple, Any]:
             of_state, whole = shardings_of(placement, state, state.variables), placement.replicated
-            return (of_state, whole, placement.batch(stacked, axis=1), whole, whole), (of_state, whole)
+            given, out = (of_state, whole, placement.batch(stacked, axis=1), whole, whole), (of_state, whole)
+            return ((*given, ballot.sharding), (*out, whole)) if ballot else (given, out)
 
         with report.compiling("train step"):
-            many = over_group(step)
             self.program = self.programs.compile(
-                lambda state, totals, group, steps, key: many((state, totals), group, steps, key),
+                train,
                 state,
                 self.empty,
                 stacked,
                 np.int32(1),
                 self.key,
+                *([ballot.slip] if ballot else []),
                 shardings=shardings,
                 what="train step" if group == 1 else f"train step x {group}",
                 donate=(0,),
                 log=history.compiled,
             )
+        self.pace.start(self.updates)
 
     def epoch(self, epoch: int, interrupted: Callable[[], bool]) -> tuple[dict[str, float], float]:
         """Trains to the end of the epoch; returns its metrics and seconds."""
@@ -241,7 +279,10 @@ class _Run:
         while done < self.steps_per_epoch:
             group = next(self.groups)
             arrays = self.programs.batch(arrays_of(group), axis=1)
-            self.state, totals = self.program(self.state, totals, arrays, np.int32(group.steps), self.key)
+            votes = [self.ballot.cast(self.pace.wish(interrupted()))] if self.ballot else []
+            self.state, totals, *answer = self.program(
+                self.state, totals, arrays, np.int32(group.steps), self.key, *votes
+            )
             self.updates += group.steps
             self.samples += int(group.count[: group.steps].sum())
             done = group.first_step + group.steps
@@ -254,17 +295,31 @@ class _Run:
                 reported = now
                 logs = totals.read(self.job.objective.metrics)
                 self.report.step(done, self.samples / (now - started), logs)
-            if interrupted():
+            wish = self.ballot.heard(*answer) if self.ballot else self.pace.wish(interrupted())
+            verdict = self.pace.decide(self.updates, wish)
+            # What is due at an epoch's last step is saved with the epoch.
+            if verdict.stop or (verdict.save and done < self.steps_per_epoch):
                 # A position must not hide a step that went wrong.
                 self._check(totals.bad_step, epoch, first_update)
-                self.report.note(
-                    f"interrupted in epoch {epoch + 1} at step {done} of {self.steps_per_epoch}; the weights are kept, "
-                    "the same call of fit goes on from here"
-                )
-                raise KeyboardInterrupt
+                self.act(verdict, f"in epoch {epoch + 1} at step {done} of {self.steps_per_epoch}")
         logs = totals.read(self.job.objective.metrics)
         self._check(totals.bad_step, epoch, first_update)
         return logs, time.perf_counter() - started
+
+    def act(self, verdict: Verdict, where: str) -> None:
+        """Saves, and ends the fit, if that is the verdict."""
+        if self.saving is not None and self.position is not None and (verdict.save or verdict.stop):
+            self.saving.save(self.state, self.position, bool(verdict.stop))
+            self.pace.start(self.updates)
+        if verdict.stop == "interrupt":
+            self.report.note(
+                f"interrupted {where}; the weights are kept, the same call of fit goes on from here"
+                + (" with resume=True" if self.saving else "")
+            )
+            raise KeyboardInterrupt
+        if verdict.stop == "terminate":
+            self.report.note(f"told to end {where}; the fit is saved, resume=True goes on from here")
+            raise SystemExit(EXIT_SAVED)
 
     def _check(self, bad_step: jax.Array, epoch: int, first_update: int) -> None:
         step = int(bad_step)

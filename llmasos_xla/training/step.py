@@ -27,8 +27,8 @@ class TrainState:
 
     variables: Variables
     optimizer: optax.OptState
-    average: dict[str, Any] | None
-    """The weights' running average, if the optimizer keeps one."""
+    average: Any
+    """The weights' running average by name, if the optimizer keeps one, else None."""
     step: Any
     """Number of updates so far, int32."""
 
@@ -84,16 +84,18 @@ class Objective:
         self, variables: Variables, x: Any, *, train: bool, key: jax.Array | None = None, **inputs: Any
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Logits and the new state, computed in `precision`."""
-        dtype = PRECISIONS[self.precision]
-        x, params, placement = self.prepare(x), variables.params, current()
-        if dtype != jnp.float32:
-            params, x = _cast(params, dtype), _cast(x, dtype)
+        params, x, placement = self.in_precision(variables.params), self.in_precision(self.prepare(x)), current()
         if placement is not None:
             # After the cast: half the bytes travel.
             params = placement.gathered(params)
         logits, state = self.net.apply(Variables(params, variables.state), x, train=train, key=key, **inputs)
         # Statistics keep the dtype they are stored in, whatever the arithmetic was.
         return logits, {name: a.astype(variables.state[name].dtype) for name, a in state.items()}
+
+    def in_precision(self, tree: Any) -> Any:
+        """A tree of arrays, its floats in `precision`."""
+        dtype = PRECISIONS[self.precision]
+        return tree if dtype == jnp.float32 else _cast(tree, dtype)
 
     def empty(self, y: Any, x: Any, variables: Variables) -> Totals:
         """Totals of no batch; shapes are found without computing anything."""
@@ -130,16 +132,45 @@ class Objective:
                 ) from error
         return sums
 
-    def totals(
-        self, before: Totals, losses: jax.Array, logits: jax.Array, y: jax.Array, weight: jax.Array, count: jax.Array
-    ) -> Totals:
-        """The totals with one more batch."""
-        return Totals(
-            before.loss + jnp.sum(losses),
-            before.count + count.astype(jnp.float32),
-            add(before.metrics, self._sums(logits, y, weight)),
-            before.bad_step,
-        )
+    def sums(self, logits: jax.Array, batch: Mapping[str, Any]) -> tuple[jax.Array, dict[str, dict[str, jax.Array]]]:
+        """Sum of the weighted losses and the metrics' sums: of a batch's parts they add up to the batch's."""
+        y, weight = batch["y"], batch["weight"]
+        # A metric need not be differentiable.
+        return jnp.sum(self.losses(logits, y, weight)), self._sums(jax.lax.stop_gradient(logits), y, weight)
+
+    def gradients(self, params: dict[str, jax.Array], state: dict[str, jax.Array], batch: Any, key: Any) -> Any:
+        """The gradient of sum(weight * loss) / count, as `Gradients` says."""
+
+        def forward(params: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+            return self.forward(Variables(params, state), batch["x"], train=True, key=key)
+
+        placement = current()
+        if placement is not None and placement.gathers(params):
+            forward = gathered_again(forward)
+
+        def mean(params: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
+            logits, new = forward(params)
+            loss, sums = self.sums(logits, batch)
+            return loss / rows(batch), (loss, sums, new)
+
+        return jax.value_and_grad(mean, has_aux=True)(params)
+
+
+Gradients = Callable[..., tuple[tuple[jax.Array, tuple[jax.Array, Any, dict[str, jax.Array]]], dict[str, jax.Array]]]
+"""`(params, state, batch, key) -> ((loss, (sum of losses, metrics' sums, new state)), gradients of loss)`; `loss` is
+the sum divided by the batch's rows."""
+
+
+def rows(batch: Mapping[str, Any]) -> jax.Array:
+    """What a batch's sum of losses is divided by: its rows, padding left out."""
+    return jnp.maximum(batch["count"], 1).astype(jnp.float32)
+
+
+def more(before: Totals, loss: jax.Array, sums: Any, count: jax.Array) -> Totals:
+    """The totals with one more batch."""
+    return Totals(
+        before.loss + loss, before.count + count.astype(jnp.float32), add(before.metrics, sums), before.bad_step
+    )
 
 
 def precision_by_name(precision: str) -> str:
@@ -162,34 +193,24 @@ def new_state(variables: Variables, optimizer: optax.GradientTransformation, ema
 
 
 def make_train_step(
-    objective: Objective, optimizer: optax.GradientTransformation, ema: float | None = None
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    ema: float | None = None,
+    gradients_of: Gradients | None = None,
 ) -> Callable[..., tuple[TrainState, Totals]]:
     """`step((state, totals), batch, key) -> (state, totals)`: one update.
 
     `batch` maps "x", "y", "weight" [batch] and "count" [] (samples that are not padding). The gradient is that of
     sum(weight * loss) / count. From the first loss that is not finite on, weights and statistics stay as they are, so
-    that what led there can be looked at; the optimizer sees gradients of zero.
+    that what led there can be looked at; the optimizer sees gradients of zero. `gradients_of` computes them, if not the
+    objective.
     """
+    gradients_of = gradients_of or objective.gradients
 
     def step(carry: tuple[TrainState, Totals], batch: Mapping[str, Any], key: jax.Array) -> tuple[TrainState, Totals]:
         state, totals = carry
-        y, weight, count = batch["y"], batch["weight"], batch["count"]
-        key = jax.random.fold_in(key, state.step)
-
-        def forward(params: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
-            return objective.forward(Variables(params, state.variables.state), batch["x"], train=True, key=key)
-
-        placement = current()
-        if placement is not None and placement.gathers(state.variables.params):
-            forward = gathered_again(forward)
-
-        def objective_of(params: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
-            logits, carried = forward(params)
-            losses = objective.losses(logits, y, weight)
-            return jnp.sum(losses) / jnp.maximum(count, 1).astype(jnp.float32), (losses, logits, carried)
-
-        (loss, (losses, logits, carried)), gradients = jax.value_and_grad(objective_of, has_aux=True)(
-            state.variables.params
+        (loss, (summed_loss, sums, carried)), gradients = gradients_of(
+            state.variables.params, state.variables.state, batch, jax.random.fold_in(key, state.step)
         )
         fine = jnp.isfinite(loss) & (totals.bad_step < 0)
 
@@ -206,7 +227,7 @@ def make_train_step(
         if average is not None and ema is not None:
             after = {n: (ema * a + (1.0 - ema) * params[n]).astype(a.dtype) for n, a in average.items()}
             average = if_fine(after, average)
-        summed = if_fine(objective.totals(totals, losses, logits, y, weight, count), totals)
+        summed = if_fine(more(totals, summed_loss, sums, batch["count"]), totals)
         bad_step = jnp.where(fine | (totals.bad_step >= 0), totals.bad_step, state.step)
         state = TrainState(
             Variables(params, if_fine(carried, state.variables.state)),
@@ -224,8 +245,7 @@ def make_eval_step(objective: Objective) -> Callable[..., Totals]:
 
     def step(totals: Totals, batch: Mapping[str, Any], variables: Variables) -> Totals:
         logits, _ = objective.forward(variables, batch["x"], train=False)
-        losses = objective.losses(logits, batch["y"], batch["weight"])
-        return objective.totals(totals, losses, logits, batch["y"], batch["weight"], batch["count"])
+        return more(totals, *objective.sums(logits, batch), batch["count"])
 
     return step
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 from kernels import conv_reference as reference
+from repetitions import slow_but
 from tolerances import assert_close
 
 from llmasos_xla import kernels
@@ -73,10 +74,14 @@ def geometries(draw):
     return Case("random", lhs, rhs, stride, pads, reach, groups=groups)
 
 
-@given(geometries(), st.integers(0, 1000))
-@settings(max_examples=300, deadline=None, derandomize=True)
-def test_random_geometries(case, seed):
-    assert_value_and_adjoints(case, seed)
+@pytest.mark.parametrize("examples", slow_but([(80,)], [80, 300]))
+def test_random_geometries(examples):
+    @given(geometries(), st.integers(0, 1000))
+    @settings(max_examples=examples, deadline=None, derandomize=True)
+    def law(case, seed):
+        assert_value_and_adjoints(case, seed)
+
+    law()
 
 
 @pytest.mark.parametrize("case", TRANSPOSE_TESTS, ids=lambda case: case.name)

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from kernels.rnn_problems import assert_values_and_gradients, call, drawn
+from repetitions import slow_but
 
 from llmasos_xla.kernels import _onednn
 from llmasos_xla.kernels.rnn.cases import Case
@@ -11,9 +12,15 @@ from llmasos_xla.kernels.rnn.cases import Case
 pytestmark = pytest.mark.skipif(_onednn.problem() is not None, reason=f"oneDNN: {_onednn.problem()}")
 
 
-@pytest.mark.parametrize("batch", [1, 2, 3, 4, 5, 6, 7, 12, 17])
-@pytest.mark.parametrize(("cin", "hidden", "reverse"), [(1, 16, False), (7, 48, True), (20, 80, False), (3, 144, True)])
-def test_an_lstm_whose_units_fill_registers(batch, cin, hidden, reverse):
+SIZES = [(1, 16, False), (7, 48, True), (20, 80, False), (3, 144, True)]
+BATCHES = [1, 2, 3, 4, 5, 6, 7, 12, 17]
+# Every batch, and every size four times or five: with few rows and with many.
+QUICK = [(SIZES[(i + j) % 4], batch) for j in (0, 2) for i, batch in enumerate(BATCHES)]
+
+
+@pytest.mark.parametrize(("size", "batch"), slow_but(QUICK, SIZES, BATCHES))
+def test_an_lstm_whose_units_fill_registers(batch, size):
+    cin, hidden, reverse = size
     case = Case("own", "lstm", batch, 5, cin, hidden, None, reverse)
     assert_values_and_gradients(case, *drawn(case, scale=0.5))
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from kernels.rnn_reference import arrays
+from repetitions import slow_but
 from tolerances import assert_close
 
 from llmasos_xla import kernels
@@ -74,7 +75,7 @@ def test_relu_gradient_equals_the_plain_scan_s():
         assert_close(got[name], expected[name], message=name)
 
 
-@each_op
+@pytest.mark.parametrize("op", slow_but([("gru",)], OPS))
 def test_second_derivatives_in_every_mode(op):
     case = Case("second", op, 2, 3, 1, 2, (3, 1), True)
     f, plain = (functools.partial(loss, case, formulation) for formulation in (TANGENT, PLAIN))

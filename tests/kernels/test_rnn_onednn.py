@@ -21,6 +21,7 @@ from kernels.rnn_problems import (
     loss,
     shapes,
 )
+from repetitions import slow_but
 from tolerances import assert_close
 
 from llmasos_xla import kernels
@@ -34,12 +35,15 @@ from llmasos_xla.kernels.rnn.onednn_spec import Spec
 pytestmark = pytest.mark.skipif(_onednn.problem() is not None, reason=f"oneDNN: {_onednn.problem()}")
 
 each_op = pytest.mark.parametrize("op", OPS)
-each_case = pytest.mark.parametrize("case", TESTS, ids=lambda c: c.name)
-each_start = pytest.mark.parametrize("given", [True, False], ids=["given-states", "from-zeros"])
+# Every size from given states or from zeros, the operations in turn.
+STARTS = [(case, (i + i // 8) % 2 == 0) for i, case in enumerate(TESTS)]
 
 
-@each_case
-@each_start
+@pytest.mark.parametrize(
+    ("case", "given"),
+    slow_but(STARTS, TESTS, [True, False]),
+    ids=lambda v: v.name if isinstance(v, Case) else "given-states" if v else "from-zeros",
+)
 def test_values_match_numpy_and_gradients_match_xla(case, given):
     whole, present = drawn(case, given=given)
     if is_refused(case, given):
@@ -62,9 +66,7 @@ def problems(draw):
     return case, given
 
 
-@hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
-@hypothesis.given(problems())
-def test_any_geometry_matches_numpy_and_its_finite_differences(problem):
+def assert_matches_numpy_and_its_finite_differences(problem):
     case, given = problem
     whole, present = drawn(case, given=given, scale=0.5)
     direction = drawn(case, given=given, scale=0.5, seed=1)[1]
@@ -88,7 +90,13 @@ def test_any_geometry_matches_numpy_and_its_finite_differences(problem):
     assert sum(t.sum() for t in terms) / size == pytest.approx(slope / size, abs=2e-5)
 
 
-@each_op
+@pytest.mark.parametrize("examples", slow_but([(20,)], [20, 60]))
+def test_any_geometry_matches_numpy_and_its_finite_differences(examples):
+    law = hypothesis.given(problems())(assert_matches_numpy_and_its_finite_differences)
+    hypothesis.settings(max_examples=examples, deadline=None, derandomize=True)(law)()
+
+
+@pytest.mark.parametrize("op", slow_but([("lstm",)], OPS))
 def test_derivatives_of_every_mode_equal_xla_s(op):
     case = Case("modes", op, 3, 5, 4, 6, (5, 2, 0), reverse=op == "gru")
     (_, a), (_, b) = drawn(case, scale=0.4), drawn(case, scale=0.4, seed=1)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax import export
 from kernels.scan_reference import arrays, assert_equal_to_reference, computed, cotangents, reference
+from repetitions import slow_but
 from tolerances import assert_close
 
 from llmasos_xla import kernels
@@ -42,9 +43,13 @@ def test_float64_is_exact(formulation):
         assert_equal_to_reference(Case("wide", 2, 21, 5, None, True), "float64")
 
 
-@each_formulation
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("reverse", [False, True])
+LOW = [(f, dtype, dtype == "float16") for f in (IN_PLACE, ASSOCIATIVE, STEPS) for dtype in ("bfloat16", "float16")]
+
+
+@pytest.mark.parametrize(
+    ("formulation", "dtype", "reverse"),
+    slow_but(LOW, [IN_PLACE, ASSOCIATIVE, STEPS], ["bfloat16", "float16"], [False, True]),
+)
 def test_16_bits(formulation, dtype, reverse):
     with _dispatch.forced(formulation):
         assert_equal_to_reference(Case("16", 3, 21, 5, None, reverse), dtype)
@@ -126,8 +131,12 @@ def test_a_reset_starts_a_new_row(formulation, reverse):
     close(final, (left if reverse else right)[1])
 
 
-@pytest.mark.parametrize("formulation", [IN_PLACE, ASSOCIATIVE])
-@pytest.mark.parametrize("gate", [None, (1, 1, 2), (2, 4, 1)])
+FORMULATIONS, GATES = [IN_PLACE, ASSOCIATIVE], [None, (1, 1, 2), (2, 4, 1)]
+
+
+@pytest.mark.parametrize(
+    ("formulation", "gate"), slow_but([(IN_PLACE, None), (ASSOCIATIVE, (1, 1, 2))], FORMULATIONS, GATES)
+)
 def test_second_derivatives_in_every_mode(formulation, gate):
     with jax.enable_x64(True):
         given = arrays(Case("second", 2, 4, 2, gate, True), "float64").values()

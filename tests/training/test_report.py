@@ -81,7 +81,7 @@ def test_a_terminal_is_given_back_when_compiling_fails(monkeypatch):
     def fails(*arguments, **options):
         raise MemoryError("no room")
 
-    monkeypatch.setattr("llmasos_xla.training.loop.compile", fails)
+    monkeypatch.setattr("llmasos_xla.training.placed.compile", fails)
     with contextlib.redirect_stdout(Screen()) as screen, pytest.raises(MemoryError):
         fit()
     assert SHOW_CURSOR in screen.getvalue()

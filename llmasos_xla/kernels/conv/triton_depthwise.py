@@ -10,7 +10,7 @@ from llmasos_xla.kernels import _triton
 from llmasos_xla.kernels._operation import in_batch, mapped
 from llmasos_xla.kernels.conv.geometry import Geometry
 from llmasos_xla.kernels.conv.triton_depthwise_spec import Plane, Spec, slide_programs, with_blocks
-from llmasos_xla.kernels.conv.triton_operations import Arrays, ahead_of_activation, family, fused, start, summed
+from llmasos_xla.kernels.conv.triton_operations import Arrays, ahead_of_activation, family, fused, start, summed, wide
 
 
 def _slide(s: Spec, read: Any, w: Any, b: Any, kept: Any, transposed: bool, results: dict[str, Any]) -> Arrays:
@@ -21,7 +21,7 @@ def _slide(s: Spec, read: Any, w: Any, b: Any, kept: Any, transposed: bool, resu
     p = Plane(p.OH, p.OW, p.H, p.W, *p[4:]) if transposed else p
     constants = {"N": s.batch, "C": s.channels, **p._asdict(), "TRANSPOSED": transposed}
     constants |= {"ACTIVATION": "" if transposed and kept is None else s.activation}
-    constants |= {"WIDE": _wide(s), "ROWS": blocks.rows, "TAPS": blocks.taps}
+    constants |= {"WIDE": wide(s), "ROWS": blocks.rows, "TAPS": blocks.taps}
     return start(
         s.device,
         slide_kernel,
@@ -42,7 +42,7 @@ def _backward(s: Spec, x: Any, w: Any, b: Any, kept: Any, dy: Any) -> dict[str, 
     from llmasos_xla.kernels.conv.triton_depthwise_kernels import short_backward_kernel, taps_kernel
 
     p, with_bias = s.plane, "b" in s.sought
-    constants = {"N": s.batch, "C": s.channels, "ACTIVATION": s.activation, "BIAS": with_bias, "WIDE": _wide(s)}
+    constants = {"N": s.batch, "C": s.channels, "ACTIVATION": s.activation, "BIAS": with_bias, "WIDE": wide(s)}
     blocks = s.short or s.sums
     assert blocks is not None
     constants |= {"ROWS": blocks.rows, "PROGRAMS": blocks.programs, "BLOCK_P": blocks.block_p}
@@ -80,11 +80,6 @@ def _backward(s: Spec, x: Any, w: Any, b: Any, kept: Any, dy: Any) -> dict[str, 
         )
         found |= summed(s, sums, with_bias)
     return found
-
-
-def _wide(s: Spec) -> bool:
-    """Whether an offset passes 32 bits, those of the rows of padding around the array among them."""
-    return max(s.struct(name).size for name in "xy") >= 2**30
 
 
 def _batch(

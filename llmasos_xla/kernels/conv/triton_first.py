@@ -12,7 +12,7 @@ from llmasos_xla.kernels._operation import in_batch
 from llmasos_xla.kernels._triton.precision import dot_precision
 from llmasos_xla.kernels.conv.geometry import Geometry
 from llmasos_xla.kernels.conv.triton_first_spec import Blocks, Spec, with_blocks
-from llmasos_xla.kernels.conv.triton_operations import Arrays, ahead_of_activation, family, fused, start, summed
+from llmasos_xla.kernels.conv.triton_operations import Arrays, ahead_of_activation, family, fused, start, summed, wide
 from llmasos_xla.kernels.conv.xla import plain_convolution
 
 MOST_CHANNELS = 4
@@ -34,8 +34,8 @@ def _constants(s: Spec, blocks: Blocks) -> dict[str, Any]:
     )
     return {
         "N": s.batch, **pairs, "C": s.cin, "F": s.cout, "ACTIVATION": s.activation, "PRECISION": s.precision,
-        "INSIDE": inside, "WIDE": max(s.struct(n).size for n in "xy") >= 2**31, "BLOCK_M": blocks.block_m,
-        "BLOCK_K": blocks.block_k, "BLOCK_F": blocks.block_f,
+        "INSIDE": inside, "WIDE": wide(s), "BLOCK_M": blocks.block_m, "BLOCK_K": blocks.block_k,
+        "BLOCK_F": blocks.block_f,
     }  # fmt: skip
 
 

@@ -165,6 +165,11 @@ def start(
     )
 
 
+def wide(s: Any) -> bool:
+    """Whether an offset passes 32 bits, those of the rows of padding around the array among them."""
+    return max(s.struct(name).size for name in "xy") >= 2**30
+
+
 def summed(s: Any, parts: jax.Array, with_bias: bool) -> dict[str, jax.Array]:
     """The gradients of w and b from the programs' parts of them, `[programs, taps and bias, channels]`."""
     total = jnp.sum(parts, 0)

@@ -56,11 +56,12 @@ def handed(turn_ptr, inner, rows, kept, WIDTH: tl.constexpr):
 
     The buffer is padded to whole tiles, which were zero at the start, so that no mask is needed for its ends.
     """
-    at = turn_ptr + rows[None, :, None] * WIDTH + inner[:, None, :]
+    # Offsets of 32 bits until the pointer comes, last: row by row added to it they would be of 64, twice the registers.
+    at = rows[None, :, None] * WIDTH + inner[:, None, :]
     if kept is None:
-        got = tl.load(at, cache_modifier=".cg")
+        got = tl.load(turn_ptr + at, cache_modifier=".cg")
     else:
-        got = tl.load(at, mask=kept[None, :, None], other=0.0, cache_modifier=".cg")
+        got = tl.load(turn_ptr + at, mask=kept[None, :, None], other=0.0, cache_modifier=".cg")
     return got
 
 

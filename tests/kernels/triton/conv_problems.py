@@ -140,17 +140,34 @@ def geometry_of(case, dtype):
     )  # fmt: skip
 
 
-def compiled(operations, case, dtype, activation, target):
-    """What the compiler makes of the forward pass and of all gradients, by the kernels' names."""
+def passes(operations, case, dtype, activation=None, bias=True):
+    """The launches of the forward pass, and those of the gradients of all that a kernel has the gradient of."""
+    s = operations.spec_of(geometry_of(case, dtype), bias, activation)
+    keep = "z" if s.activation and not s.recomputes else ""
+    sought = tuple(n for n in s.arguments if n != "x" or s.struct("x").shape[-1] > 4)
+    s = s._replace(keep=keep and ("y" if s.activation in FROM_RESULT else "z"), sought=sought)
+    arrays, y = [s.struct(n) for n in s.arguments], s.struct("y")
+    kept, family = [y] if keep else [], operations.OPERATIONS
+    forward = launches(lambda *a: family.inference.build(s, *a), *arrays)
+    return forward, launches(lambda *a: family.backward.build(s, *a), *arrays, *kept, y)
+
+
+def compiled(operations, case, dtype, activation, target, bias=True):
+    """What the compiler makes of the forward pass and of the gradients, by the kernels' names."""
     with devices.compiling_for(aot.DEVICES[target]):
-        s = operations.spec_of(geometry_of(case, dtype), True, activation)
-        keep = "z" if s.activation and not s.recomputes else ""
-        sought = ("w", "b") if s.struct("x").shape[-1] <= 4 else ("x", "w", "b")
-        s = s._replace(keep=keep and ("y" if s.activation in FROM_RESULT else "z"), sought=sought)
-        x, w, b, y = (s.struct(n) for n in "xwby")
-        kept, family = [y] if keep else [], operations.OPERATIONS
-        forward = reports(lambda *a: family.inference.build(s, *a), x, w, b, target=target)
-        return forward, reports(lambda *a: family.backward.build(s, *a), x, w, b, *kept, y, target=target)
+        forward, backward = passes(operations, case, dtype, activation, bias)
+    return reports(forward, target), reports(backward, target)
+
+
+def check_offsets(operations, case):
+    """Offsets are of 64 bits in all kernels from 2**30 elements of x or y on: they may lie in the padding around it."""
+    elements = max(operations.spec_of(geometry_of(case, "float32"), True, None).struct(n).size for n in "xy")
+    fewest = -(-(2**30) // (elements // case.lhs[0]))
+    for batch, wide in ((fewest - 1, False), (fewest, True)):
+        forward, backward = passes(operations, case._replace(lhs=(batch, *case.lhs[1:])), "float32")
+        found = [constants["WIDE"] for _, _, constants, _ in (*forward, *backward)]
+        assert len(found) > 1
+        assert set(found) == {wide}
 
 
 def launches(function, *arrays):
@@ -165,11 +182,9 @@ def launches(function, *arrays):
     return found
 
 
-def reports(function, *arrays, target):
-    """What the compiler made of each launch for that target, by the kernel's name."""
-    return {
-        kernel.fn.__name__: aot.compiled(kernel, p, c, target, o) for kernel, p, c, o in launches(function, *arrays)
-    }
+def reports(found, target):
+    """What the compiler makes of launches for that target, by the kernels' names."""
+    return {kernel.fn.__name__: aot.compiled(kernel, p, c, target, o) for kernel, p, c, o in found}
 
 
 def check_some_gradients(case, activation, sought, interpreted):

@@ -13,6 +13,7 @@ from kernels.triton.conv_problems import (
     check,
     check_chosen_on_gpu_alone,
     check_derivatives,
+    check_offsets,
     check_some_gradients,
     check_tuned,
     compiled,
@@ -24,6 +25,7 @@ from kernels.triton.conv_problems import (
     text,
     with_gradients,
 )
+from repetitions import slow_but
 from tolerances import assert_close
 
 from llmasos_xla import kernels
@@ -53,7 +55,8 @@ def test_programs_with_several_blocks(name, batch, interpreted):
 
 @pytest.mark.parametrize("name", ["odd", "1d-causal"])
 def test_offsets_of_64_bits(name, interpreted, monkeypatch):
-    monkeypatch.setattr(triton_depthwise, "_wide", lambda s: True)
+    check_offsets(triton_depthwise, CASES[name])
+    monkeypatch.setattr(triton_depthwise, "wide", lambda s: True)
     check(CASES[name], "gelu", "float32", interpreted)
 
 
@@ -255,24 +258,22 @@ def test_by_name_it_runs_in_any_order_of_dimensions_or_raises_its_reason(interpr
 
 # Compiled ahead of time.
 
-BENCH = {case.name: case for case in GPU_BENCH if case.groups == case.lhs[-1] > 1}
+ROWS = {case.name: case for case in GPU_BENCH if case.groups == case.lhs[-1] > 1}
+BENCH = dict(ROWS)
 BENCH["conv1d-long"] = Case("conv1d-long", (32, 1000, 256), (31, 1, 256), groups=256)
 BENCH["efficientnet-down"] = Case("efficientnet-down", (128, 28, 28, 240), (5, 5, 1, 240), 2, groups=240)
 BENCH["past-32-bits"] = Case("past-32-bits", (4096, 112, 112, 64), (3, 3, 1, 64), groups=64)
 SWEEP = (
-    ("convnext-depthwise-56", "sm90", "bfloat16", None),
-    ("conv1d-long", "sm90", "bfloat16", None),
     ("mamba-causal-depthwise", "sm90", "bfloat16", "silu"),
-    ("mamba-causal-depthwise", "gfx942", "float16", "silu"),
     ("efficientnet-down", "sm80", "float32", "silu"),
     ("convnext-depthwise-7", "sm100", "float32", None),
     ("past-32-bits", "gfx942", "bfloat16", "relu6"),
-    ("convnext-depthwise-56", "sm90", "float32", "relu"),
 )
+ELSE = [*but(BENCH, SWEEP), ("mamba-causal-depthwise", "gfx942", "float16", "silu")]
 
 
-def check_compiled(name, target, dtype, activation):
-    forward, backward = compiled(triton_depthwise, BENCH[name], dtype, activation, target)
+def check_compiled(name, target, dtype, activation=None, bias=True):
+    forward, backward = compiled(triton_depthwise, BENCH[name], dtype, activation, target, bias)
     for report in (*forward.values(), *backward.values()):
         assert report.spilled == 0
         assert report.registers <= (512 if target == "gfx942" else 255)
@@ -288,6 +289,14 @@ def test_it_compiles_without_spills(name, target, dtype, activation):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "target", "dtype", "activation"), but(BENCH, SWEEP))
+@pytest.mark.parametrize(("name", "target", "dtype", "activation"), ELSE)
 def test_every_configuration_compiles_without_spills(name, target, dtype, activation):
     check_compiled(name, target, dtype, activation)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), slow_but([("convnext-depthwise-56", "bfloat16")], ROWS, ("bfloat16", "float32"))
+)
+def test_what_the_benchmark_runs_compiles(name, dtype):
+    """As it stands there: no bias, no activation."""
+    check_compiled(name, "sm90", dtype, bias=False)

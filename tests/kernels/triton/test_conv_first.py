@@ -12,6 +12,7 @@ from kernels.triton.conv_problems import (
     check,
     check_chosen_on_gpu_alone,
     check_derivatives,
+    check_offsets,
     check_some_gradients,
     check_tuned,
     compiled,
@@ -23,6 +24,7 @@ from kernels.triton.conv_problems import (
     text,
     with_gradients,
 )
+from repetitions import slow_but
 from tolerances import assert_close
 
 from llmasos_xla.kernels import _dispatch
@@ -51,8 +53,8 @@ def test_programs_with_several_blocks(name, batch, interpreted):
 
 
 def test_offsets_of_64_bits(interpreted, monkeypatch):
-    constants = triton_first._constants
-    monkeypatch.setattr(triton_first, "_constants", lambda *a: constants(*a) | {"WIDE": True})
+    check_offsets(triton_first, CASES["stem"])
+    monkeypatch.setattr(triton_first, "wide", lambda s: True)
     check(CASES["stem"], "gelu", "float32", interpreted)
 
 
@@ -157,7 +159,8 @@ def test_it_says_why_not(case, more, why):
 
 # Compiled ahead of time.
 
-BENCH = {case.name: case for case in GPU_BENCH if case.lhs[-1] <= 4}
+ROWS = {case.name: case for case in GPU_BENCH if case.lhs[-1] <= 4}
+BENCH = dict(ROWS)
 BENCH["convnext-patchify"] = Case("convnext-patchify", (128, 224, 224, 3), (4, 4, 3, 96), 4, "VALID")
 BENCH["audio"] = Case("audio", (16, 16000, 1), (10, 1, 512), 5, "VALID")
 SWEEP = (
@@ -170,10 +173,10 @@ SWEEP = (
 )
 
 
-def check_compiled(name, target, dtype, activation):
+def check_compiled(name, target, dtype, activation=None, bias=True):
     if target == "gfx942" and dtype == "float32":
         pytest.skip("float32 products are three of TF32, which gfx942 has not; JAX launches none there")
-    forward, backward = compiled(triton_first, BENCH[name], dtype, activation, target)
+    forward, backward = compiled(triton_first, BENCH[name], dtype, activation, target, bias)
     for report in (*forward.values(), *backward.values()):
         assert report.spilled == 0
         assert report.shared_memory <= aot.SHARED_MEMORY[target]
@@ -189,3 +192,9 @@ def test_it_compiles_to_matrix_instructions_without_spills(name, target, dtype, 
 @pytest.mark.parametrize(("name", "target", "dtype", "activation"), but(BENCH, SWEEP))
 def test_every_configuration_compiles(name, target, dtype, activation):
     check_compiled(name, target, dtype, activation)
+
+
+@pytest.mark.parametrize(("name", "dtype"), slow_but([("resnet-stem", "bfloat16")], ROWS, ("bfloat16", "float32")))
+def test_what_the_benchmark_runs_compiles(name, dtype):
+    """As it stands there: no bias, no activation."""
+    check_compiled(name, "sm90", dtype, bias=False)

@@ -8,6 +8,7 @@ import pytest
 from jax import export
 from kernels.triton import aot
 from kernels.triton.aot import CALL
+from repetitions import slow_but
 from tolerances import assert_close
 
 from llmasos_xla import kernels
@@ -76,20 +77,23 @@ def assert_fast(s, target):
 ALL = ("lengths", "resets", "mask")
 
 
-@pytest.mark.parametrize("target", aot.DEVICES)
+PROBLEMS = {
+    ("lstm", 16, 12, 64, "bfloat16"): "sm100",
+    ("lstm", 16, 1, 256, "bfloat16", ALL): "sm90",
+    ("gru", 20, 1, 176, "float16"): "gfx942",
+    ("slstm", 16, 4, 32, "bfloat16"): "gfx942",
+    ("lstm", 16, 2, 48, "float32"): "sm80",
+    ("rnn", 16, 1, 512, "bfloat16", (), 2): "sm100",
+    ("lnlstm", 16, 1, 16, "bfloat16", ALL, 2): "sm80",
+    ("lnlstm", 16, 1, 16, "float32", ALL): "sm90",
+}
+"""Problems, and for which GPU each is compiled always."""
+
+
 @pytest.mark.parametrize(
-    "problem",
-    [
-        ("lstm", 16, 12, 64, "bfloat16"),
-        ("lstm", 16, 1, 256, "bfloat16", ALL),
-        ("gru", 20, 1, 176, "float16"),
-        ("slstm", 16, 4, 32, "bfloat16"),
-        ("lstm", 16, 2, 48, "float32"),
-        ("rnn", 16, 1, 512, "bfloat16", (), 2),
-        ("lnlstm", 16, 1, 16, "bfloat16", ALL, 2),
-        ("lnlstm", 16, 1, 16, "float32", ALL),
-    ],
-    ids=lambda p: "-".join(map(str, p[:5])),
+    ("problem", "target"),
+    slow_but(PROBLEMS.items(), PROBLEMS, aot.DEVICES),
+    ids=lambda p: p if isinstance(p, str) else "-".join(map(str, p[:5])),
 )
 def test_compiles_without_spilling(target, problem):
     s = spec(target, *problem)
@@ -111,7 +115,7 @@ def test_every_size_compiles_without_spilling(dtype, kind, head):
         assert_fast(s, "sm90")
 
 
-@pytest.mark.parametrize("target", ["sm80", "sm90", "sm100"])  # gfx942 has not the shared memory
+@pytest.mark.parametrize("target", slow_but([("sm90",)], ["sm80", "sm90", "sm100"]))  # gfx942 has not the shared memory
 def test_the_widest_layer_normalization_compiles_without_spilling(target):
     assert_fast(spec(target, "lnlstm", 16, 1, 128, "bfloat16", ALL), target)
 

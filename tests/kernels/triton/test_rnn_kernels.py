@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from kernels.triton import interp, toy
+from repetitions import slow_but
 from tolerances import assert_close
 
 from llmasos_xla import kernels
@@ -15,7 +16,6 @@ from llmasos_xla.kernels.rnn.triton_spec import Tiles
 
 GATES = {"lstm": 4, "gru": 3, "rnn": 1, "slstm": 4}
 STATES = {"lstm": ("h0", "c0"), "gru": ("h0",), "rnn": ("h0",), "slstm": ("h0", "c0", "n0", "m0")}
-each_op = pytest.mark.parametrize("op", GATES)
 
 
 def drawn(op, batch, time, cin, heads, head, seed=0):
@@ -78,18 +78,24 @@ def assert_kernel_is_right(op, arrays, options, interpreted, dtype="float32", sc
 RAGGED = {"lengths": np.array([4, 0, 2], np.int32), "resets": np.array([[0, 0, 1, 0], [1] * 4, [1, 1, 0, 1]], bool)}
 
 
-@each_op
-@pytest.mark.parametrize(
-    ("sizes", "options"),
-    [
-        ((3, 4, 5, 1, 11), {}),
-        ((1, 1, 1, 1, 1), {}),
-        ((3, 4, 2, 1, 17), {**RAGGED, "reverse": True}),
-        ((3, 4, 2, 2, 5), {**RAGGED, "recurrent_mask": 2.0 * np.random.default_rng(3).integers(0, 2, (3, 10))}),
-    ],
-    ids=["odd", "one", "ragged-reverse-resets", "heads-mask"],
-)
-def test_one_program_a_block(op, sizes, options, interpreted):
+PROBLEMS = {
+    "odd": ((3, 4, 5, 1, 11), {}),
+    "one": ((1, 1, 1, 1, 1), {}),
+    "ragged-reverse-resets": ((3, 4, 2, 1, 17), {**RAGGED, "reverse": True}),
+    "heads-mask": (
+        (3, 4, 2, 2, 5),
+        {**RAGGED, "recurrent_mask": 2.0 * np.random.default_rng(3).integers(0, 2, (3, 10))},
+    ),
+}
+QUICK = [
+    ("odd", "gru"), ("odd", "rnn"), ("one", "lstm"), ("one", "slstm"), ("ragged-reverse-resets", "lstm"),
+    ("ragged-reverse-resets", "gru"), ("heads-mask", "rnn"), ("heads-mask", "slstm"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("problem", "op"), slow_but(QUICK, PROBLEMS, GATES))
+def test_one_program_a_block(op, problem, interpreted):
+    sizes, options = PROBLEMS[problem]
     arrays = drawn(op, *sizes)
     given = {n: jnp.asarray(v, "float32") if n == "recurrent_mask" else v for n, v in options.items()}
     assert_kernel_is_right(op, arrays, given, interpreted)
@@ -112,15 +118,16 @@ def cut(monkeypatch):
     return into
 
 
-@each_op
-@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize(
+    ("large", "op"), slow_but([(True, "lstm"), (False, "gru"), (True, "slstm"), (False, "rnn")], [False, True], GATES)
+)
 def test_programs_that_share_a_block(op, large, cut, interpreted):
     """A large program has the gates in one product and reads several operands ahead."""
     cut(**({"depth": 2, "warps": 8, "held": 2} if large else {}))
     assert_kernel_is_right(op, drawn(op, 3, 4, 3, 1, 37), {**RAGGED, "reverse": large}, interpreted, scale=2)
 
 
-@pytest.mark.parametrize(("op", "units"), [("lstm", 8), ("gru", 32)])
+@pytest.mark.parametrize(("op", "units"), [pytest.param("lstm", 8, marks=pytest.mark.slow), ("gru", 32)])
 def test_tiles_in_rounds(op, units, cut, interpreted):
     cut(units=units, resident=2)
     rng = np.random.default_rng(5)
@@ -128,8 +135,10 @@ def test_tiles_in_rounds(op, units, cut, interpreted):
     assert_kernel_is_right(op, drawn(op, 50, 3, 3, 2, 20), options, interpreted, scale=4)
 
 
-@each_op
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+LOW = [("bfloat16", "lstm"), ("bfloat16", "rnn"), ("float16", "gru"), ("float16", "slstm")]
+
+
+@pytest.mark.parametrize(("dtype", "op"), slow_but(LOW, ["bfloat16", "float16"], GATES))
 def test_low_precision(op, dtype, cut, interpreted):
     cut()
     assert_kernel_is_right(op, drawn(op, 3, 5, 4, 1, 24), RAGGED | {"resets": None}, interpreted, dtype, scale=2)
@@ -164,7 +173,7 @@ def test_padding_is_not_looked_at(interpreted):
         jax.tree.map(assert_close, got, expected)
 
 
-@each_op
+@pytest.mark.parametrize("op", slow_but([("gru",)], GATES))
 def test_both_directions_in_one_launch(op, interpreted):
     one, other = (as_dtype(drawn(op, 3, 4, 5, 2, 6, seed), "float32") for seed in (1, 2))
     x, _ = one.pop("x"), other.pop("x")
@@ -205,7 +214,7 @@ def test_vmap_joins_the_batch_and_mapped_weights_do_not(interpreted):
     jax.tree.map(assert_close, got, expected)
 
 
-@pytest.mark.parametrize("op", ["lstm", "gru"])
+@pytest.mark.parametrize("op", slow_but([("lstm",)], ["lstm", "gru"]))
 def test_gradients_of_each_example(op, interpreted):
     """Mapped gradients stay with the kernels: the batch is theirs, only gradients of weights stay apart."""
     arrays = as_dtype(drawn(op, 2, 3, 4, 2, 5), "float32")

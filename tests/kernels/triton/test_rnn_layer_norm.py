@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from kernels.triton.test_rnn_kernels import RAGGED, as_dtype, assert_kernel_is_right, drawn
+from repetitions import slow_but
 from tolerances import assert_close
 
 from llmasos_xla import kernels
@@ -35,7 +36,7 @@ def test_values_and_gradients(sizes, options, interpreted):
     assert_kernel_is_right("lstm", problem(*sizes), given, interpreted, scale=4)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", slow_but([("bfloat16",)], ["bfloat16", "float16"]))
 def test_low_precision(dtype, interpreted):
     assert_kernel_is_right("lstm", problem(3, 5, 4, 24), {"lengths": RAGGED["lengths"]}, interpreted, dtype, scale=2)
 

@@ -9,6 +9,7 @@ import pytest
 from jax import export
 from kernels.scan_reference import arrays, assert_equal_to_reference, cotangents, reference
 from kernels.triton.aot import CALL
+from repetitions import slow_but
 from tolerances import assert_close
 
 from llmasos_xla import kernels
@@ -67,9 +68,10 @@ def test_16_bits(dtype, reverse, fused, interpreted, sized):
         assert_equal_to_reference(Case("16", 2, 19, 7, None, reverse), dtype)
 
 
-@pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("segments", [1, 2, 3, 16])
+CUT = [(1, True, False), (1, False, True), (2, False, False), (2, True, True), (3, True, False), (16, False, True)]
+
+
+@pytest.mark.parametrize(("segments", "reverse", "fused"), slow_but(CUT, [1, 2, 3, 16], [False, True], [False, True]))
 def test_segments(segments, reverse, fused, interpreted, sized):
     sized(segments=segments, fused=fused)
     with interpreted() as launches:
@@ -160,7 +162,15 @@ def test_jit_equals_eager(fused, interpreted, sized):
         jax.tree.map(np.testing.assert_array_equal, gradient(*given), jax.jit(gradient)(*given))
 
 
-@pytest.mark.parametrize(("gate", "fused"), [(None, False), (None, True), ((1, 9, 1), False), ((2, 9, 1), False)])
+@pytest.mark.parametrize(
+    ("gate", "fused"),
+    [
+        (None, True),
+        ((1, 9, 1), False),
+        pytest.param(None, False, marks=pytest.mark.slow),
+        pytest.param((2, 9, 1), False, marks=pytest.mark.slow),
+    ],
+)
 def test_vmap(gate, fused, interpreted, sized):
     sized(ahead=2, segments=2, fused=fused)
     given = three(Case("vmap", 2, 9, 3, gate))
@@ -174,7 +184,14 @@ def test_vmap(gate, fused, interpreted, sized):
             assert launches.count("walk_kernel") == 2
 
 
-@pytest.mark.parametrize(("gate", "fused"), [(None, False), (None, True), ((1, 1, 2), False)])
+@pytest.mark.parametrize(
+    ("gate", "fused"),
+    [
+        (None, True),
+        pytest.param(None, False, marks=pytest.mark.slow),
+        pytest.param((1, 1, 2), False, marks=pytest.mark.slow),
+    ],
+)
 def test_second_derivatives_in_every_mode(gate, fused, interpreted, sized):
     sized(ahead=2, segments=2, fused=fused)
     given = three(Case("second", 1, 4, 2, gate))

@@ -1,0 +1,140 @@
+"""One model and one fit on 1 and on 8 devices: the same losses, gradients, weights and outputs."""
+
+import jax
+import numpy as np
+import pytest
+from sharding.conftest import MODELS, problem
+
+import llmasos_xla as lm
+from llmasos_xla.sharding import MeshSpec
+
+STRATEGIES = ["data", "fsdp", "tensor", "expert", MeshSpec(data=2, fsdp=2, tensor=2)]
+STEPS, BATCH = 20, 16
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """What one device gives, for each model."""
+    return {kind: trained(kind, None) for kind in MODELS}
+
+
+def trained(kind, shard):
+    model, x, y = problem(kind, BATCH)
+    # An epoch is a step here, so that the loss of each is seen.
+    losses = model.fit(x, y, epochs=STEPS, batch_size=BATCH, verbose=0, shard=shard).history["loss"]
+    return np.array(losses), model.evaluate(x[:11], y[:11], verbose=0)["loss"], model.predict(x[:13])
+
+
+@pytest.mark.parametrize("shard", STRATEGIES, ids=str)
+def test_twenty_steps_give_the_losses_of_one_device(alone, kind, shard):
+    losses, after, outputs = trained(kind, shard)
+    np.testing.assert_allclose(losses, alone[kind][0], atol=1e-5, rtol=0)
+    assert abs(after - alone[kind][1]) < 1e-5
+    np.testing.assert_allclose(outputs, alone[kind][2], atol=2e-5)
+
+
+def test_time_is_divided_over_seq(alone):
+    losses, _, outputs = trained("lstm", MeshSpec(data=2, seq=4))
+    np.testing.assert_allclose(losses, alone["lstm"][0], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(outputs, alone["lstm"][2], atol=2e-5)
+    placement = lm.sharding.Placement(MeshSpec(seq=4), MeshSpec(seq=4).mesh())
+    with pytest.raises(ValueError, match="its time of 7 steps, does not divide into seq=4 .* pad the rows to 8 steps"):
+        placement.batch({"x": np.zeros((16, 7, 12)), "y": np.zeros(16)})
+
+
+@pytest.mark.parametrize("shard", STRATEGIES, ids=str)
+def test_gradients_agree(kind, shard):
+    """A step of gradient descent at rate 1 leaves the gradients behind."""
+
+    def gradients(shard):
+        model, x, y = problem(kind, BATCH, lm.Optimizer("sgd", learning_rate=1.0))
+        model.learner.build(x.shape[1:])
+        before = {n: np.asarray(a) for n, a in model.variables.params.items()}
+        model.fit(x, y, batch_size=BATCH, verbose=0, shard=shard)
+        return {n: before[n] - np.asarray(a) for n, a in model.variables.params.items()}
+
+    wanted, got = gradients(None), gradients(shard)
+    for name in wanted:
+        np.testing.assert_allclose(
+            got[name], wanted[name], atol=1e-5 * max(1, np.abs(wanted[name]).max()), err_msg=name
+        )
+
+
+def test_weights_are_made_where_they_lie():
+    model, x, y = problem("mlp", BATCH)
+    model.fit(x, y, batch_size=BATCH, verbose=0, shard="fsdp")
+    kernel = model.variables.params["dense_1/kernel"]
+    assert kernel.shape == (64, 64)
+    assert {s.data.shape for s in kernel.addressable_shards} == {(8, 64)}
+    mu = jax.tree.leaves(model.learner.training_state.optimizer[0].mu["dense_1/kernel"])[0]
+    assert mu.sharding.is_equivalent_to(kernel.sharding, 2)
+    whole, *_ = problem("mlp", BATCH)
+    whole.learner.build((20,))
+    placed, *_ = problem("mlp", BATCH)
+    placed.learner.shard("fsdp")
+    placed.learner.build((20,))
+    for name, a in whole.variables.params.items():
+        assert np.array_equal(np.asarray(a), np.asarray(placed.variables.params[name])), name
+
+
+def test_a_fit_goes_on_elsewhere():
+    """Two epochs on one device, then on eight in another way, as four on one."""
+    rows = 4 * BATCH
+    stay, x, y = problem("cnn", rows)
+    stay.fit(x, y, epochs=4, batch_size=BATCH, verbose=0)
+    move, *_ = problem("cnn", rows)
+    for shard in (None, "fsdp", MeshSpec(data=2, tensor=2), MeshSpec()):
+        move.fit(x, y, epochs=1, batch_size=BATCH, verbose=0, shard=shard)
+    assert move.learner.placement is None
+    np.testing.assert_allclose(move.predict(x), stay.predict(x), atol=2e-5)
+
+
+def test_predict_is_divided_too():
+    model, x, y = problem("cnn", 13)
+    wanted = model.predict(x)
+    np.testing.assert_allclose(model.predict(x, shard="tensor"), wanted, atol=1e-6)
+    assert model.learner.placement.spec == MeshSpec(tensor=8)
+    alone = problem("cnn", 13)[0].evaluate(x, y, verbose=0)
+    np.testing.assert_allclose(model.evaluate(x, y, verbose=0)["loss"], alone["loss"], rtol=1e-5)
+
+
+def test_saved_from_a_mesh_loads_on_one_device(tmp_path):
+    model, x, y = problem("cnn", 2 * BATCH)
+    model.fit(x, y, batch_size=BATCH, verbose=0, shard=MeshSpec(fsdp=4, tensor=2))
+    model.save(tmp_path / "m.h5")
+    again = lm.load(tmp_path / "m.h5")
+    for name, a in model.variables.params.items():
+        assert np.array_equal(np.asarray(a), np.asarray(again.variables.params[name])), name
+    again.fit(x, y, batch_size=BATCH, verbose=0)
+    model.fit(x, y, batch_size=BATCH, verbose=0)
+    np.testing.assert_allclose(again.predict(x), model.predict(x), atol=2e-5)
+
+
+def test_batches_that_do_not_divide():
+    model, x, y = problem("mlp", 30)
+    with pytest.raises(ValueError, match="a batch of 12 rows does not divide into 8 parts"):
+        model.fit(x, y, batch_size=12, verbose=0, shard="data")
+    # Fewer rows than a batch: it is filled with rows of no weight.
+    alone, *_ = problem("mlp", 30)
+    a = alone.fit(x, y, batch_size=32, verbose=0).history["loss"]
+    b = model.fit(x, y, batch_size=32, verbose=0, shard=MeshSpec(data=8)).history["loss"]
+    assert len(a) == len(b) == 1
+    assert np.isfinite(b[0])
+
+
+def test_a_loss_that_is_not_finite_is_told_on_a_mesh():
+    model, x, y = problem("mlp", 2 * BATCH)
+    x[20, 3] = np.nan
+    with pytest.raises((FloatingPointError, ValueError), match="NaN|not finite"):
+        model.fit(lm.Dataset((x, y), normalize=None), batch_size=BATCH, verbose=0, shard="fsdp")
+
+
+def test_bfloat16_gathers_half_the_bytes_and_learns():
+    model, x, y = problem("mlp", 4 * BATCH)
+    model.compile("adam", precision="bfloat16")
+    losses = model.fit(x, y, epochs=3, batch_size=BATCH, verbose=0, shard="fsdp").history["loss"]
+    alone, *_ = problem("mlp", 4 * BATCH)
+    alone.compile("adam", precision="bfloat16")
+    np.testing.assert_allclose(
+        losses, alone.fit(x, y, epochs=3, batch_size=BATCH, verbose=0).history["loss"], rtol=2e-2
+    )
