@@ -80,16 +80,19 @@ def ring_attention(
         raise ValueError(f"ring_attention: {product} does not divide a batch of {q.shape[0]} rows; pad the batch")
     split = 1 if head_axis in taken else mesh.shape[head_axis]
     over = head_axis if split > 1 and heads % split == 0 else None
-    if over and kv_heads % split:
-        # Keys and values of a head that two devices share are sent to both.
-        k, v = (jnp.repeat(a, _copies(heads // kv_heads, kv_heads, split), axis=2) for a in (k, v))
+    if over:
+        k, v = shared_out(k, v, heads, split)
     ring = _Ring(mesh, causal, rows or None, over, frozenset(mesh.axis_names) - taken, bool(taken))
     return _attention(ring, q, k, v, mask)
 
 
-def _copies(group: int, kv_heads: int, split: int) -> int:
-    """The fewest copies of each head, a divisor of the query heads a head, that `split` divides."""
-    return next(n for n in range(1, group + 1) if group % n == 0 and kv_heads * n % split == 0)
+def shared_out(k: jax.Array, v: jax.Array, heads: int, split: int) -> tuple[jax.Array, jax.Array]:
+    """Keys and values with each head repeated as often as it takes for `split` devices, which divide the query heads,
+    to have heads of their own; as they are where `split` divides their heads already."""
+    kv_heads = k.shape[2]
+    group = heads // kv_heads
+    copies = next(n for n in range(1, group + 1) if group % n == 0 and kv_heads * n % split == 0)
+    return (k, v) if copies == 1 else (jnp.repeat(k, copies, axis=2), jnp.repeat(v, copies, axis=2))
 
 
 class _Ring(NamedTuple):

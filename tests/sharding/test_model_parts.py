@@ -29,7 +29,7 @@ LAYERS = {
 # Each part on the meshes that matter to it.
 CASES = [
     *(("attention", spec) for spec in (MeshSpec(seq=4), MeshSpec(data=2, seq=2, tensor=2))),
-    *(("decoder", spec) for spec in (MeshSpec(data=4), MeshSpec(fsdp=4), MeshSpec(data=2, seq=2, tensor=2))),
+    *(("decoder", spec) for spec in (MeshSpec(tensor=4), MeshSpec(fsdp=4), MeshSpec(data=2, seq=2, tensor=2))),
     ("kept", MeshSpec(fsdp=2, seq=4)),
     *(("mixture", spec) for spec in (MeshSpec(expert=4), MeshSpec(data=2, expert=2, tensor=2), MeshSpec(seq=4))),
     *(("experts", spec) for spec in (MeshSpec(expert=4), MeshSpec(fsdp=2, expert=2, seq=2))),

@@ -3,7 +3,7 @@
 import jax
 
 from llmasos_xla.sharding import placement
-from llmasos_xla.sharding.ring import ring_attention
+from llmasos_xla.sharding.ring import ring_attention, shared_out
 
 
 def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, *, causal: bool) -> jax.Array:
@@ -15,6 +15,10 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array |
     here = placement.current()
     if here is not None and here.spec.seq > 1:
         return ring_attention(query, key, value, mesh=here.mesh, causal=causal, mask=mask, batch_axes=here.batch_axes)
+    heads, split = query.shape[2], 1 if here is None else here.spec.tensor
+    if heads % split == 0:
+        # Otherwise XLA would put whole queries together on each device, to meet keys that it cannot split.
+        key, value = shared_out(key, value, heads, split)
     seen = None if mask is None else mask[:, None, None]
     # Its own arithmetic mixes bfloat16 and float32, which a user's strict mode would refuse.
     with jax.numpy_dtype_promotion("standard"):
