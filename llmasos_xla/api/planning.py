@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from llmasos_xla.api.door import Door
 from llmasos_xla.api.recipe import Recipe, default_loss
 from llmasos_xla.sharding import plan as planning
-from llmasos_xla.sharding.verdict import Step
 from llmasos_xla.sharding.mesh import MeshSpec
 from llmasos_xla.sharding.plan import Plan
 from llmasos_xla.sharding.topology import Topology
 from llmasos_xla.sharding.topology import topology as topology_of
+from llmasos_xla.sharding.verdict import Step
 from llmasos_xla.training.planned import planned_step
 from llmasos_xla.training.step import Objective
 
@@ -23,6 +23,7 @@ def plan(
     topology: str | Topology | None = None,
     *,
     shard: Any = None,
+    time: int | None = None,
     compile_on: str | None = None,
     most: int = 4,
     margin: float = planning.MARGIN,
@@ -37,6 +38,7 @@ def plan(
         batch_size: rows of a step, over all devices; "auto" finds the largest that fits the first layout that does.
         topology: None for the devices that are here, or "cpu:8", "h100:16", "v5p:8x8x4"; see `sharding.topology`.
         shard: one layout to judge rather than the usual ones: a strategy's name, or a `MeshSpec`.
+        time: steps of a sequence, where the model leaves them open.
         compile_on: "cpu" where the compiler of the devices' platform is not installed: an estimate.
         most: how many layouts to compile.
         margin: share of a device's memory to leave free.
@@ -47,7 +49,7 @@ def plan(
     MeshSpec(data=2)
     """
     where = topology if isinstance(topology, Topology) else topology_of(topology, compile_on=compile_on)
-    step = step_of(model, where)
+    step = step_of(model, where, time)
     specs = None if shard is None else [MeshSpec.of(shard).over(len(where))]
     if isinstance(batch_size, str):
         if batch_size != "auto":
@@ -57,16 +59,18 @@ def plan(
     return planning.plan(step, batch_size, where, specs=specs, most=most, margin=margin)
 
 
-def step_of(model: Door, topology: Topology) -> Step:
-    """The model's training step as `sharding.plan` takes it."""
+def step_of(model: Door, topology: Topology, time: int | None = None) -> Step:
+    """The model's training step as `sharding.plan` takes it; `time` stands for sizes that its shapes leave open."""
     learner = model.learner
-    spec, shape = learner.spec, learner.spec.known_shape()
+    spec, open_shape = learner.spec, learner.spec.known_shape()
+    if None in open_shape and time is None:
+        raise ValueError(
+            f"plan: the model's input shape {open_shape} leaves a size open; say how long: plan(time=2048)"
+        )
+    shape = tuple(time if n is None else n for n in open_shape)
     recipe = learner.recipe or Recipe.of("adam", *default_loss(spec.head, classes=True))
     objective = Objective(spec.net(), recipe.loss, recipe.metrics, spec.head, precision=recipe.precision)
-    output = spec.output_shape()
-    sizes = [n for n in (*shape, *output) if n is not None]
-    if len(sizes) < len(shape) + len(output):
-        raise ValueError(f"plan: the model's input shape {shape} leaves a size open; build it with all sizes")
+    output = tuple(time if n is None else n for n in spec.output_shape())
     ids = "sparse" in recipe.loss.name
 
     def batch(rows: int) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 
 from llmasos_xla.sharding import plan_table
 from llmasos_xla.sharding.hardware import usable
-from llmasos_xla.sharding.verdict import EFFICIENCY, Efficiency, Judge, Row, Step
 from llmasos_xla.sharding.mesh import MeshSpec
 from llmasos_xla.sharding.topology import Topology
+from llmasos_xla.sharding.verdict import EFFICIENCY, Efficiency, Judge, Row, Step
 
 MARGIN = 0.1
 """Share of a device's memory that is left free: for the allocator's fragments and the library's own buffers."""
@@ -88,7 +88,7 @@ def plan(
     """
     began = time.perf_counter()
     limit = int(usable(topology.hardware) * (1 - margin))
-    specs = candidates(topology, batch_size, bool(step.stacked)) if specs is None else specs
+    specs = candidates(topology, batch_size) if specs is None else specs
     if not specs:
         raise ValueError(f"plan: a batch of {batch_size} rows divides in no way over {len(topology)} devices")
     judge = Judge(step, batch_size, topology, limit, efficiency)

@@ -10,14 +10,15 @@ import pytest
 
 import llmasos_xla as lm
 from llmasos_xla.api.planning import step_of
+from llmasos_xla.models.decoder import DecoderConfig
 from llmasos_xla.sharding import plan as planning
 from llmasos_xla.sharding.collectives import Collective
 from llmasos_xla.sharding.hardware import KNOWN
-from llmasos_xla.sharding.verdict import Efficiency, Judge
 from llmasos_xla.sharding.memory import Memory
 from llmasos_xla.sharding.mesh import MeshSpec
 from llmasos_xla.sharding.plan import candidates, largest_batch
 from llmasos_xla.sharding.topology import Topology, topology
+from llmasos_xla.sharding.verdict import Efficiency, Judge
 
 GIB = 1 << 30
 
@@ -253,3 +254,20 @@ def test_layouts_that_turn_out_not_to_fit_do_not_use_up_the_compiles(monkeypatch
     assert len(tried) == 2
     with pytest.raises(ValueError, match="no layout of a batch of 64 fits"):
         _ = hopeless.best
+
+
+def test_a_decoder_of_open_length():
+    config = DecoderConfig.tiny()
+    net = lm.Sequential(config.layers())
+    net.compile("adam", "sparse_categorical_crossentropy")
+    with pytest.raises(ValueError, match=r"input shape \(None,\) leaves a size open; say how long: plan\(time=2048\)"):
+        lm.plan(net, batch_size=8, topology="cpu:4")
+    found = lm.plan(net, batch_size=8, topology="cpu:4", time=32, shard=MeshSpec(fsdp=2, tensor=2))
+    row = found.best
+    tokens = 8 * 32
+    products = config.parameters - 256 * 64 - 64 * 5  # the table is looked up in, scales multiply
+    attention = 12 * 2 * 8 * 32**2 * 64
+    assert row.flops * 4 == pytest.approx(6 * products * tokens + attention, rel=0.02)
+    assert found.unit == "tokens"
+    assert {"tensor", "fsdp"} <= set(row.sent)
+    assert row.memory.parts["weights"] == pytest.approx(4 * config.parameters / 4, rel=0.05)
