@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -115,6 +115,22 @@ def topology(name: str | None = None, *, compile_on: str | None = None, measure:
     return Topology(name, device, devices, group)
 
 
+@contextlib.contextmanager
+def uncached(topology: Topology) -> Iterator[None]:
+    """Keeps programs for devices that are not here out of JAX's cache on disk, which could not read them back."""
+    if topology.here:
+        yield
+        return
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = jax.config.values[name]
+    # A cache that is in use cannot be switched off; what compiles faster than this is not written.
+    jax.config.update(name, math.inf)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
+
+
 def _here(measure: bool) -> Topology:
     devices = tuple(jax.devices())
     kind, platform = devices[0].device_kind, _PLATFORMS.get(devices[0].platform, devices[0].platform)
@@ -170,6 +186,11 @@ def _tpu_devices(kind: str, shape: Sequence[int], slices: int) -> tuple[Any, ...
     try:
         return tuple(topologies.get_topology_desc(name, "tpu", **more).devices)
     except jax.errors.JaxRuntimeError as error:
+        if "lockfile" in str(error):
+            raise RuntimeError(
+                "topology: libtpu is in use by another process, and takes one at a time; for plans alone, start Python "
+                "with ALLOW_MULTIPLE_LIBTPU_LOAD=1"
+            ) from error
         raise ValueError(
             f"topology: libtpu knows no slice {name!r}: {str(error).splitlines()[0]}; sizes along each axis are "
             "multiples of a host's chips, 2x2x1 (v5p) or 2x2 (v5e, v6e)"

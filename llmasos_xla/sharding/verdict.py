@@ -18,7 +18,7 @@ from llmasos_xla.sharding.memory import Memory, device_bytes, exhausted, host_by
 from llmasos_xla.sharding.mesh import MeshSpec
 from llmasos_xla.sharding.placement import Placement
 from llmasos_xla.sharding.program import collectives
-from llmasos_xla.sharding.topology import Topology
+from llmasos_xla.sharding.topology import Topology, uncached
 
 
 class Efficiency(NamedTuple):
@@ -119,7 +119,8 @@ class Judge:
         weights, optimizer, batch = self._parts(placement)
         parts = _named(weights, optimizer, batch)
         try:
-            compiled = traced.lower().compile(compiler_options=compiler_options(self.topology.compiles_for))
+            with uncached(self.topology):
+                compiled = traced.lower().compile(compiler_options=compiler_options(self.topology.compiles_for))
         except jax.errors.JaxRuntimeError as error:
             needed = exhausted(error)
             if needed is None:

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from llmasos_xla.sharding.hardware import KNOWN, available_memory, cpu, hardware, usable
 from llmasos_xla.sharding.mesh import MeshSpec
-from llmasos_xla.sharding.topology import target_config, topology
+from llmasos_xla.sharding.topology import target_config, topology, uncached
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: extra plan"
@@ -21,12 +21,19 @@ needs_cuda_plugin = pytest.mark.skipif(
 )
 
 
-def compiled_for(devices):
+@pytest.fixture(autouse=True)
+def beside_other_workers(monkeypatch):
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+
+
+def compiled_for(found):
     """A product over a mesh of the devices, compiled; the batch is divided."""
+    devices = found.devices
     mesh = MeshSpec(data=-1).mesh(devices)
     x = jax.ShapeDtypeStruct((len(devices) * 16, 256), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("data")))
     w = jax.ShapeDtypeStruct((256, 128), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
-    return jax.jit(lambda x, w: jnp.mean(x @ w)).lower(x, w).compile()
+    with uncached(found):
+        return jax.jit(lambda x, w: jnp.mean(x @ w)).lower(x, w).compile()
 
 
 def test_here_is_what_jax_has():
@@ -46,7 +53,7 @@ def test_more_cpu_devices_than_the_process_has_leave_its_own_alone():
     many = topology("cpu:32")
     assert len(many) == 32
     assert not many.here
-    assert compiled_for(many.devices).memory_analysis().argument_size_in_bytes == 16 * 256 * 4 + 256 * 128 * 4
+    assert compiled_for(many).memory_analysis().argument_size_in_bytes == 16 * 256 * 4 + 256 * 128 * 4
     assert jax.devices() == before
     np.testing.assert_array_equal(jnp.ones(3) + 1.0, np.full(3, 2.0))
 
@@ -95,8 +102,18 @@ def test_compiled_for_cpu_instead_is_said():
 def test_tpus_that_are_not_here(name, count, slices):
     found = topology(name)
     assert (found.platform, len(found), found.per_group) == ("tpu", count, count // slices)
-    assert compiled_for(found.devices).memory_analysis().argument_size_in_bytes > 0
+    assert compiled_for(found).memory_analysis().argument_size_in_bytes > 0
     assert jax.default_backend() == "cpu"
+
+
+@needs_libtpu
+def test_libtpu_that_another_process_holds(monkeypatch):
+    def held(*_, **__):
+        raise jax.errors.JaxRuntimeError("ABORTED: Internal error when accessing libtpu multi-process lockfile.")
+
+    monkeypatch.setattr("jax.experimental.topologies.get_topology_desc", held)
+    with pytest.raises(RuntimeError, match="another process.*ALLOW_MULTIPLE_LIBTPU_LOAD=1"):
+        topology("v5e:2x2")
 
 
 @needs_libtpu
@@ -110,7 +127,7 @@ def test_a_slice_that_libtpu_does_not_know():
 def test_gpus_that_are_not_here(name):
     found = topology(name)
     assert (found.platform, found.per_group, found.gpu) == ("gpu", 8, KNOWN[name.split(":")[0]].kind)
-    assert compiled_for(found.devices).memory_analysis().argument_size_in_bytes == 16 * 256 * 4 + 256 * 128 * 4
+    assert compiled_for(found).memory_analysis().argument_size_in_bytes == 16 * 256 * 4 + 256 * 128 * 4
     assert jax.default_backend() == "cpu"
 
 
@@ -188,3 +205,13 @@ def test_target_configs():
         assert f'device_description_str: "{KNOWN[name].kind}"' in target_config(name)
     with pytest.raises(ValueError, match="target_config: unknown GPU 'mi300'"):
         target_config("mi300")
+
+
+def test_programs_for_elsewhere_are_not_cached():
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = jax.config.values[name]
+    with uncached(topology("h100:8", compile_on="cpu")):
+        assert jax.config.values[name] == float("inf")
+    with uncached(topology()):
+        assert jax.config.values[name] == before
+    assert jax.config.values[name] == before
