@@ -8,6 +8,7 @@
     MeshSpec                      over how many devices, and along what
     Checkpoint                    how often a fit saves itself, and what is kept
     callbacks                     early stopping, best checkpoint, logs
+    plan                          which devices and which layout, before anyone pays for them
     Deployer                      serve a saved model over HTTP
     sharding                      meshes, where arrays lie on them
     initialize, world             several processes, on one machine or many
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from llmasos_xla import training as training
     from llmasos_xla.api.load import load as load
     from llmasos_xla.api.model import Model as Model
+    from llmasos_xla.api.planning import plan as plan
     from llmasos_xla.api.sequential import Sequential as Sequential
     from llmasos_xla.core import Net as Net
     from llmasos_xla.core import Variables as Variables
@@ -60,6 +62,7 @@ _HOMES = {
     "World": "sharding.world",
     "initialize": "sharding.distributed",
     "load": "api.load",
+    "plan": "api.planning",
     "pure": "core",
     "world": "sharding.world",
 }

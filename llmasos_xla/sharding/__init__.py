@@ -3,6 +3,9 @@
 mesh         MeshSpec: how many parts each strategy makes
 rules        array name -> PartitionSpec, a table a strategy
 placement    Placement: a mesh and where each array lies; what a step is traced for
+hardware     what devices hold and do
+topology     devices to compile for, also ones that are not here
+plan         Plan: which layout fits and is fastest, found by compiling
 ring         attention with the time axis split
 pipeline     layers in stages, micro-batches passing through them
 agreement    whether all processes are about to do the same

@@ -1,0 +1,95 @@
+"""`lm.plan`: what a model's training needs on some devices, and how to lay it out there."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from llmasos_xla.api.door import Door
+from llmasos_xla.api.recipe import Recipe, default_loss
+from llmasos_xla.sharding import plan as planning
+from llmasos_xla.sharding.mesh import MeshSpec
+from llmasos_xla.sharding.plan import Plan
+from llmasos_xla.sharding.topology import Topology
+from llmasos_xla.sharding.topology import topology as topology_of
+from llmasos_xla.sharding.verdict import Step
+from llmasos_xla.training.planned import planned_step
+from llmasos_xla.training.step import Objective
+
+
+def plan(
+    model: Door,
+    batch_size: int | str = "auto",
+    topology: str | Topology | None = None,
+    *,
+    shard: Any = None,
+    time: int | None = None,
+    compile_on: str | None = None,
+    most: int = 4,
+    margin: float = planning.MARGIN,
+) -> Plan:
+    """Which layouts of the model's training fit some devices, how fast each should be, and what it sends.
+
+    Layouts are compiled ahead of time; nothing is trained, and the devices need not be here. Printed, the plan is a
+    table; `plan.best.spec` goes into `fit(shard=)`.
+
+    Args:
+        model: with its input shape and, if it is compiled, its optimizer, loss and precision; Adam otherwise.
+        batch_size: rows of a step, over all devices; "auto" finds the largest that fits the first layout that does.
+        topology: None for the devices that are here, or "cpu:8", "h100:16", "v5p:8x8x4"; see `sharding.topology`.
+        shard: one layout to judge rather than the usual ones: a strategy's name, or a `MeshSpec`.
+        time: steps of a sequence, where the model leaves them open.
+        compile_on: "cpu" where the compiler of the devices' platform is not installed: an estimate.
+        most: how many layouts to compile.
+        margin: share of a device's memory to leave free.
+
+    >>> from llmasos_xla import Sequential, layers
+    >>> model = Sequential([layers.Dense(32, activation="relu", input_shape=(8,)), layers.Dense(2)])
+    >>> plan(model, batch_size=64, topology="cpu:2", shard="data").best.spec
+    MeshSpec(data=2)
+    """
+    where = topology if isinstance(topology, Topology) else topology_of(topology, compile_on=compile_on)
+    step = step_of(model, where, time)
+    specs = None if shard is None else [MeshSpec.of(shard).over(len(where))]
+    if isinstance(batch_size, str):
+        if batch_size != "auto":
+            raise ValueError(f'plan: batch_size wants a whole number or "auto", got {batch_size!r}')
+        spec = specs[0] if specs else MeshSpec.of("fsdp").over(len(where))
+        batch_size = planning.largest_batch(step, spec, where, margin=margin)
+    return planning.plan(step, batch_size, where, specs=specs, most=most, margin=margin)
+
+
+def step_of(model: Door, topology: Topology, time: int | None = None) -> Step:
+    """The model's training step as `sharding.plan` takes it; `time` stands for sizes that its shapes leave open."""
+    learner = model.learner
+    spec, open_shape = learner.spec, learner.spec.known_shape()
+    if None in open_shape and time is None:
+        raise ValueError(
+            f"plan: the model's input shape {open_shape} leaves a size open; say how long: plan(time=2048)"
+        )
+    shape = tuple(time if n is None else n for n in open_shape)
+    recipe = learner.recipe or Recipe.of("adam", *default_loss(spec.head, classes=True))
+    objective = Objective(spec.net(), recipe.loss, recipe.metrics, spec.head, precision=recipe.precision)
+    output = tuple(time if n is None else n for n in spec.output_shape())
+    ids = "sparse" in recipe.loss.name
+
+    def batch(rows: int) -> dict[str, Any]:
+        y_shape, y_dtype = (output[:-1], jnp.int32) if ids else (output, jnp.float32)
+        return {
+            "x": jax.ShapeDtypeStruct((rows, *shape), jnp.int32 if spec.tokens else jnp.float32),
+            "y": jax.ShapeDtypeStruct((rows, *y_shape), y_dtype),
+            "weight": jax.ShapeDtypeStruct((rows,), jnp.float32),
+            "count": jax.ShapeDtypeStruct((), jnp.int32),
+        }
+
+    tokens = int(shape[0]) if spec.tokens and shape[0] else 1
+    return planned_step(
+        objective,
+        recipe.transformation,
+        batch,
+        topology,
+        ema=recipe.ema,
+        stacked=spec.stacked,
+        units=tokens,
+        unit="tokens" if spec.tokens else "samples",
+    )
