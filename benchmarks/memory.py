@@ -104,7 +104,7 @@ def measure(kind: str, batch_size: int, mode: str, steps: int) -> dict[str, floa
             "state": state_bytes(row),
             "batch": row.memory.parts["batch"],
         }
-    step = step_of(net, topology())
+    step = step_of(net.learner, topology())
     placement = Placement(MeshSpec(), MeshSpec().mesh())
     program = step.trace(placement, batch_size).lower().compile(compiler_options=compiler_options())
     del net

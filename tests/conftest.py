@@ -6,6 +6,8 @@ import pathlib
 # Before jax is imported: the number of virtual devices and the platform are read once.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "agg")
+# Threads enough for eight devices to wait in (llmasos_xla/sharding/threads.py).
+os.environ.setdefault("NPROC", "128")
 
 import jax
 import jaxtyping

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llmasos_xla.api import saving
+from llmasos_xla.api.layout import settled
 from llmasos_xla.api.recipe import Recipe
 from llmasos_xla.compiling import CompileRecord, compile
 from llmasos_xla.core import Net, Variables
@@ -64,6 +65,8 @@ class Learner:
         """Where the arrays lie on a mesh; None for one device."""
         self._net: Net | None = None
         self._state: TrainState | Variables | None = None
+        # Whether somebody else may hold the state's arrays, which a fit may then not take for its own.
+        self._lent = True
         # The thread that fits: it alone may read variables whose memory the next step takes.
         self._fitting: int | None = None
         self._tools: tuple[Objective, Evaluator, Predictor] | None = None
@@ -85,14 +88,11 @@ class Learner:
         init = compile(
             net.init, jax.random.key(self.seed), what="initial weights", once=True, out=out, log=self.compiled
         )
-        self._state = init(jax.random.key(self.seed))
+        self._state, self._lent = init(jax.random.key(self.seed)), False
         self._net = net
 
     def shard(self, shard: Any) -> None:
         """Lays the model out over a mesh: a strategy's name, a `MeshSpec`, or None to leave it where it is."""
-        if shard is None and self.placement is None and jax.process_count() > 1:
-            # Each process for itself would train as many models, and each on all rows.
-            shard = "data"
         if shard is None:
             return
         if self._fitting is not None:
@@ -103,11 +103,11 @@ class Learner:
         self.placement = None if spec.devices == 1 else Placement(spec, spec.mesh(), self.spec.stacked)
         self._tools = None
         if self._state is not None:
-            self._state = self._placed(self._state)
+            self._state, self._lent = self._placed(self._state), False
 
     def _new_state(self, transformation: Any, ema: float | None) -> TrainState:
         """The state before the first step, each device making what it will hold of it."""
-        variables = self.variables
+        variables = self._current
         if self.placement is None:
             return new_state(variables, transformation, ema)
 
@@ -139,11 +139,19 @@ class Learner:
     @property
     def variables(self) -> Variables:
         """The current weights. During a fit a copy, since the fit reuses the memory of its own."""
+        variables = self._current
+        if self._fitting is not None:
+            return jax.tree.map(jnp.copy, variables)
+        self._lent = True
+        return variables
+
+    @property
+    def _current(self) -> Variables:
         self.build()
         self._refuse_other_thread()
         variables = self._state.variables if isinstance(self._state, TrainState) else self._state
         assert variables is not None
-        return variables if self._fitting is None else jax.tree.map(jnp.copy, variables)
+        return variables
 
     @variables.setter
     def variables(self, variables: Variables) -> None:
@@ -158,6 +166,7 @@ class Learner:
                 )
         if self._fitting is not None:
             raise RuntimeError("variables: they cannot be set during a fit; a callback may set them on its 'end' event")
+        self._lent = True
         if isinstance(self._state, TrainState):
             average = None if self._state.average is None else variables.params
             self._state = TrainState(variables, self._state.optimizer, average, self._state.step)
@@ -170,21 +179,22 @@ class Learner:
         self._refuse_other_thread()
         if isinstance(self._state, TrainState):
             return loop.evaluation_variables(self._state)
-        return self.variables
+        return self._current
 
     @property
     def training_state(self) -> TrainState | None:
         """Weights, optimizer state and step count; None before the first fit."""
+        self._lent = True
         return self._state if isinstance(self._state, TrainState) else None
 
     def restore(self, variables: Variables, training: TrainState | None, epochs_done: int) -> None:
         """Takes over what a file held; the arrays must fit the specification."""
         self._net = self.spec.net()
-        self._state, self.epochs_done = training or variables, epochs_done
+        self._state, self.epochs_done, self._lent = training or variables, epochs_done, True
 
     def take_up(self, state: TrainState, unfinished: Unfinished | None, epochs_done: int) -> None:
-        """Goes to where a checkpoint of this same model stands."""
-        self._state, self.unfinished, self.epochs_done = state, unfinished, epochs_done
+        """Goes to where a checkpoint of this same model stands; its arrays are given away."""
+        self._state, self.unfinished, self.epochs_done, self._lent = state, unfinished, epochs_done, False
 
     # Training
 
@@ -193,7 +203,7 @@ class Learner:
         dataset: Dataset,
         *,
         epochs: int,
-        batch_size: int,
+        batch_size: int | str,
         validation: Dataset | None = None,
         callbacks: Sequence[Callback] | Callback = (),
         class_weight: Mapping[int, float] | None = None,
@@ -207,17 +217,19 @@ class Learner:
         """Trains for `epochs` epochs, or goes on with the same fit if it was interrupted; `keeper` saves it."""
         if self._fitting is not None:
             raise RuntimeError("fit: this model is being fitted already; wait for that fit to end")
-        _check_whole("fit", epochs=epochs, batch_size=batch_size)
+        _check_whole("fit", epochs=epochs, **({} if batch_size == "auto" else {"batch_size": batch_size}))
         if steps_per_dispatch is not None:
             _check_whole("fit", steps_per_dispatch=steps_per_dispatch)
         callbacks = (callbacks,) if callable(callbacks) else tuple(callbacks or ())
-        self.shard(shard)
-        if self.placement is not None:
-            divided(batch_size, self.placement.spec)
-        # A batch larger than the data would repeat rows.
-        batch_size = whole_batches(min(batch_size, len(dataset)), self.placement)
         report = reporter(verbose if jax.process_index() == 0 else 0)
         started = time.time()
+        self._settle(dataset)
+        shard, rows = settled(self, shard, batch_size, len(dataset), report)
+        self.shard(shard)
+        if self.placement is not None:
+            divided(rows, self.placement.spec)
+        # A batch larger than the data would repeat rows.
+        batch_size = whole_batches(min(rows, len(dataset)), self.placement)
         self._prepare(dataset)
         labels = self._check_labels(dataset, "fit")
         if validation is not None:
@@ -258,8 +270,11 @@ class Learner:
         going_on = self.unfinished is not None and self.unfinished.request == request
         position = self.unfinished.position if going_on and self.unfinished else None
         history = self.unfinished.history if going_on and self.unfinished else History()
-        # The fit donates what it is given; what the user holds of the old weights stays alive.
-        state = jax.tree.map(jnp.copy, self._state) if self.placement is None else self._placed(self._state)
+        state = self._state
+        assert isinstance(state, TrainState)
+        if self._lent:
+            # The fit donates what it is given; what the user holds of the old weights stays alive.
+            state = jax.tree.map(jnp.copy, state) if self.placement is None else self._placed(state)
         job = loop.Job(
             objective=objective,
             optimizer=transformation,
@@ -277,13 +292,13 @@ class Learner:
             placement=self.placement,
             pipeline=None
             if self.placement is None
-            else pipeline_of(self.spec, objective, self._state.variables, self.placement, batch_size),
+            else pipeline_of(self.spec, objective, state.variables, self.placement, batch_size),
         )
         if position is not None:
             report.note(f"going on with the interrupted fit in epoch {position.epoch + 1}")
 
         def keep(state: TrainState, position: loop.Position | None, ended: bool) -> None:
-            self._state = state
+            self._state, self._lent = state, False
             self.unfinished = None if position is None else Unfinished(request, position, history)
             if ended:
                 self._fitting = None
@@ -380,8 +395,8 @@ class Learner:
         if self._fitting not in (None, threading.get_ident()):
             raise RuntimeError("this model is being fitted in another thread; wait for that fit, or load a saved copy")
 
-    def _prepare(self, dataset: Dataset) -> None:
-        """Settles preprocessing and weights when the first data are seen."""
+    def _settle(self, dataset: Dataset) -> None:
+        """Settles preprocessing and shapes when the first data are seen."""
         if self.preprocessing is None:
             if dataset.inputs is not None:
                 raise ValueError(
@@ -397,7 +412,14 @@ class Learner:
                     "categories=[...]"
                 )
             self.preprocessing = fitted
-        self.build(self.preprocessing.shape)
+        if self.spec.input_shape is None:
+            self.spec = StackSpec(self.spec.layers, tuple(self.preprocessing.shape))
+
+    def _prepare(self, dataset: Dataset) -> None:
+        """Settles preprocessing and weights when the first data are seen."""
+        self._settle(dataset)
+        assert self.preprocessing is not None
+        self.build()
         if self.spec.tokens and dataset.in_memory:
             # A text's ids are those of the vocabulary, so its largest stands for all of them.
             size = self.preprocessing.vocabulary_size

@@ -54,7 +54,7 @@ class Model(Door):
         dataset: Any,
         optimizer: Any = "adam",
         epochs: int = 1,
-        batch_size: int = 32,
+        batch_size: int | str = 32,
         *,
         loss: Any = None,
         metrics: Sequence[Any] | None = None,

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from llmasos_xla.api.door import Door
+from llmasos_xla.api.learner import Learner
 from llmasos_xla.api.recipe import Recipe, default_loss
 from llmasos_xla.sharding import plan as planning
 from llmasos_xla.sharding.mesh import MeshSpec
@@ -13,6 +14,7 @@ from llmasos_xla.sharding.plan import Plan
 from llmasos_xla.sharding.topology import Topology
 from llmasos_xla.sharding.topology import topology as topology_of
 from llmasos_xla.sharding.verdict import Step
+from llmasos_xla.training.pipelined import pipeline_of
 from llmasos_xla.training.planned import planned_step
 from llmasos_xla.training.step import Objective
 
@@ -49,7 +51,7 @@ def plan(
     MeshSpec(data=2)
     """
     where = topology if isinstance(topology, Topology) else topology_of(topology, compile_on=compile_on)
-    step = step_of(model, where, time)
+    step = step_of(model.learner, where, time)
     specs = None if shard is None else [MeshSpec.of(shard).over(len(where))]
     if isinstance(batch_size, str):
         if batch_size != "auto":
@@ -59,9 +61,8 @@ def plan(
     return planning.plan(step, batch_size, where, specs=specs, most=most, margin=margin)
 
 
-def step_of(model: Door, topology: Topology, time: int | None = None) -> Step:
+def step_of(learner: Learner, topology: Topology, time: int | None = None) -> Step:
     """The model's training step as `sharding.plan` takes it; `time` stands for sizes that its shapes leave open."""
-    learner = model.learner
     spec, open_shape = learner.spec, learner.spec.known_shape()
     if None in open_shape and time is None:
         raise ValueError(
@@ -70,6 +71,7 @@ def step_of(model: Door, topology: Topology, time: int | None = None) -> Step:
     shape = tuple(time if n is None else n for n in open_shape)
     recipe = learner.recipe or Recipe.of("adam", *default_loss(spec.head, classes=True))
     objective = Objective(spec.net(), recipe.loss, recipe.metrics, spec.head, precision=recipe.precision)
+    abstract = jax.eval_shape(objective.net.init, jax.random.key(0))
     output = tuple(time if n is None else n for n in spec.output_shape())
     ids = "sparse" in recipe.loss.name
 
@@ -92,4 +94,5 @@ def step_of(model: Door, topology: Topology, time: int | None = None) -> Step:
         stacked=spec.stacked,
         units=tokens,
         unit="tokens" if spec.tokens else "samples",
+        pipeline=lambda placement, rows: pipeline_of(spec, objective, abstract, placement, rows),
     )

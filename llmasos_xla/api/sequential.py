@@ -63,7 +63,7 @@ class Sequential(Door):
         y: Any = None,
         *,
         epochs: int = 1,
-        batch_size: int = 32,
+        batch_size: int | str = 32,
         validation_split: float = 0.0,
         validation_data: Any = None,
         callbacks: Sequence[Callback] | Callback = (),
@@ -82,7 +82,7 @@ class Sequential(Door):
             x: inputs [rows, ...], or a `Dataset` (then without y).
             y: labels [rows, ...].
             epochs: passes over the data.
-            batch_size: rows an update.
+            batch_size: rows an update, over all devices; "auto" is the largest that the plan says fits.
             validation_split: share of the rows, taken from the end, that is kept for validation.
             validation_data: (x, y) or a `Dataset`, evaluated after each epoch.
             callbacks: functions of a `training.Event`, or one; "stop" ends the fit.
@@ -92,7 +92,8 @@ class Sequential(Door):
             workers: processes that decode data; 0 uses threads.
             steps_per_dispatch: updates in one call of the compiled program; chosen from its work if None.
             shard: how to spread the model and the batch over all devices: "data", "fsdp", "tensor", "seq", "pipe",
-                "expert", or a `MeshSpec` of several; None leaves the model where it is.
+                "expert", a `MeshSpec` of several, or "auto" for what the plan says is fastest; None leaves the model
+                where it is, and is "auto" in several processes.
             checkpoint: a folder that the fit saves itself in, or a `Checkpoint` that says when and what is kept.
             resume: go on with the fit in that folder, if it holds one; False refuses a folder that does.
 

@@ -10,6 +10,7 @@ ring         attention with the time axis split
 pipeline     layers in stages, micro-batches passing through them
 agreement    whether all processes are about to do the same
 transfer     between this process's memory and arrays over a mesh
+threads      virtual_devices: several CPU devices in one process
 distributed  initialize: this process becomes one of several
 clusters     which of how many, from what Slurm, Ray, Kubernetes and others set
 preflight    what would hang or differ, told before it does
@@ -19,3 +20,4 @@ launch       several processes on this machine; worker: what each of them runs
 
 from llmasos_xla.sharding.mesh import MeshSpec as MeshSpec
 from llmasos_xla.sharding.placement import Placement as Placement
+from llmasos_xla.sharding.threads import virtual_devices as virtual_devices

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import jax
 from jax._src import xla_bridge
 
-from llmasos_xla.sharding import clusters, gloo, preflight
+from llmasos_xla.sharding import clusters, gloo, preflight, threads
 from llmasos_xla.sharding.clusters import Place
 from llmasos_xla.sharding.hub import Hub
 from llmasos_xla.sharding.join import Joined, join, split
@@ -96,6 +96,7 @@ def initialize(
     local_size = joined.local_size if place.local_size is None else place.local_size
     here = World(place.rank, place.size, local_rank, facts["host"], f"{host}:{port}", place.source)
     Watch(here, joined, hub)
+    threads.enough(max(jax.config.jax_num_cpu_devices, 1))  # pyright: ignore[reportAttributeAccessIssue]
     gloo.advertise(joined.address)
     _start_jax(here, joined, mine or _local_devices(local_devices, local_rank, local_size), limit)
     return enter(here)

@@ -105,8 +105,14 @@ class Placement:
         return {name: jax.tree.map(of, part) for name, part in batch.items()}
 
     def gathers(self, arrays: Mapping[str, Any]) -> bool:
-        """Whether any of these arrays by name is stored otherwise than it is used."""
-        return any(found.stored != found.used for found in (self.layout(n, np.shape(a)) for n, a in arrays.items()))
+        """Whether any of these arrays by name is stored otherwise than it is used, and is to be gathered again.
+
+        Not of a model with a stack of layers, which gathers layer by layer: a policy of what to keep that is wrapped
+        around it would hold for its layers too, in the place of their own.
+        """
+        return not self.stacked and any(
+            found.stored != found.used for found in (self.layout(n, np.shape(a)) for n, a in arrays.items())
+        )
 
     def gathered(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
         """The arrays as the step uses them: what fsdp and pipe split is put together, stacks of layers excepted.

@@ -155,6 +155,8 @@ def fit(
 
     try:
         with deferred_interrupt() as interrupted:
+            # From here on the run's state is the only one: the weights it began with need not wait for the epoch's end.
+            keep(run.state, run.position, False)
             tell("begin", job.first_epoch - 1, {})
             for epoch in range(resume.epoch if resume else job.first_epoch, job.last_epoch):
                 logs, seconds = run.epoch(epoch, interrupted)

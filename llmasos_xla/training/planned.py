@@ -13,7 +13,7 @@ from llmasos_xla.sharding.placement import Placement
 from llmasos_xla.sharding.topology import Topology
 from llmasos_xla.sharding.verdict import Step
 from llmasos_xla.training.placed import like, shardings_of, tracing
-from llmasos_xla.training.step import Objective, make_train_step, new_state, over_group
+from llmasos_xla.training.step import Gradients, Objective, make_train_step, new_state, over_group
 
 
 def planned_step(
@@ -26,6 +26,7 @@ def planned_step(
     stacked: tuple[str, ...] = (),
     units: int = 1,
     unit: str = "samples",
+    pipeline: Callable[[Placement, int], Callable[[bool], Gradients] | None] = lambda placement, rows: None,
 ) -> Step:
     """The step that `loop.fit` compiles, one update a dispatch, for a plan on `topology`.
 
@@ -38,18 +39,19 @@ def planned_step(
         stacked: beginnings of the names of arrays whose first axis counts layers.
         units: tokens in a row, or 1.
         unit: what they are called.
+        pipeline: of a placement and a batch's rows, the gradients in stages; see `training.pipelined.pipeline_of`.
     """
     with _elsewhere(topology):
         state = jax.eval_shape(lambda: new_state(objective.net.init(jax.random.key(0)), optimizer, ema))
     key = jax.eval_shape(lambda: jax.random.key(0))
-    many = over_group(make_train_step(objective, optimizer, ema))
-
-    def train_step(state: Any, totals: Any, group: Any, steps: jax.Array, key: jax.Array) -> Any:
-        return many((state, totals), group, steps, key)
 
     def trace(placement: Placement, rows: int) -> Any:
-        if placement.spec.pipe > 1:
-            raise NotImplementedError(f"plan: the step of a pipeline is not planned yet, got {placement.spec!r}")
+        stages = pipeline(placement, rows)
+        many = over_group(make_train_step(objective, optimizer, ema, stages and stages(False)))
+
+        def train_step(state: Any, totals: Any, group: Any, steps: jax.Array, key: jax.Array) -> Any:
+            return many((state, totals), group, steps, key)
+
         one = batch(rows)
         group = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape), a.dtype), one)
         whole, of_state = placement.replicated, shardings_of(placement, state, state.variables)

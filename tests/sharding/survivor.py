@@ -1,4 +1,4 @@
-"""Run by test_survival.py under `llmasos launch`: one fit over all ranks that saves itself, and is hit where it is told.
+"""Run by test_survival.py under `llmasos launch`: one fit over all ranks that saves itself, hit as told.
 
     survivor.py FOLDER STRATEGY [RANK WHERE NUMBER SIGNAL]
 

@@ -109,14 +109,14 @@ def test_what_does_not_fit_is_not_compiled_and_said():
 
 
 def test_a_layout_that_is_not_legal_is_a_row_with_its_reason():
-    step = step_of(model(), topology("cpu:8"))
+    step = step_of(model().learner, topology("cpu:8"))
     unknown = step._replace(arrays={**step.arrays, "mystery": jax.ShapeDtypeStruct((8, 8), jnp.float32)})
     found = planning.plan(unknown, 64, topology("cpu:8"), specs=[MeshSpec(tensor=8)])
     assert "no rule of tensor names the array 'mystery'" in found.rows[0].why
 
 
 def test_no_layout_for_that_batch():
-    step = step_of(model(), topology("cpu:8"))
+    step = step_of(model().learner, topology("cpu:8"))
     with pytest.raises(ValueError, match="a batch of 7 rows divides in no way over 8 devices"):
         planning.plan(step, 7, topology("cpu:8"), specs=[])
 
@@ -133,7 +133,7 @@ def test_candidates_keep_tensor_within_fast_links():
 
 
 def judged(flops, temporary, sent, efficiency=Efficiency(1.0, 1.0, 1.0, 0.5)):
-    judge = Judge(step_of(model(), topology("cpu:1")), 64, HUNDREDS, 80 * GIB, efficiency)
+    judge = Judge(step_of(model().learner, topology("cpu:1")), 64, HUNDREDS, 80 * GIB, efficiency)
     memory = Memory(0, 0, 0, temporary, parts={})
     return judge._row(MeshSpec(), True, memory, {"bfloat16": flops}, sent).seconds
 
@@ -183,7 +183,7 @@ def test_batch_search_when_bytes_do_not_grow_in_a_line():
 
 
 def test_largest_batch_of_a_model_fits_and_a_larger_one_does_not():
-    step = step_of(model(1024), topology("cpu:8"))
+    step = step_of(model(1024).learner, topology("cpu:8"))
     devices = small(128 << 20)
     rows = largest_batch(step, MeshSpec(data=-1), devices)
     assert rows % 64 == 0
@@ -194,7 +194,7 @@ def test_largest_batch_of_a_model_fits_and_a_larger_one_does_not():
 
 
 def test_not_even_one_row_fits():
-    step = step_of(model(1024), topology("cpu:8"))
+    step = step_of(model(1024).learner, topology("cpu:8"))
     with pytest.raises(ValueError, match=r"not even one row a device fits: MeshSpec\(data=8\) needs .* a device"):
         largest_batch(step, MeshSpec(data=8), small(1 << 20))
 

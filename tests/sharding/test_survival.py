@@ -1,4 +1,4 @@
-"""A run of two processes that is killed, told to end or stopped goes on, and ends with the undisturbed run's weights."""
+"""A run of two processes that is killed, told to end or stopped goes on to the undisturbed run's weights."""
 
 import pathlib
 import random

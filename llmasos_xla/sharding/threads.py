@@ -1,0 +1,44 @@
+"""Threads for XLA's CPU client to wait in.
+
+A thread of its pool waits in each collective that is under way, and the pool has as many as there are cores, or devices
+if those are more. A device whose program has several collectives in flight can so keep another one from the thread in
+which it would join them: all wait for ever. More threads are the cure, and the environment variable NPROC, read when
+the client starts, is the way to have them.
+"""
+
+import os
+from typing import Any
+
+import jax
+from jax._src import xla_bridge
+
+PER_DEVICE = 16
+"""More than the collectives that one device's program has in flight at a time."""
+
+
+def enough(devices: int) -> None:
+    """Asks for threads enough for so many CPU devices of this process; too late once JAX has started its devices."""
+    wanted = max(PER_DEVICE * devices, os.cpu_count() or 1)
+    told = os.environ.get("NPROC", "")
+    if not (told.isdigit() and int(told) >= wanted):
+        os.environ["NPROC"] = str(wanted)
+
+
+def virtual_devices(count: int) -> list[Any]:
+    """So many CPU devices in this process, to try on one machine what is meant for many; to be called ahead of arrays.
+
+    Raises RuntimeError if JAX has started its devices already, and there are fewer.
+
+    >>> len(virtual_devices(1)) >= 1
+    True
+    """
+    if not xla_bridge.backends_are_initialized():
+        jax.config.update("jax_num_cpu_devices", count)
+        enough(count)
+    devices = jax.devices("cpu")
+    if len(devices) < count:
+        raise RuntimeError(
+            f"virtual_devices: {count} are wanted, and JAX has already started {len(devices)}; call it ahead of the "
+            "first array, jax.devices(), model or import that makes one"
+        )
+    return devices
