@@ -254,3 +254,36 @@ def test_one_group_costs_well_under_a_step():
         times.append(time.perf_counter() - start)
         start = time.perf_counter()
     assert min(times) < 0.5e-3
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 6])
+def test_each_process_reads_its_share_and_together_they_are_the_batch(processes):
+    """Order depends on seed, epoch and batch alone: shares of any number of processes make the same batches."""
+    read = []
+
+    class Source:
+        def __len__(self):
+            return 20
+
+        def __getitem__(self, index):
+            read.append(int(index))
+            return np.full(2, index, np.float32), int(index) % 3
+
+    data = Dataset(Source(), seed=5)
+    preprocessing = Preprocessing.fit(data)
+    options = {"batch_size": 6, "seed": 9, "epochs": 2, "group": 2}
+    whole = list(batches(data, preprocessing, **options))
+    per = 6 // processes
+    for rank in range(processes):
+        share = np.arange(rank * per, (rank + 1) * per)
+        read.clear()
+        for mine, all_of_it in zip(batches(data, preprocessing, share=share, **options), whole, strict=True):
+            np.testing.assert_array_equal(mine.x, all_of_it.x[:, share])
+            np.testing.assert_array_equal(mine.y, all_of_it.y[:, share])
+            np.testing.assert_array_equal(mine.weight, all_of_it.weight[:, share])
+            assert np.array_equal(mine.count, all_of_it.count)
+            assert (mine.epoch, mine.first_step, mine.steps) == (all_of_it.epoch, all_of_it.first_step, all_of_it.steps)
+        # Two epochs of four steps each, the last group filled with repeated rows that are not read again.
+        assert len(read) <= 2 * 4 * per
+    with pytest.raises(ValueError, match="share wants ascending places from 0 to 5"):
+        batches(data, preprocessing, share=np.array([3, 2]), **options)
