@@ -1,21 +1,54 @@
 """One model and one fit on 1 and on 8 devices: the same losses, gradients, weights and outputs."""
 
+import functools
+import weakref
+
 import jax
 import numpy as np
 import pytest
-from sharding.conftest import MODELS, problem
+from sharding.conftest import problem
 
 import llmasos_xla as lm
 from llmasos_xla.sharding import MeshSpec
 
-STRATEGIES = ["data", "fsdp", "tensor", "expert", MeshSpec(data=2, fsdp=2, tensor=2)]
+THREE = MeshSpec(data=2, fsdp=2, tensor=2)
+# What is listed runs always; the rest of the products are slow tests.
+QUICK = [
+    *((kind, shard) for kind in ("mlp", "cnn", "lstm") for shard in ("data", "fsdp", "tensor", THREE)),
+    ("cnn", MeshSpec(pipe=2, data=2, tensor=2)),
+    ("lstm", MeshSpec(pipe=2, data=2, fsdp=2)),
+    ("lstm", MeshSpec(data=2, seq=4)),
+    ("decoder", "fsdp"),
+    ("decoder", MeshSpec(seq=4, data=2)),
+    ("decoder", MeshSpec(pipe=2)),
+    ("mixture", MeshSpec(expert=4, data=2)),
+]
+SLOW = [
+    ("decoder", MeshSpec(pipe=2, tensor=2, seq=2)),
+    ("decoder", MeshSpec(fsdp=2, tensor=2, seq=2)),
+    *((kind, shard) for kind in ("decoder", "mixture") for shard in ("data", "tensor", THREE)),
+    *((kind, "expert") for kind in ("mlp", "cnn", "lstm", "decoder")),
+    *((kind, MeshSpec(pipe=2)) for kind in ("cnn", "lstm")),
+    ("cnn", MeshSpec(pipe=4, data=2)),
+    ("decoder", MeshSpec(pipe=4, data=2)),
+    ("decoder", MeshSpec(pipe=2, fsdp=2, tensor=2)),
+    ("decoder", MeshSpec(seq=8)),
+    ("mixture", MeshSpec(expert=2, fsdp=2, tensor=2)),
+    ("mixture", MeshSpec(expert=2, seq=2, data=2)),
+]
+CASES = [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)]
+# Losses of twenty steps imply gradients; by themselves they are looked at for one model of each kind of layer.
+GRADIENTS = [
+    *(case for case in QUICK if case[0] in ("mlp", "cnn")),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (*QUICK, *SLOW) if case[0] not in ("mlp", "cnn")),
+]
 STEPS, BATCH = 20, 16
 
 
-@pytest.fixture(scope="module")
-def alone():
-    """What one device gives, for each model."""
-    return {kind: trained(kind, None) for kind in MODELS}
+@functools.cache
+def alone(kind):
+    """What one device gives."""
+    return trained(kind, None)
 
 
 def trained(kind, shard):
@@ -25,24 +58,21 @@ def trained(kind, shard):
     return np.array(losses), model.evaluate(x[:11], y[:11], verbose=0)["loss"], model.predict(x[:13])
 
 
-@pytest.mark.parametrize("shard", STRATEGIES, ids=str)
-def test_twenty_steps_give_the_losses_of_one_device(alone, kind, shard):
+@pytest.mark.parametrize(("kind", "shard"), CASES, ids=str)
+def test_twenty_steps_give_the_losses_of_one_device(kind, shard):
     losses, after, outputs = trained(kind, shard)
-    np.testing.assert_allclose(losses, alone[kind][0], atol=1e-5, rtol=0)
-    assert abs(after - alone[kind][1]) < 1e-5
-    np.testing.assert_allclose(outputs, alone[kind][2], atol=2e-5)
+    np.testing.assert_allclose(losses, alone(kind)[0], atol=1e-5, rtol=0)
+    assert abs(after - alone(kind)[1]) < 1e-5
+    np.testing.assert_allclose(outputs, alone(kind)[2], atol=2e-5)
 
 
-def test_time_is_divided_over_seq(alone):
-    losses, _, outputs = trained("lstm", MeshSpec(data=2, seq=4))
-    np.testing.assert_allclose(losses, alone["lstm"][0], atol=1e-5, rtol=0)
-    np.testing.assert_allclose(outputs, alone["lstm"][2], atol=2e-5)
+def test_time_divides_over_seq_or_the_error_says_how_to_pad():
     placement = lm.sharding.Placement(MeshSpec(seq=4), MeshSpec(seq=4).mesh())
     with pytest.raises(ValueError, match="its time of 7 steps, does not divide into seq=4 .* pad the rows to 8 steps"):
         placement.batch({"x": np.zeros((16, 7, 12)), "y": np.zeros(16)})
 
 
-@pytest.mark.parametrize("shard", STRATEGIES, ids=str)
+@pytest.mark.parametrize(("kind", "shard"), GRADIENTS, ids=str)
 def test_gradients_agree(kind, shard):
     """A step of gradient descent at rate 1 leaves the gradients behind."""
 
@@ -55,9 +85,37 @@ def test_gradients_agree(kind, shard):
 
     wanted, got = gradients(None), gradients(shard)
     for name in wanted:
-        np.testing.assert_allclose(
-            got[name], wanted[name], atol=1e-5 * max(1, np.abs(wanted[name]).max()), err_msg=name
-        )
+        scale = max(1, np.abs(wanted[name]).max())
+        np.testing.assert_allclose(got[name], wanted[name], atol=1e-5 * scale, err_msg=name)
+
+
+def test_auto_takes_what_the_plan_says():
+    model, x, y = problem("mlp", 64)
+    model.fit(x, y, batch_size=16, verbose=0, shard="auto")
+    assert model.learner.placement.spec == lm.plan(problem_built("mlp"), batch_size=16, most=2).best.spec
+    again, *_ = problem("mlp", 64)
+    assert len(again.fit(x, y, batch_size="auto", verbose=0, epochs=2).history["loss"]) == 2
+    with pytest.raises(ValueError, match="unknown strategy 'fdsp'"):
+        again.fit(x, y, batch_size="auto", shard="fdsp", verbose=0)
+    with pytest.raises(ValueError, match="batch_size wants a whole number"):
+        again.fit(x, y, batch_size="large", verbose=0)
+
+
+def problem_built(kind):
+    return problem(kind, 16)[0]
+
+
+def test_a_fit_holds_one_copy_of_the_state():
+    """The arrays that a fit began with are gone once it runs, unless somebody else holds them."""
+    model, x, y = problem("mlp", 32)
+    model.learner.build((20,))
+    first = weakref.ref(model.learner._state.params["dense/kernel"])
+    gone = []
+    model.fit(x, y, verbose=0, callbacks=[lambda event: gone.append((a := first()) is None or a.is_deleted())])
+    assert gone[-1]
+    held = model.variables.params["dense/kernel"]
+    model.fit(x, y, verbose=0)
+    assert np.isfinite(np.asarray(held)).all()
 
 
 def test_weights_are_made_where_they_lie():
