@@ -1,4 +1,7 @@
-"""The one object with memory: a model's variables, how it is trained, and where a fit stands."""
+"""The one object with memory: a model's variables, how it is trained, and where a fit stands.
+
+Longer than a file should be, since all that rebinds variables is to stand in one place.
+"""
 
 import dataclasses
 import os
@@ -12,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llmasos_xla.api import saving
+from llmasos_xla.api._checks import check_whole, class_weights, fitted_preprocessing
 from llmasos_xla.api.layout import settled
 from llmasos_xla.api.recipe import Recipe
 from llmasos_xla.compiling import CompileRecord, compile
@@ -217,9 +221,9 @@ class Learner:
         """Trains for `epochs` epochs, or goes on with the same fit if it was interrupted; `keeper` saves it."""
         if self._fitting is not None:
             raise RuntimeError("fit: this model is being fitted already; wait for that fit to end")
-        _check_whole("fit", epochs=epochs, **({} if batch_size == "auto" else {"batch_size": batch_size}))
+        check_whole("fit", epochs=epochs, **({} if batch_size == "auto" else {"batch_size": batch_size}))
         if steps_per_dispatch is not None:
-            _check_whole("fit", steps_per_dispatch=steps_per_dispatch)
+            check_whole("fit", steps_per_dispatch=steps_per_dispatch)
         callbacks = (callbacks,) if callable(callbacks) else tuple(callbacks or ())
         report = reporter(verbose if jax.process_index() == 0 else 0)
         started = time.time()
@@ -236,7 +240,9 @@ class Learner:
             self._check_labels(validation, "fit: validation data")
         plain, evaluator, _ = self._toolbox()
         # Training alone is weighted: a validation loss is that of `evaluate`.
-        objective = dataclasses.replace(plain, class_weight=self._class_weights(class_weight, labels))
+        objective = dataclasses.replace(
+            plain, class_weight=class_weights(class_weight, labels, self.spec.output_shape()[-1])
+        )
         # Both seeds count: the model's and the data set's own.
         order_seed = self.seed + (dataset.seed << 32)
         request = {
@@ -336,7 +342,7 @@ class Learner:
         """Loss and metrics over the data set: `{"loss": ..., "accuracy": ...}`."""
         self.shard(shard)
         if batch_size is not None:
-            _check_whole("evaluate", batch_size=batch_size)
+            check_whole("evaluate", batch_size=batch_size)
         report = reporter(verbose if jax.process_index() == 0 else 0)
         self._prepare(dataset)
         self._check_labels(dataset, "evaluate")
@@ -398,20 +404,7 @@ class Learner:
     def _settle(self, dataset: Dataset) -> None:
         """Settles preprocessing and shapes when the first data are seen."""
         if self.preprocessing is None:
-            if dataset.inputs is not None:
-                raise ValueError(
-                    f"model: it takes one input, the data are a dict of {' and '.join(dataset.inputs)}: pass one "
-                    f"array, x[{dataset.inputs[0]!r}] or np.concatenate(list(x.values()), axis=-1); columns become a "
-                    "table with pandas.DataFrame(x)"
-                )
-            fitted = Preprocessing.fit(dataset, self.spec.input_shape, tokens=self.spec.tokens)
-            if (size := fitted.vocabulary_size) is not None and not self.spec.tokens:
-                raise ValueError(
-                    f"model: the data are text, encoded to ids 0 to {size - 1}, and its first layer reads numbers: "
-                    f"begin with lm.layers.Embedding({size}, ...); a table's only text column is categories with "
-                    "categories=[...]"
-                )
-            self.preprocessing = fitted
+            self.preprocessing = fitted_preprocessing(dataset, self.spec)
         if self.spec.input_shape is None:
             self.spec = StackSpec(self.spec.layers, tuple(self.preprocessing.shape))
 
@@ -454,30 +447,3 @@ class Learner:
                 Predictor(objective, log=self.compiled, placement=self.placement),
             )
         return self._tools
-
-    def _class_weights(self, class_weight: Mapping[int, float] | None, labels: np.ndarray) -> tuple[float, ...] | None:
-        if class_weight is None:
-            return None
-        if not isinstance(class_weight, Mapping):
-            raise ValueError(f"fit: class_weight wants {{class id: weight}}, {{0: 1.0, 1: 3.0}}, got {class_weight!r}")
-        classes = max(self.spec.output_shape()[-1] or 0, 2)
-        one_hot = (
-            labels.ndim == 2 and labels.shape[1] > 1 and bool(np.all(np.sort(labels) == np.eye(labels.shape[1])[-1]))
-        )
-        ids = labels.size == len(labels) and bool(np.all(np.isin(labels, np.arange(classes))))
-        if not one_hot and not ids:
-            raise ValueError(
-                f"fit: class_weight wants labels that are one class a row, ids from 0 to {classes - 1} or one-hot, got "
-                f"{labels.dtype} {labels.shape}; sample_weight= weighs rows of any kind"
-            )
-        if bad := [c for c in class_weight if not isinstance(c, int | np.integer) or not 0 <= c < classes]:
-            raise ValueError(f"fit: class_weight names class {bad[0]!r}; the classes are 0 to {classes - 1}")
-        if bad := [w for w in class_weight.values() if not 0 <= w < float("inf")]:
-            raise ValueError(f"fit: class_weight wants finite weights >= 0, got {bad[0]!r}")
-        return tuple(float(class_weight.get(c, 1.0)) for c in range(classes))
-
-
-def _check_whole(who: str, **numbers: Any) -> None:
-    for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise ValueError(f"{who}: {name} wants a whole number >= 1, got {value!r}")

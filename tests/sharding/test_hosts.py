@@ -2,9 +2,10 @@
 
 import sys
 
+import numpy as np
 import pytest
 from sharding.hosts import hosts
-from sharding.ranks import TOTAL, ended, environment
+from sharding.ranks import TOTAL, ended, environment, start
 
 
 def run(made, folder, coordinator=None, **more):
@@ -31,6 +32,42 @@ def test_three_hosts_add_up(tmp_path, own_name):
         for host, out in zip(made, run(made, tmp_path), strict=True):
             assert out.code == 0, out.text
             assert f"{host.name} 0 3" in out.text
+
+
+def test_three_hosts_train_with_the_loss_of_one_process(tmp_path):
+    """FSDP over three hosts: the weights lie in thirds, and the losses are those of one device."""
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import sys\nimport jax\nimport llmasos_xla as lm\n"
+        "world = lm.initialize(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])) if len(sys.argv) > 1 else lm.world()\n"
+        "import numpy as np\n"
+        "rng = np.random.default_rng(0)\n"
+        "x, y = rng.normal(size=(48, 6)).astype('float32'), rng.integers(0, 3, 48).astype('int32')\n"
+        "layers = [lm.layers.Dense(96, activation='relu', input_shape=(6,)), lm.layers.Dropout(0.1),\n"
+        "          lm.layers.Dense(96, activation='relu'), lm.layers.Dense(3, activation='softmax')]\n"
+        "model = lm.Sequential(layers, seed=1)\n"
+        "model.compile('adam')\n"
+        "shard = 'fsdp' if world.size > 1 else None\n"
+        "losses = model.fit(x, y, epochs=20, batch_size=48, verbose=0, shard=shard).history['loss']\n"
+        "kernel = model.variables.params['dense_1/kernel']\n"
+        "print('held', kernel.addressable_shards[0].data.shape)\n"
+        "print('losses', *losses)\n"
+    )
+    with hosts(3) as made:
+        command = [sys.executable, str(script), f"{made[0].name}:29400", "3"]
+        ranks = ended([host.start([*command, str(rank)], environment()) for rank, host in enumerate(made)])
+    (alone,) = ended([start(script)])
+    wanted = losses_in(alone)
+    assert len(wanted) == 20
+    for out in ranks:
+        assert out.code == 0, out.text
+        assert "held (32, 96)" in out.text
+        np.testing.assert_allclose(losses_in(out), wanted, atol=1e-5, rtol=0)
+
+
+def losses_in(out):
+    (line,) = [line for line in out.text.splitlines() if line.startswith("losses ")]
+    return [float(loss) for loss in line.split()[1:]]
 
 
 def test_a_name_that_is_a_loopback_address_is_told_if_it_was_asked_for(tmp_path):

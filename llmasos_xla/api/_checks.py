@@ -1,0 +1,58 @@
+"""What a fit refuses before it begins."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from llmasos_xla.data.dataset import Dataset
+from llmasos_xla.data.preprocessing import Preprocessing
+from llmasos_xla.models.spec import StackSpec
+
+
+def fitted_preprocessing(dataset: Dataset, spec: StackSpec) -> Preprocessing:
+    """How the data become the model's input; raises ValueError for data that it cannot read."""
+    if dataset.inputs is not None:
+        raise ValueError(
+            f"model: it takes one input, the data are a dict of {' and '.join(dataset.inputs)}: pass one "
+            f"array, x[{dataset.inputs[0]!r}] or np.concatenate(list(x.values()), axis=-1); columns become a "
+            "table with pandas.DataFrame(x)"
+        )
+    fitted = Preprocessing.fit(dataset, spec.input_shape, tokens=spec.tokens)
+    if (size := fitted.vocabulary_size) is not None and not spec.tokens:
+        raise ValueError(
+            f"model: the data are text, encoded to ids 0 to {size - 1}, and its first layer reads numbers: "
+            f"begin with lm.layers.Embedding({size}, ...); a table's only text column is categories with "
+            "categories=[...]"
+        )
+    return fitted
+
+
+def class_weights(
+    class_weight: Mapping[int, float] | None, labels: np.ndarray, outputs: int | None
+) -> tuple[float, ...] | None:
+    """The weight of each class, or None; raises ValueError for labels and weights that do not fit."""
+    if class_weight is None:
+        return None
+    if not isinstance(class_weight, Mapping):
+        raise ValueError(f"fit: class_weight wants {{class id: weight}}, {{0: 1.0, 1: 3.0}}, got {class_weight!r}")
+    classes = max(outputs or 0, 2)
+    one_hot = labels.ndim == 2 and labels.shape[1] > 1 and bool(np.all(np.sort(labels) == np.eye(labels.shape[1])[-1]))
+    ids = labels.size == len(labels) and bool(np.all(np.isin(labels, np.arange(classes))))
+    if not one_hot and not ids:
+        raise ValueError(
+            f"fit: class_weight wants labels that are one class a row, ids from 0 to {classes - 1} or one-hot, got "
+            f"{labels.dtype} {labels.shape}; sample_weight= weighs rows of any kind"
+        )
+    if bad := [c for c in class_weight if not isinstance(c, int | np.integer) or not 0 <= c < classes]:
+        raise ValueError(f"fit: class_weight names class {bad[0]!r}; the classes are 0 to {classes - 1}")
+    if bad := [w for w in class_weight.values() if not 0 <= w < float("inf")]:
+        raise ValueError(f"fit: class_weight wants finite weights >= 0, got {bad[0]!r}")
+    return tuple(float(class_weight.get(c, 1.0)) for c in range(classes))
+
+
+def check_whole(who: str, **numbers: Any) -> None:
+    """Refuses what is no whole number from 1."""
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+            raise ValueError(f"{who}: {name} wants a whole number >= 1, got {value!r}")
