@@ -64,3 +64,17 @@ def test_every_make_target_has_a_rule():
     text = README.with_name("Makefile").read_text()
     (targets,) = re.findall(r"^\.PHONY: (.*)$", text, re.MULTILINE)
     assert [name for name in targets.split() if not re.search(rf"^{name}:", text, re.MULTILINE)] == []
+
+
+def test_the_page_on_sharding(tmp_path, monkeypatch, capsys):
+    """Its listings run one after the other, as they stand; the table of arrays is the one that is printed."""
+    monkeypatch.chdir(tmp_path)
+    text = README.with_name("docs").joinpath("sharding.md").read_text()
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(block, names)
+    (table,) = re.findall(r"```text\n(.*?)```", text, re.DOTALL)
+    assert table in capsys.readouterr().out
+    assert names["again"].predict(names["x"][:3]).shape == (3, 4)
+    sizes = lm.MeshSpec(fsdp=-1, tensor=2).legal_world_sizes(batch_size=6, most=12)
+    assert f"# {sizes}\n" in text
