@@ -14,6 +14,7 @@ import importlib.metadata
 import json
 import os
 import signal
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -48,19 +49,21 @@ def main() -> None:
             results = compete(kind, TINY if quick else layouts(_SIZES), options.rounds, quick, _say)
             found["speed"][kind] = results
             failed += [result.failed for result in results.values() if result.failed]
+    busy = tables.others(found["speed"])
     if "saves" in options.parts:
         for megabytes in (0.1,) if quick else _MEGABYTES:
             _say(f"saves: {megabytes:g} MB")
             gap = 0.05 if quick else _GAP
-            found["saves"].append(
-                _tried({"megabytes": megabytes}, "saves", str(megabytes), str(gap), str(options.rounds), devices=1)
-            )
+            answer, others = _tried("saves", str(megabytes), str(gap), str(options.rounds), devices=1)
+            found["saves"].append({"megabytes": megabytes, **answer})
+            busy.append(others)
     if "wire" in options.parts:
         _say("wire")
-        rows = _tried({}, "wire", str(int(quick)), devices=_WIRE_DEVICES)
-        found["wire"] = rows if isinstance(rows, list) else [{"model": "all", "strategy": "", "formula": {}, **rows}]
+        answer, others = _tried("wire", str(int(quick)), devices=_WIRE_DEVICES)
+        found["wire"] = answer.get("rows", [{"model": "all", "strategy": "", "formula": {}, **answer}])
+        busy.append(others)
     failed += [row["failed"] for part in ("saves", "wire") for row in found[part] if "failed" in row]
-    text = [report.head(about, [found["versions"]], tables.others(found["speed"]))]
+    text = [report.head(about, [found["versions"]], statistics.median(busy))]
     if found["speed"]:
         text += [tables.SHARED.format(cores=cores)]
         text += [tables.speed(kind, results, cores, quick) for kind, results in found["speed"].items()]
@@ -74,14 +77,13 @@ def main() -> None:
         sys.exit(1)
 
 
-def _tried(row: dict[str, Any], module: str, *arguments: str, devices: int) -> Any:
-    """What the module answers, or the row with the reason why it does not."""
+def _tried(module: str, *arguments: str, devices: int) -> tuple[dict[str, Any], float]:
+    """What the module answers, or the reason why it does not; and how busy others kept the machine."""
     try:
-        answer = asked(module, *arguments, devices=devices)
+        return asked(module, *arguments, devices=devices)
     except NoSpeedError as failure:
         _say(str(failure))
-        return {**row, "failed": str(failure)}
-    return {**row, **answer} if isinstance(answer, dict) else answer
+        return {"failed": str(failure)}, float("nan")
 
 
 def _versions() -> dict[str, str]:

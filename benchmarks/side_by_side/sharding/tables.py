@@ -83,10 +83,9 @@ def wire(found: Sequence[Mapping[str, Any]], devices: int) -> str:
     return "\n".join(lines)
 
 
-def others(speeds: Mapping[str, Mapping[Layout, Result]]) -> float:
-    """How many cores other processes kept busy."""
-    values = [cores for results in speeds.values() for r in results.values() for cores in r.others]
-    return statistics.median(values) if values else 0.0
+def others(speeds: Mapping[str, Mapping[Layout, Result]]) -> list[float]:
+    """How many cores other processes kept busy, each time."""
+    return [cores for results in speeds.values() for result in results.values() for cores in result.others]
 
 
 def document(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -108,9 +109,13 @@ class World:
         return [json.loads(line) for line in lines]
 
     def _last_error(self) -> str:
+        # The launcher tells who failed first once it has ended the others.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_SECONDS)
         self._errors.seek(0)
         said = self._errors.read().decode(errors="replace").strip()
-        return said.splitlines()[-1] if said else "it said nothing"
+        cause = said.rpartition("llmasos launch: ")[2].splitlines()
+        return " / ".join([*cause[:1], *cause[-1:]]) or f"it said nothing, and ended with {self._process.poll()}"
 
 
 def variables(devices: int, together: int) -> dict[str, str]:
@@ -119,13 +124,23 @@ def variables(devices: int, together: int) -> dict[str, str]:
     return {**os.environ, **environment(devices, together), "PYTHONPATH": paths}
 
 
-def asked(module: str, *arguments: str, devices: int) -> Any:
-    """What a module of this package prints as JSON, run in a process with so many devices.
+def asked(module: str, *arguments: str, devices: int) -> tuple[Any, float]:
+    """What a module of this package prints as JSON, run in a process with so many devices; and how many cores other
+    processes kept busy meanwhile.
 
     Raises NoSpeedError with what it said instead.
     """
     command = [sys.executable, "-P", "-m", f"side_by_side.sharding.{module}", *arguments]
-    done = subprocess.run(command, env=variables(devices, devices), capture_output=True, text=True)
+    own = _of_children()
+    with Others(os.getpid()) as others:
+        done = subprocess.run(command, env=variables(devices, devices), capture_output=True, text=True)
+    busy = max(0.0, others.busy - (_of_children() - own)) / others.seconds
     if done.returncode:
         raise NoSpeedError(f"{module}: {(done.stderr.strip() or 'it said nothing').splitlines()[-1]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1]), busy
+
+
+def _of_children() -> float:
+    """Seconds of work of the processes that this one has waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
