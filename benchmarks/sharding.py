@@ -1,6 +1,6 @@
 """What dividing a fit costs: step times over devices and processes, checkpoints, bytes over the wire.
 
-python benchmarks/sharding.py                          # all of it: about ten minutes on four cores
+python benchmarks/sharding.py                          # all of it: some twenty minutes on four cores
 python benchmarks/sharding.py --quick                  # tiny models, a few layouts: does it work?
 python benchmarks/sharding.py --parts speed --models mlp --rounds 9
 python benchmarks/sharding.py --out benchmarks/results/sharding.json
