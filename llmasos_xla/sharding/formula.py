@@ -1,6 +1,7 @@
 """The messages of a training step, from its arrays' shapes and layouts alone."""
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,8 +24,8 @@ def messages(
     its gradient is summed over the devices that see other rows, and scattered where the weight is. Products divided by
     features come in pairs, the first by its outputs, the second by its inputs: the pair sums its activations once in
     each pass, rows or tokens times features. Without a partner, the outputs of one divided by outputs are gathered, and
-    the gradient of its inputs is summed. Stages of a pipeline pass activations on, which is little beside the rest and
-    left out.
+    the gradient of its inputs is summed. Keys and values go around a ring in each pass, and their gradients in the
+    second. Stages of a pipeline pass activations on, experts exchange tokens: little beside the rest, and left out.
 
     Args:
         arrays: parameters by name.
@@ -60,11 +61,13 @@ def messages(
             found.append(
                 Collective("reduce-scatter", size // split, over, gathered, _groups(placement, gathered, group_of))
             )
-        summed = tuple(axis for axis in placement.batch_axes if axis not in stored)
+        summed = tuple(axis for axis in (*placement.batch_axes, "seq") if sizes[axis] > 1 and axis not in stored)
         if summed:
             over = math.prod(sizes[axis] for axis in summed)
             held = size // math.prod(sizes[axis] for axis in stored)
             found.append(Collective("all-reduce", held, over, summed, _groups(placement, summed, group_of)))
+        if sizes["seq"] > 1 and re.search(r"(^|/)(key|value)/kernel$", name):
+            found.append(_around_the_ring(a, split, placement, units, _groups(placement, ("seq",), group_of)))
         if at is not None:
             crossed = _groups(placement, ("tensor",), group_of)
             found += _of_features(a, at, divided_inputs, placement, units, crossed, int(placement.is_stacked(name)))
@@ -93,6 +96,15 @@ def _of_features(
     if divided_inputs:
         return []
     return [message("all-gather", a.shape[-1], layers), message("all-reduce", a.shape[-2], layers)]
+
+
+def _around_the_ring(a: Any, split: int, placement: Placement, units: int, crossed: int) -> Collective:
+    """The blocks of keys or values that a device passes on: S - 1 a pass, and S of their gradients."""
+    spec, stacked = placement.spec, a.ndim > 3
+    features = math.prod(a.shape[-2:]) // split
+    block = units // spec.batch_parts // spec.seq * features * a.dtype.itemsize
+    times = (3 * spec.seq - 2) * (a.shape[0] if stacked else 1)
+    return Collective("permute", block, spec.seq, ("seq",), crossed, times)
 
 
 def _axes(spec: Any) -> tuple[str, ...]:

@@ -133,6 +133,15 @@ class Placement:
             out[name] = self._gathered(a, Layout(PartitionSpec(*whole.stored[1:]), PartitionSpec(*whole.used[1:])))
         return out
 
+    def whole_features(self, x: jax.Array) -> jax.Array:
+        """An activation [batch, time, features] with rows and time where a batch has them, and features whole.
+
+        For what many products read and are added to. XLA might keep it in parts, and gather it for each of them.
+        """
+        mesh = self._mesh_here()
+        lies = PartitionSpec(self.batch_axes or None, "seq" if self.spec.seq > 1 else None)
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, lies))
+
     def is_stacked(self, name: str) -> bool:
         """Whether the first axis of that array counts layers."""
         return bool(self.stacked) and name.startswith(self.stacked)
@@ -155,10 +164,13 @@ class Placement:
     def _gathered(self, a: jax.Array, found: Layout) -> jax.Array:
         if found.stored == found.used:
             return a
+        mesh = self._mesh_here()
+        return _gather(a, NamedSharding(mesh, found.used), NamedSharding(mesh, found.stored))
+
+    def _mesh_here(self) -> Any:
         # Inside of a shard_map over some axes, a pipeline's, the mesh is that of the others.
         outer = jax.sharding.get_abstract_mesh()
-        mesh = self.mesh if outer.empty else outer
-        return _gather(a, NamedSharding(mesh, found.used), NamedSharding(mesh, found.stored))
+        return self.mesh if outer.empty else outer
 
     def __repr__(self) -> str:
         return f"Placement({self.spec!r} on {self.mesh.devices.size} {self.mesh.devices.flat[0].platform} devices)"

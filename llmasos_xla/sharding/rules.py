@@ -37,7 +37,8 @@ TENSOR: tuple[Rule, ...] = (
     Rule(r"(^|/)down/kernel$", {-2: "tensor"}),
     Rule(r"(^|/)router/", {}),
     Rule(r"_norm/scale$|rms_normalization\w*/scale$|layer_normalization\w*/(scale|bias)$", {}),
-    Rule(r"(^|/)embeddings$", {-1: "tensor"}),
+    # Used whole: vectors in parts would keep what is added to them in parts, and each product would gather its input.
+    Rule(r"(^|/)embeddings$", {-1: "tensor"}, gathered=True),
     # A recurrence or a depthwise window divided by features would talk at each step or window: kept split, used whole.
     Rule(r"recurrent_(kernel|bias|scale)$|(input|cell)_(scale|offset)$", {-1: "tensor"}, gathered=True),
     Rule(r"(^|/)(lstm|gru|simple_rnn|min_gru)\w*/|(forward|backward)/(kernel|bias)$", {-1: "tensor"}, gathered=True),

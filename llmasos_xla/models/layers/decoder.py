@@ -226,18 +226,25 @@ def block(
         y = affine(x, kernel.reshape(x.shape[-1], -1), None)
         return checkpoint_name(y.reshape(*x.shape[:-1], *kernel.shape[summed:]), _DOT)
 
-    h = rms_norm(x, arrays["attention_norm/scale"], spec.epsilon)
+    x = _whole(x)
+    h = _whole(rms_norm(x, arrays["attention_norm/scale"], spec.epsilon))
     query, keys, value = (product(h, f"attention/{name}/kernel") for name in ("query", "key", "value"))
     query, keys = (rotate(a, positions, spec.rope_base) for a in (query, keys))
     seen = checkpoint_name(attend(query, keys, value), _DOT)
-    x = x + dropped(product(seen, "attention/output/kernel", summed=2), 0)
-    h = rms_norm(x, arrays["mlp_norm/scale"], spec.epsilon)
+    x = _whole(x + dropped(product(seen, "attention/output/kernel", summed=2), 0))
+    h = _whole(rms_norm(x, arrays["mlp_norm/scale"], spec.epsilon))
     if not spec.experts:
         h = product(jax.nn.silu(product(h, "mlp/gate/kernel")) * product(h, "mlp/up/kernel"), "mlp/down/kernel")
-        return x + dropped(h, 1), {}
+        return _whole(x + dropped(h, 1)), {}
     of_mlp = {name.removeprefix("mlp/"): a for name, a in arrays.items() if name.startswith("mlp/")}
     h, state = mixture(of_mlp, h, mask, spec.mixing, train=train)
-    return x + dropped(h, 1), {f"mlp/{name}": a for name, a in state.items()}
+    return _whole(x + dropped(h, 1)), {f"mlp/{name}": a for name, a in state.items()}
+
+
+def _whole(x: jax.Array) -> jax.Array:
+    """What products read, with all of its features on each device: told of one array alone, XLA divides the next."""
+    here = placement.current()
+    return x if here is None else here.whole_features(x)
 
 
 def _rematerialized(layer: Callable, what: str) -> Callable:
