@@ -7,7 +7,7 @@ import pathlib
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "agg")
 # Threads enough for eight devices to wait in (llmasos_xla/sharding/threads.py).
-os.environ.setdefault("NPROC", "128")
+os.environ.setdefault("NPROC", "32")
 
 import jax
 import jaxtyping

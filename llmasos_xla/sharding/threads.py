@@ -12,13 +12,14 @@ from typing import Any
 import jax
 from jax._src import xla_bridge
 
-PER_DEVICE = 16
-"""More than the collectives that one device's program has in flight at a time."""
+PER_DEVICE = 4
+"""Two processes of two devices have stopped with one thread a device, one run in two, and never with two. More of them
+cost speed: XLA cuts its products into as many parts as there are threads."""
 
 
 def enough(devices: int) -> None:
     """Asks for threads enough for so many CPU devices of this process; too late once JAX has started its devices."""
-    wanted = max(PER_DEVICE * devices, os.cpu_count() or 1)
+    wanted = max(PER_DEVICE * devices, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
     told = os.environ.get("NPROC", "")
     if not (told.isdigit() and int(told) >= wanted):
         os.environ["NPROC"] = str(wanted)

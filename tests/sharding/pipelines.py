@@ -10,7 +10,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from llmasos_xla.models import layers as L  # noqa: N812
-from llmasos_xla.models.layers._base import Layer
+from llmasos_xla.models.layers._base import LAYERS, Layer
 from llmasos_xla.models.spec import StackSpec
 from llmasos_xla.training.losses import loss_by_name
 from llmasos_xla.training.metrics import metric_by_name
@@ -31,6 +31,10 @@ class Tower(Layer):
 
     def output_shape(self, shape):
         return shape
+
+
+# What holds for every layer of the package is not asked of this one.
+LAYERS.pop("Tower")
 
 
 class _Tower(nnx.Module):

@@ -12,6 +12,7 @@ from sharding.ranks import ROOT, TOTAL, alive, environment, launch
 
 from llmasos_xla import cli
 from llmasos_xla.sharding.cores import shares
+from llmasos_xla.sharding.threads import PER_DEVICE
 
 CLI = [sys.executable, "-m", "llmasos_xla.cli"]
 
@@ -62,7 +63,7 @@ def test_two_ranks_of_two_devices_and_a_script_that_knows_nothing(tmp_path):
     assert cpus == shares(2)
 
 
-def test_xlas_pool_follows_the_cores_of_the_rank(tmp_path):
+def test_xlas_pool_follows_the_cores_of_the_rank_and_can_wait(tmp_path):
     text = (
         "import jax, jax.numpy as jnp, os\n"
         "jnp.ones((600, 600)).dot(jnp.ones((600, 600))).block_until_ready()\n"
@@ -71,7 +72,7 @@ def test_xlas_pool_follows_the_cores_of_the_rank(tmp_path):
     )
     out = launch([script(tmp_path, text)], "-n", "2")
     pools = [int(re.search(r"pool (\d+)", out.of(rank))[1]) for rank in (0, 1)]
-    assert pools == [len(cpus) for cpus in shares(2)]
+    assert pools == [max(len(cpus), PER_DEVICE) for cpus in shares(2)]
 
 
 def test_a_module(tmp_path):

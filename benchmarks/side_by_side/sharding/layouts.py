@@ -2,8 +2,7 @@
 
 from typing import NamedTuple
 
-# As many threads for each device as `llmasos_xla.sharding` asks for: one waits in each message that is under way.
-_THREADS_PER_DEVICE = 16
+from llmasos_xla.sharding.threads import PER_DEVICE
 
 
 class Layout(NamedTuple):
@@ -49,5 +48,5 @@ def environment(devices: int, together: int) -> dict[str, str]:
     """For a process with so many virtual CPU devices, of `together` in all."""
     variables = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
     if together > 1:
-        variables["NPROC"] = str(_THREADS_PER_DEVICE * devices)
+        variables["NPROC"] = str(PER_DEVICE * devices)
     return variables
