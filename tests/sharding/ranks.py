@@ -38,7 +38,7 @@ class Run(NamedTuple):
 
 def environment(**more: str) -> dict[str, str]:
     """This process's environment for a rank on the CPU, with no world in it."""
-    ours = re.compile(r"RANK|WORLD_SIZE|MASTER_|LOCAL_|LLMASOS_|SLURM_|OMPI_|PYTEST_|XLA_FLAGS")
+    ours = re.compile(r"RANK|WORLD_SIZE|MASTER_|LOCAL_|LLMASOS_|SLURM_|OMPI_|PYTEST_|XLA_FLAGS|NPROC")
     kept = {name: value for name, value in os.environ.items() if not ours.match(name)}
     return {
         **kept,
