@@ -199,8 +199,15 @@ def gathered_again(function: Callable) -> Callable:
     return jax.checkpoint(function, policy=_all_but_gathered)  # pyright: ignore[reportPrivateImportUsage]
 
 
-def _all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
-    return primitive.name != "sharding_constraint"
+# What only lays values out anew is not kept either: of a gathered weight it would be the whole weight once more.
+_NOT_KEPT = {"sharding_constraint", "reshape", "transpose", "squeeze"}
+
+
+def _all_but_gathered(primitive: Any, *_: Any, **params: Any) -> bool:
+    if primitive.name == "custom_vjp_call":
+        # Within a scan `_gather` is seen as the call that it is; other such calls are worth keeping.
+        return any(equation.primitive.name != "sharding_constraint" for equation in params["call_jaxpr"].jaxpr.eqns)
+    return primitive.name not in _NOT_KEPT
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))

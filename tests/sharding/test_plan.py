@@ -16,7 +16,9 @@ from llmasos_xla.sharding.collectives import Collective
 from llmasos_xla.sharding.hardware import KNOWN
 from llmasos_xla.sharding.memory import Memory
 from llmasos_xla.sharding.mesh import MeshSpec
+from llmasos_xla.sharding.placement import Placement
 from llmasos_xla.sharding.plan import candidates, largest_batch
+from llmasos_xla.sharding.program import collectives
 from llmasos_xla.sharding.topology import Topology, topology
 from llmasos_xla.sharding.verdict import Efficiency, Judge
 
@@ -272,3 +274,23 @@ def test_a_decoder_of_open_length():
     assert found.unit == "tokens"
     assert {"tensor", "fsdp"} <= set(row.sent)
     assert row.memory.parts["weights"] == pytest.approx(4 * config.parameters / 4, rel=0.05)
+
+
+@pytest.mark.parametrize("rematerialize", ["none", "dots", "block"])
+def test_a_stacks_weights_are_gathered_in_each_pass(rematerialize):
+    """Twice the weights' bytes go over the wire: nothing that was gathered is kept from the forward pass on."""
+    net = lm.Sequential(
+        [
+            lm.layers.Embedding(64, 256, input_shape=(8,)),
+            lm.layers.Decoder(4, num_heads=4, rematerialize=rematerialize),
+            lm.layers.Dense(64, use_bias=False),
+        ]
+    )
+    net.compile("sgd", "sparse_categorical_crossentropy")
+    where = topology("cpu:8")
+    step = step_of(net.learner, where)
+    placement = Placement(MeshSpec(fsdp=8), MeshSpec(fsdp=8).mesh(where.devices), step.stacked)
+    found = collectives(step.trace(placement, 8).lower().compile().as_text(), dict(placement.mesh.shape))
+    sent = sum(c.times * c.whole for c in found if c.kind == "all-gather")
+    stack = sum(a.size * a.dtype.itemsize for name, a in step.arrays.items() if name.startswith("decoder/"))
+    assert sent > 1.9 * stack
