@@ -49,10 +49,14 @@ def test_checkpoints_and_messages(tmp_path):
     assert min(row["held_up"][0]) > 0
     assert "**Checkpoints**" in said
     assert [(r["model"], r["strategy"]) for r in found["wire"]] == [("mlp", s) for s in ("data", "fsdp", "tensor")]
-    data, fsdp, _ = found["wire"]
+    data, fsdp, tensor = found["wire"]
     # Besides the gradients a step sums its loss and the count of its rows.
     assert data["compiled"]["data"] == pytest.approx(data["formula"]["data"], rel=1e-3)
-    assert fsdp["compiled"]["fsdp"] == pytest.approx(fsdp["formula"]["fsdp"], rel=1e-3)
+    # Nobody wants the gradient of the data: for it the formula gathers the first kernel, and sums what it multiplies.
+    kernel, rows = 784 * 256 * 4, 16 * 784 * 4
+    first = {"fsdp": kernel * 7 / 8, "tensor": 2 * rows * 7 / 8}
+    assert fsdp["compiled"]["fsdp"] == pytest.approx(fsdp["formula"]["fsdp"] - first["fsdp"], rel=1e-3)
+    assert tensor["compiled"]["tensor"] == pytest.approx(tensor["formula"]["tensor"] - first["tensor"], rel=1e-2)
     assert "| mlp | data 8 | " in said
 
 

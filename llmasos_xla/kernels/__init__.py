@@ -10,10 +10,12 @@ bidirectional           the same in both directions
 explain                 which implementation runs, and why
 tracing_for             chooses for another platform or GPU than the one that is here
 dividing_rows           runs each device's kernels on its rows in a program over a mesh
+dividing_by_xla         leaves them to XLA's partitioner
 """
 
 from llmasos_xla.kernels._dispatch import explain as explain
 from llmasos_xla.kernels._dispatch import tracing_for as tracing_for
+from llmasos_xla.kernels._rows import dividing_by_xla as dividing_by_xla
 from llmasos_xla.kernels._rows import dividing_rows as dividing_rows
 from llmasos_xla.kernels.activation import ACTIVATIONS as ACTIVATIONS
 from llmasos_xla.kernels.activation import activation as activation

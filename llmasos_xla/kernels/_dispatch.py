@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 
 from llmasos_xla.errors import unknown
-from llmasos_xla.kernels._rows import Rows, by_rows
+from llmasos_xla.kernels._rows import Rows, by_rows, divided_by_xla
 from llmasos_xla.kernels._triton.devices import compiling_for
 
 
@@ -138,7 +138,8 @@ def forced(formulation: str) -> Iterator[None]:
 def choose(name: str, candidates: Sequence[Candidate], implementation: str | None) -> Candidate:
     """The candidate that runs.
 
-    With `implementation=None` it is the first without objection. A named implementation runs or raises its reason.
+    With `implementation=None` it is the first without objection, of XLA's own where XLA is to divide the op over
+    devices. A named implementation runs or raises its reason.
     """
     if implementation is not None:
         named = [c for c in candidates if c.implementation == implementation]
@@ -151,10 +152,11 @@ def choose(name: str, candidates: Sequence[Candidate], implementation: str | Non
         if not named:
             raise unknown(name, "formulation", formulation, {c.formulation for c in candidates})
         candidates = named
+    free = implementation is None and formulation is None
     for candidate in candidates:
-        if candidate.objection is None:
+        if candidate.objection is None and not (free and divided_by_xla() and candidate.implementation != "xla"):
             return candidate
-    if implementation is not None or formulation is not None:
+    if not free:
         for candidate in candidates:
             if candidate.able:
                 return candidate

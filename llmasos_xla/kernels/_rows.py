@@ -3,7 +3,9 @@
 XLA's partitioner cannot look into a foreign call, so that in a program over several devices an op would be plain XLA.
 But samples have nothing to do with each other in a convolution or a recurrence. Inside of `dividing_rows` an op that
 chooses a foreign call stands in a `jax.shard_map` over the rows: each device runs it on its own, and the transpose sums
-the gradients of weights.
+the gradients of weights. What XLA is to divide otherwise must not be laid out for a foreign call first: a product whose
+steps lie on several devices would gather them to stand as one matrix. There, inside of `dividing_by_xla`, an op that is
+free to choose is plain XLA.
 """
 
 import contextlib
@@ -20,6 +22,7 @@ from jax.sharding import Mesh, PartitionSpec
 _DIVISION: contextvars.ContextVar[tuple[Mesh, tuple[str, ...]] | None] = contextvars.ContextVar(
     "division", default=None
 )
+_BY_XLA: contextvars.ContextVar[bool] = contextvars.ContextVar("divided by XLA", default=False)
 
 
 def _first_axes(arguments: Mapping[str, Any]) -> tuple[int, int]:
@@ -49,6 +52,21 @@ def dividing_rows(mesh: Mesh, axes: tuple[str, ...]) -> Iterator[None]:
         _DIVISION.reset(token)
 
 
+@contextlib.contextmanager
+def dividing_by_xla(divided: bool = True) -> Iterator[None]:
+    """Leaves the ops traced inside to XLA's partitioner; with False, those inside run on one device's own part."""
+    token = _BY_XLA.set(divided)
+    try:
+        yield
+    finally:
+        _BY_XLA.reset(token)
+
+
+def divided_by_xla() -> bool:
+    """Whether ops are traced for XLA's partitioner to divide."""
+    return _BY_XLA.get()
+
+
 def by_rows(function: Callable, rows: Rows, implementation: Callable[..., str]) -> Callable:
     """The op such that inside of `dividing_rows` it runs by rows.
 
@@ -56,6 +74,10 @@ def by_rows(function: Callable, rows: Rows, implementation: Callable[..., str]) 
     XLA could not divide by itself.
     """
     signature = inspect.signature(function)
+
+    def undivided(*args: Any, **kwargs: Any) -> Any:
+        with dividing_by_xla():
+            return function(*args, **kwargs)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -66,14 +88,14 @@ def by_rows(function: Callable, rows: Rows, implementation: Callable[..., str]) 
         bound = signature.bind(*args, **kwargs)
         along = rows.axes(bound.arguments)
         if along is None:
-            return function(*args, **kwargs)
+            return undivided(*args, **kwargs)
         before, after = along
         paths, tree = jax.tree_util.tree_flatten_with_path(bound.arguments)
         (mesh, axes), found = division, [(_name(path, rows.names), leaf) for path, leaf in paths]
         size = next(leaf.shape[before] for name, leaf in found if name == rows.names[0])
         parts = math.prod(mesh.shape[axis] for axis in axes)
         if size % parts:
-            return function(*args, **kwargs)
+            return undivided(*args, **kwargs)
         places = [i for i, (_, leaf) in enumerate(found) if hasattr(leaf, "shape") and hasattr(leaf, "dtype")]
         whole, split = PartitionSpec(), PartitionSpec(*[None] * before, axes)
 

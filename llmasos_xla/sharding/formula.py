@@ -21,11 +21,13 @@ def messages(
     """What one step sends.
 
     A weight that is stored otherwise than it is used is gathered for the forward pass and again for the backward one;
-    its gradient is summed over the devices that see other rows, and scattered where the weight is. Products divided by
+    its gradient is summed over the devices that see other rows, and scattered where the weight is (on CPU XLA has no
+    such message: it is summed whole, which sends twice as much). Products divided by
     features come in pairs, the first by its outputs, the second by its inputs: the pair sums its activations once in
     each pass, rows or tokens times features. Without a partner, the outputs of one divided by outputs are gathered, and
     the gradient of its inputs is summed. Keys and values go around a ring in each pass, and their gradients in the
-    second. Stages of a pipeline pass activations on, experts exchange tokens: little beside the rest, and left out.
+    second. Left out: the activations that stages of a pipeline pass on, and the tokens that experts exchange. Of the
+    layer that reads the data it counts too much: its input has no gradient, for which a step would gather or sum.
 
     Args:
         arrays: parameters by name.
@@ -46,6 +48,7 @@ def messages(
     layouts = {name: placement.layout(name, a.shape) for name, a in arrays.items()}
     features = {name: _tensor_axis(layouts[name].used, a.shape) for name, a in arrays.items()}
     divided_inputs = any(at == int(placement.is_stacked(name)) for name, at in features.items())
+    scattered = "all-reduce" if placement.mesh.devices.flat[0].platform == "cpu" else "reduce-scatter"
     found = []
     for name, a in arrays.items():
         layout, at = layouts[name], features[name]
@@ -58,9 +61,7 @@ def messages(
             found += [
                 Collective("all-gather", size // split, over, gathered, _groups(placement, gathered, group_of))
             ] * 2
-            found.append(
-                Collective("reduce-scatter", size // split, over, gathered, _groups(placement, gathered, group_of))
-            )
+            found.append(Collective(scattered, size // split, over, gathered, _groups(placement, gathered, group_of)))
         summed = tuple(axis for axis in (*placement.batch_axes, "seq") if sizes[axis] > 1 and axis not in stored)
         if summed:
             over = math.prod(sizes[axis] for axis in summed)

@@ -65,6 +65,7 @@ def collectives(
     text = compiled if isinstance(compiled, str) else compiled.as_text()
     computations, entry = computations_of(text)
     count = math.prod(mesh.values()) if mesh else 0
+    started = {channel: name for name, lines in computations.items() for channel in _started(lines)}
 
     @functools.cache
     def inside(name: str) -> tuple[Collective, ...]:
@@ -72,6 +73,8 @@ def collectives(
         for line in computations.get(name, ()):
             kind = _OPCODES.get(line.opcode.removesuffix("-start"))
             if kind is not None:
+                if started.get(_channel(line), name) != name:
+                    continue
                 # libtpu fuses an all-reduce with the slice that follows it: only the slice is sent back.
                 scatters = kind == "all-reduce" and name.startswith("all-reduce-scatter")
                 found.append(_collective("reduce-scatter" if scatters else kind, line, mesh, groups, count))
@@ -116,6 +119,17 @@ def sizes_of(type_: str) -> list[int]:
         sizes = [int(re.sub(r"\D", "", n)) for n in dims.split(",") if n.strip()]
         found.append(-(-math.prod(sizes) * bits // 8))
     return found
+
+
+def _started(lines: Sequence[Line]) -> list[str | None]:
+    """Channels of the messages that libtpu starts in a computation; it repeats them where they go on, and end."""
+    starts = any(line.opcode == "custom-call" and "AsyncCollectiveStart" in line.rest for line in lines)
+    return [_channel(line) for line in lines if starts and line.opcode in _OPCODES]
+
+
+def _channel(line: Line) -> str | None:
+    found = re.search(r"channel_id=(\d+)", line.rest)
+    return found and found[1]
 
 
 def _calls(line: Line, computations: Mapping[str, list[Line]]) -> list[tuple[int, bool, list[str]]]:

@@ -9,19 +9,24 @@ import jax.numpy as jnp
 
 from llmasos_xla.compiling import CompileRecord, compile
 from llmasos_xla.core import Variables
-from llmasos_xla.kernels import dividing_rows
+from llmasos_xla.kernels import dividing_by_xla, dividing_rows
 from llmasos_xla.sharding.placement import Placement, using
 from llmasos_xla.sharding.transfer import put, put_rows, rows_here
 
 
 @contextlib.contextmanager
 def tracing(placement: Placement | None) -> Iterator[None]:
-    """Traces what is inside for the placement: layers may ask for it, ops run by rows where devices hold whole ones."""
+    """Traces what is inside for the placement: layers may ask for it, ops run by rows where devices hold whole ones.
+
+    A stage of a pipeline whose other axes are 1 has its devices to itself.
+    """
     with contextlib.ExitStack() as stack:
         if placement is not None:
             stack.enter_context(using(placement))
             if placement.divides_rows_only:
                 stack.enter_context(dividing_rows(placement.mesh, placement.batch_axes))
+            else:
+                stack.enter_context(dividing_by_xla(placement.spec.devices > placement.spec.pipe))
         yield
 
 

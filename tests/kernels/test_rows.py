@@ -84,3 +84,28 @@ def test_refusals_name_the_whole_shapes():
     mesh = MeshSpec(data=8).mesh()
     with kernels.dividing_rows(mesh, ("data",)), pytest.raises(ValueError, match=r"\(16, 14, 14, 8\)"):
         conv(f32(16, 14, 14, 8), f32(3, 3, 4, 16), f32(16))
+
+
+def test_steps_over_devices_are_not_gathered():
+    """Where rows are not all that is divided an op is XLA's: laid out for oneDNN the steps would be put together."""
+    mesh = MeshSpec(seq=8).mesh()
+    x, w, b = f32(4, 64, 784), f32(784, 128), f32(128)
+    laid = jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "seq")))
+
+    def program(*arrays):
+        return jax.jit(gradients(lambda x, w, b: kernels.dense(x, w, b, "relu"))).lower(*arrays).compile()
+
+    with kernels.dividing_by_xla():
+        compiled = program(laid, w, b)
+    assert "all-gather" not in compiled.as_text()
+    got, wanted = compiled(laid, w, b), program(x, w, b)(x, w, b)
+    for mine, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=2e-5 * max(1.0, float(jnp.abs(theirs).max())))
+
+
+def test_a_named_implementation_runs_where_xla_divides():
+    x, w = f32(32, 784), f32(784, 128)
+    with kernels.dividing_by_xla():
+        chosen = {name: kernels.explain(kernels.dense, x, w, implementation=name).chosen for name in (None, "onednn")}
+    assert chosen[None].implementation == "xla"
+    assert chosen["onednn"].implementation == "onednn"

@@ -187,7 +187,8 @@ class _Decoder(MaskModule, NamedArrays):
             arrays = {**_gathered(spec, params), **state}
             return block(arrays, x, spec, positions, attend, mask=mask, train=train, key=key)
 
-        x, state = jax.lax.scan(_rematerialized(layer, spec.rematerialize), x, (params, self.state(), keys))
+        x, state = jax.lax.scan(_rematerialized(layer, spec.rematerialize), _whole(x), (params, self.state(), keys))
+        x = _whole(x)
         self.carry(state)
         return x, mask
 
