@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -69,8 +69,8 @@ class Learner:
         """Where the arrays lie on a mesh; None for one device."""
         self._net: Net | None = None
         self._state: TrainState | Variables | None = None
-        # Whether somebody else may hold the state's arrays, which a fit may then not take for its own.
-        self._lent = True
+        # What of the state's arrays somebody else may hold, so that a fit may not take it for its own.
+        self._lent: Literal["nothing", "variables", "all"] = "all"
         # The thread that fits: it alone may read variables whose memory the next step takes.
         self._fitting: int | None = None
         self._tools: tuple[Objective, Evaluator, Predictor] | None = None
@@ -92,7 +92,7 @@ class Learner:
         init = compile(
             net.init, jax.random.key(self.seed), what="initial weights", once=True, out=out, log=self.compiled
         )
-        self._state, self._lent = init(jax.random.key(self.seed)), False
+        self._state, self._lent = init(jax.random.key(self.seed)), "nothing"
         self._net = net
 
     def shard(self, shard: Any) -> None:
@@ -107,7 +107,7 @@ class Learner:
         self.placement = None if spec.devices == 1 else Placement(spec, spec.mesh(), self.spec.stacked)
         self._tools = None
         if self._state is not None:
-            self._state, self._lent = self._placed(self._state), False
+            self._state, self._lent = self._placed(self._state), "nothing"
 
     def _new_state(self, transformation: Any, ema: float | None) -> TrainState:
         """The state before the first step, each device making what it will hold of it."""
@@ -128,6 +128,13 @@ class Learner:
         variables = state.variables if isinstance(state, TrainState) else state
         return put(state, shardings_of(self.placement, state, variables))
 
+    def _own(self, state: Any) -> Any:
+        """A copy of the state, or of variables, where it lies."""
+        return jax.tree.map(jnp.copy, state) if self.placement is None else self._placed(state)
+
+    def _lend_variables(self) -> None:
+        self._lent = "all" if self._lent == "all" else "variables"
+
     def compile(self, recipe: Recipe) -> None:
         """Sets how the model is trained; the optimizer's state is kept if it is the same optimizer."""
         if isinstance(self._state, TrainState) and not recipe.same_optimizer(self.recipe):
@@ -146,7 +153,7 @@ class Learner:
         variables = self._current
         if self._fitting is not None:
             return jax.tree.map(jnp.copy, variables)
-        self._lent = True
+        self._lend_variables()
         return variables
 
     @property
@@ -170,7 +177,7 @@ class Learner:
                 )
         if self._fitting is not None:
             raise RuntimeError("variables: they cannot be set during a fit; a callback may set them on its 'end' event")
-        self._lent = True
+        self._lend_variables()
         if isinstance(self._state, TrainState):
             average = None if self._state.average is None else variables.params
             self._state = TrainState(variables, self._state.optimizer, average, self._state.step)
@@ -188,17 +195,17 @@ class Learner:
     @property
     def training_state(self) -> TrainState | None:
         """Weights, optimizer state and step count; None before the first fit."""
-        self._lent = True
+        self._lent = "all"
         return self._state if isinstance(self._state, TrainState) else None
 
     def restore(self, variables: Variables, training: TrainState | None, epochs_done: int) -> None:
         """Takes over what a file held; the arrays must fit the specification."""
         self._net = self.spec.net()
-        self._state, self.epochs_done, self._lent = training or variables, epochs_done, True
+        self._state, self.epochs_done, self._lent = training or variables, epochs_done, "all"
 
     def take_up(self, state: TrainState, unfinished: Unfinished | None, epochs_done: int) -> None:
         """Goes to where a checkpoint of this same model stands; its arrays are given away."""
-        self._state, self.unfinished, self.epochs_done, self._lent = state, unfinished, epochs_done, False
+        self._state, self.unfinished, self.epochs_done, self._lent = state, unfinished, epochs_done, "nothing"
 
     # Training
 
@@ -278,9 +285,11 @@ class Learner:
         history = self.unfinished.history if going_on and self.unfinished else History()
         state = self._state
         assert isinstance(state, TrainState)
-        if self._lent:
-            # The fit donates what it is given; what the user holds of the old weights stays alive.
-            state = jax.tree.map(jnp.copy, state) if self.placement is None else self._placed(state)
+        # The fit donates what it is given; what the user holds of the old weights stays alive.
+        if self._lent == "variables":
+            state = dataclasses.replace(state, variables=self._own(state.variables))
+        elif self._lent == "all":
+            state = self._own(state)
         job = loop.Job(
             objective=objective,
             optimizer=transformation,
@@ -304,7 +313,7 @@ class Learner:
             report.note(f"going on with the interrupted fit in epoch {position.epoch + 1}")
 
         def keep(state: TrainState, position: loop.Position | None, ended: bool) -> None:
-            self._state, self._lent = state, False
+            self._state, self._lent = state, "nothing"
             self.unfinished = None if position is None else Unfinished(request, position, history)
             if ended:
                 self._fitting = None

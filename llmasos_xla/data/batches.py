@@ -12,6 +12,9 @@ from llmasos_xla.data.order import Plan
 from llmasos_xla.data.preprocessing import Preprocessing
 from llmasos_xla.data.rows import count, take
 
+PREFETCH = 2
+"""Groups of batches that are made ready ahead."""
+
 
 class Group(NamedTuple):
     """Batches for one dispatch; every group of an iterator has the same shapes."""
@@ -44,7 +47,7 @@ def batches(
     group: int = 1,
     start_step: int = 0,
     workers: int = 0,
-    prefetch: int = 2,
+    prefetch: int = PREFETCH,
     share: np.ndarray | None = None,
 ) -> "BatchIterator":
     """Iterates over `epochs` epochs in groups of `group` batches.

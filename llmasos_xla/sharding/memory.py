@@ -36,7 +36,8 @@ class Memory:
         aliased: results that are written where arguments lay.
         temporary: intermediate values, as far as they live at the same time.
         code: the program itself, where it lies in the device's memory.
-        host: what is needed beside XLA's plan where the device is the host; see `host_bytes`.
+        beside: what is needed beside the program: batches that a fit has under way and, where the device is the
+            host, `host_bytes`.
         parts: of the arguments, by name: {"weights": ..., "optimizer": ..., "batch": ...}.
     """
 
@@ -45,13 +46,13 @@ class Memory:
     aliased: int
     temporary: int
     code: int = 0
-    host: int = 0
+    beside: int = 0
     parts: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def peak(self) -> int:
         """The most that is needed at once."""
-        return self.arguments + self.outputs - self.aliased + self.temporary + self.code + self.host
+        return self.arguments + self.outputs - self.aliased + self.temporary + self.code + self.beside
 
     @property
     def activations(self) -> int:
@@ -59,7 +60,7 @@ class Memory:
         return self.peak - sum(self.parts.values())
 
 
-def memory_of(compiled: Any, *, host: int = 0, **parts: Any) -> Memory:
+def memory_of(compiled: Any, **parts: Any) -> Memory:
     """Reads a compiled program; `parts` are trees of its arguments, whose shares are told apart.
 
     >>> import jax.numpy as jnp
@@ -78,8 +79,7 @@ def memory_of(compiled: Any, *, host: int = 0, **parts: Any) -> Memory:
         found.alias_size_in_bytes,
         found.temp_size_in_bytes,
         found.generated_code_size_in_bytes,
-        host,
-        {name: device_bytes(tree) for name, tree in parts.items()},
+        parts={name: device_bytes(tree) for name, tree in parts.items()},
     )
 
 

@@ -53,6 +53,8 @@ class Step(NamedTuple):
     units: int = 1
     """Tokens in a row, or 1."""
     unit: str = "samples"
+    under_way: int = 0
+    """Batches that a fit holds beside the one that a step reads: ready, or passed to steps that wait their turn."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,12 +132,11 @@ class Judge:
             why = f"the compiler refuses it: {plan_table.size(needed)} needed" if needed else str(error)[:80]
             return dataclasses.replace(row, fits=False, why=why, took=time.perf_counter() - began)
         text = compiled.as_text()
-        on_host = self.topology.platform == "cpu"
         held = dataclasses.replace(memory_of(compiled), parts=parts)
-        if on_host:
-            batch_here = self._placed(placement)[1]
-            host = host_bytes(text, batch_here, held.temporary, len(self.topology))
-            held = dataclasses.replace(held, host=host)
+        beside = self.step.under_way * batch
+        if self.topology.platform == "cpu":
+            beside += host_bytes(text, self._placed(placement)[1], held.temporary, len(self.topology))
+        held = dataclasses.replace(held, beside=beside)
         groups = [self._group(device) for device in np.ravel(placement.mesh.devices)]
         found = collectives(text, dict(placement.mesh.shape), groups)
         row = self._row(spec, True, held, self.counted, found)

@@ -31,7 +31,7 @@ _OPERATIONS_PER_DISPATCH = 3e10
 _BYTES_PER_DISPATCH = 32 << 20
 _MOST_STEPS = 64
 # How many dispatches may be under way before the loop waits for the oldest.
-_IN_FLIGHT = 3
+IN_FLIGHT = 3
 _SECONDS_BETWEEN_REPORTS = 0.1
 
 
@@ -308,7 +308,7 @@ class _Run:
             done = group.first_step + group.steps
             self.position = Position(epoch, self.source.get_state(), totals)
             under_way.append(totals.bad_step)
-            if len(under_way) > _IN_FLIGHT:
+            if len(under_way) > IN_FLIGHT:
                 self._check(under_way.popleft(), epoch, first_update)
             now = time.perf_counter()
             if now - reported > _SECONDS_BETWEEN_REPORTS and done < self.steps_per_epoch:

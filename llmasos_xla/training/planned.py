@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from llmasos_xla.data.batches import PREFETCH
 from llmasos_xla.kernels import tracing_for
 from llmasos_xla.sharding.placement import Placement
 from llmasos_xla.sharding.topology import Topology
 from llmasos_xla.sharding.verdict import Step
+from llmasos_xla.training.loop import IN_FLIGHT
 from llmasos_xla.training.placed import like, shardings_of, tracing
 from llmasos_xla.training.step import Gradients, Objective, make_train_step, new_state, over_group
 
@@ -62,7 +64,9 @@ def planned_step(
             jitted = jax.jit(train_step, donate_argnums=(0,), out_shardings=(of_state, whole))
             return jitted.trace(*like(arguments, given))
 
-    return Step(state.variables.params, state, batch, trace, stacked, units, unit)
+    # On the host also those that are made ready, and the one that is being made.
+    under_way = IN_FLIGHT + (PREFETCH + 1 if topology.platform == "cpu" else 0)
+    return Step(state.variables.params, state, batch, trace, stacked, units, unit, under_way)
 
 
 @contextlib.contextmanager

@@ -88,4 +88,4 @@ def test_what_the_compiler_says_when_it_refuses():
 
 
 def test_peak_counts_all():
-    assert Memory(10, 4, 3, 5, code=2, host=1).peak == 19
+    assert Memory(10, 4, 3, 5, code=2, beside=1).peak == 19
