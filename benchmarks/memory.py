@@ -8,7 +8,7 @@ Measured is the growth of the process's resident memory from before the arrays t
 of the same layers has loaded all code; the rows that a fit reads are there before. A line "fit" sets that against
 `lm.plan`'s peak of a step. A line "auto" lets the plan choose the batch for so much memory (`--limit`), and sets what
 its fit took against that. A line "step" runs the compiled program alone, on arrays that are there. On rows marked *
-the constant of `sharding/memory.py` was found; it had not seen the others.
+the constant of `sharding/planning/memory.py` was found; it had not seen the others.
 """
 
 import argparse
@@ -115,8 +115,8 @@ def measure(kind: str, batch_size: int, mode: str, steps: int, limit: float) -> 
     model(kind, small=True).fit(*rows(kind, 16), epochs=1, batch_size=8, verbose=0, steps_per_dispatch=1)
     net = model(kind)
     if mode == "auto":
-        from llmasos_xla.sharding.hardware import usable
-        from llmasos_xla.sharding.topology import topology
+        from llmasos_xla.sharding.planning.hardware import usable
+        from llmasos_xla.sharding.planning.topology import topology
 
         chosen = plan(net, "auto", shard="data", time=time(kind), margin=1 - limit / usable(topology().hardware))
         row = next(row for row in chosen.rows if row.compiled)
@@ -145,8 +145,8 @@ def stepped(net: Any, kind: str, batch_size: int, steps: int) -> dict[str, float
     from llmasos_xla.api.planning import step_of
     from llmasos_xla.compiling import compiler_options
     from llmasos_xla.sharding import MeshSpec, Placement
-    from llmasos_xla.sharding.memory import device_bytes
-    from llmasos_xla.sharding.topology import topology
+    from llmasos_xla.sharding.planning.memory import device_bytes
+    from llmasos_xla.sharding.planning.topology import topology
 
     x, y = rows(kind, batch_size)
     step = step_of(net.learner, topology(), time(kind))._replace(under_way=0)

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from llmasos_xla.models import layers as layers
     from llmasos_xla.sharding.distributed import initialize as initialize
     from llmasos_xla.sharding.mesh import MeshSpec as MeshSpec
-    from llmasos_xla.sharding.world import World as World
-    from llmasos_xla.sharding.world import world as world
+    from llmasos_xla.sharding.processes.world import World as World
+    from llmasos_xla.sharding.processes.world import world as world
     from llmasos_xla.training import callbacks as callbacks
     from llmasos_xla.training.checkpoint import Checkpoint as Checkpoint
     from llmasos_xla.training.optimizers import Optimizer as Optimizer
@@ -59,12 +59,12 @@ _HOMES = {
     "Schedule": "training.optimizers",
     "Sequential": "api.sequential",
     "Variables": "core",
-    "World": "sharding.world",
+    "World": "sharding.processes.world",
     "initialize": "sharding.distributed",
     "load": "api.load",
     "plan": "api.planning",
     "pure": "core",
-    "world": "sharding.world",
+    "world": "sharding.processes.world",
 }
 _MODULES = {
     "callbacks": "training.callbacks",

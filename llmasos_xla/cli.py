@@ -39,8 +39,8 @@ def _add_launch(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 
 def _launch(chosen: argparse.Namespace) -> int:
-    from llmasos_xla.sharding import clusters
-    from llmasos_xla.sharding.launch import launch, package_path
+    from llmasos_xla.sharding.processes import clusters
+    from llmasos_xla.sharding.processes.launch import launch, package_path
 
     if not chosen.module and not os.path.isfile(chosen.script):
         raise FileNotFoundError(f"no script {chosen.script!r} in {os.getcwd()}; -m MODULE runs a module")
@@ -52,7 +52,7 @@ def _launch(chosen: argparse.Namespace) -> int:
         if chosen.heartbeat:
             os.environ["LLMASOS_HEARTBEAT"] = str(chosen.heartbeat)
         os.environ |= package_path()
-        os.execv(sys.executable, [sys.executable, "-P", "-m", "llmasos_xla.sharding.worker", *arguments])
+        os.execv(sys.executable, [sys.executable, "-P", "-m", "llmasos_xla.sharding.processes.worker", *arguments])
     if place is not None and place.size > 1:
         raise ValueError(
             f"this process is already rank {place.rank} of {place.size}, by {place.source}; leave -n away, so that it "

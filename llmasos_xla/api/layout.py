@@ -38,7 +38,7 @@ def settled(learner: "Learner", shard: Any, batch_size: Any, rows: int, report: 
 def _planned(learner: "Learner", shard: Any, batch_size: Any, rows: int) -> tuple[MeshSpec, int]:
     from llmasos_xla.api.planning import step_of
     from llmasos_xla.sharding import plan as planning
-    from llmasos_xla.sharding.topology import topology
+    from llmasos_xla.sharding.planning.topology import topology
 
     here = topology()
     if shard is None and learner.placement is not None:

@@ -11,9 +11,9 @@ from llmasos_xla.api.recipe import Recipe, default_loss
 from llmasos_xla.sharding import plan as planning
 from llmasos_xla.sharding.mesh import MeshSpec
 from llmasos_xla.sharding.plan import Plan
-from llmasos_xla.sharding.topology import Topology
-from llmasos_xla.sharding.topology import topology as topology_of
-from llmasos_xla.sharding.verdict import Step
+from llmasos_xla.sharding.planning.estimate import Step
+from llmasos_xla.sharding.planning.topology import Topology
+from llmasos_xla.sharding.planning.topology import topology as topology_of
 from llmasos_xla.training.pipelined import pipeline_of
 from llmasos_xla.training.planned import planned_step
 from llmasos_xla.training.step import Objective
@@ -38,7 +38,7 @@ def plan(
     Args:
         model: with its input shape and, if it is compiled, its optimizer, loss and precision; Adam otherwise.
         batch_size: rows of a step, over all devices; "auto" finds the largest that fits the first layout that does.
-        topology: None for the devices that are here, or "cpu:8", "h100:16", "v5p:8x8x4"; see `sharding.topology`.
+        topology: None for the devices that are here, or "cpu:8", "h100:16", "v5p:8x8x4" (`sharding.planning.topology`).
         shard: one layout to judge rather than the usual ones: a strategy's name, or a `MeshSpec`.
         time: steps of a sequence, where the model leaves them open.
         compile_on: "cpu" where the compiler of the devices' platform is not installed: an estimate.

@@ -16,7 +16,7 @@ from llmasos_xla.models._operations import count_operations
 from llmasos_xla.models.layers._base import Layer, Shape, layer_names
 from llmasos_xla.models.spec import StackSpec
 from llmasos_xla.models.stack import Stack, output_shapes, split_head
-from llmasos_xla.sharding.pipeline import Part, Rows
+from llmasos_xla.sharding.pipeline.flat import Part, Rows
 
 _ANY_LENGTH = 128
 """What an axis of any length counts as when costs are compared."""

@@ -1,21 +1,15 @@
 """One program on many devices: meshes, where arrays lie, processes, plans.
 
-mesh         MeshSpec: how many parts each strategy makes
-rules        array name -> PartitionSpec, a table a strategy
-placement    Placement: a mesh and where each array lies; what a step is traced for
-hardware     what devices hold and do
-topology     devices to compile for, also ones that are not here
-plan         Plan: which layout fits and is fastest, found by compiling
-ring         attention with the time axis split
-pipeline     layers in stages, micro-batches passing through them
-agreement    whether all processes are about to do the same
-transfer     between this process's memory and arrays over a mesh
-threads      virtual_devices: several CPU devices in one process
-distributed  initialize: this process becomes one of several
-clusters     which of how many, from what Slurm, Ray, Kubernetes and others set
-preflight    what would hang or differ, told before it does
-hub, join    how the ranks meet; watch: how they learn that one has failed
-launch       several processes on this machine; worker: what each of them runs
+mesh          MeshSpec: how many parts each strategy makes
+rules         array name -> PartitionSpec, a table a strategy
+placement     Placement: a mesh and where each array lies; what a step is traced for
+plan          Plan: which layout fits and is fastest, found by compiling; planning: what it stands on
+ring          attention with the time axis split
+pipeline      layers in stages, micro-batches passing through them
+distributed   initialize: this process becomes one of several; processes: what it takes
+agreement     whether all processes are about to do the same
+transfer      between this process's memory and arrays over a mesh
+threads       virtual_devices: several CPU devices in one process
 """
 
 from llmasos_xla.sharding.mesh import MeshSpec as MeshSpec

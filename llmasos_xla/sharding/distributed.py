@@ -9,13 +9,14 @@ from collections.abc import Iterator, Sequence
 import jax
 from jax._src import xla_bridge
 
-from llmasos_xla.sharding import clusters, gloo, preflight, threads
-from llmasos_xla.sharding.clusters import Place
-from llmasos_xla.sharding.hub import Hub
-from llmasos_xla.sharding.join import Joined, join, split
-from llmasos_xla.sharding.relay import relay
-from llmasos_xla.sharding.watch import Watch
-from llmasos_xla.sharding.world import World, enter, entered, world
+from llmasos_xla.sharding import threads
+from llmasos_xla.sharding.processes import clusters, gloo, preflight
+from llmasos_xla.sharding.processes.clusters import Place
+from llmasos_xla.sharding.processes.hub import Hub
+from llmasos_xla.sharding.processes.join import Joined, join, split
+from llmasos_xla.sharding.processes.relay import relay
+from llmasos_xla.sharding.processes.watch import Watch
+from llmasos_xla.sharding.processes.world import World, enter, entered, world
 
 # JAX's own watch stays behind ours: its text names no cause.
 _JAX_LATER_SECONDS = 10

@@ -11,11 +11,11 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
-from llmasos_xla.sharding import plan_table
-from llmasos_xla.sharding.hardware import usable
 from llmasos_xla.sharding.mesh import MeshSpec
-from llmasos_xla.sharding.topology import Topology
-from llmasos_xla.sharding.verdict import EFFICIENCY, Efficiency, Judge, Row, Step
+from llmasos_xla.sharding.planning import table
+from llmasos_xla.sharding.planning.estimate import EFFICIENCY, Efficiency, Estimator, Row, Step
+from llmasos_xla.sharding.planning.hardware import usable
+from llmasos_xla.sharding.planning.topology import Topology
 
 MARGIN = 0.1
 """Share of a device's memory that is left free: for the allocator's fragments and the library's own buffers."""
@@ -59,7 +59,7 @@ class Plan:
         return json.dumps({**{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}, "rows": rows})
 
     def __str__(self) -> str:
-        return plan_table.text(self)
+        return table.text(self)
 
 
 def plan(
@@ -91,17 +91,19 @@ def plan(
     specs = candidates(topology, batch_size) if specs is None else specs
     if not specs:
         raise ValueError(f"plan: a batch of {batch_size} rows divides in no way over {len(topology)} devices")
-    judge = Judge(step, batch_size, topology, limit, efficiency)
-    rows = [judge.by_formula(spec.over(len(topology))) for spec in specs]
+    estimator = Estimator(step, batch_size, topology, limit, efficiency)
+    rows = [estimator.by_formula(spec.over(len(topology))) for spec in specs]
     rows.sort(key=lambda row: (not row.fits, row.seconds))
     for i in range(len(rows)):
         row = rows[i]
         tried = [r for r in rows if r.compiled]
         if row.fits and sum(r.fits for r in tried) < most and len(tried) < 2 * most:
-            rows[i] = judge.by_compiling(row.spec)
+            rows[i] = estimator.by_compiling(row.spec)
             # The step's operations are known now: what is judged by formula is judged anew.
-            if judge.counted and i == 0:
-                rows[1:] = sorted((judge.by_formula(r.spec) for r in rows[1:]), key=lambda r: (not r.fits, r.seconds))
+            if estimator.counted and i == 0:
+                rows[1:] = sorted(
+                    (estimator.by_formula(r.spec) for r in rows[1:]), key=lambda r: (not r.fits, r.seconds)
+                )
     rows.sort(key=lambda row: (not row.fits, not row.compiled, row.seconds))
     return Plan(str(topology), batch_size, limit, tuple(rows), step.unit, time.perf_counter() - began)
 
@@ -119,18 +121,18 @@ def largest_batch(
     """
     limit = int(usable(topology.hardware) * (1 - margin))
     spec = spec.over(len(topology))
-    judge = Judge(step, 0, topology, limit, EFFICIENCY)
+    estimator = Estimator(step, 0, topology, limit, EFFICIENCY)
     parts = spec.batch_parts * (spec.microbatches or spec.pipe)
 
     def peak(rows: int) -> int:
-        judge.batch_size = rows * parts
-        return judge.by_compiling(spec).memory.peak
+        estimator.batch_size = rows * parts
+        return estimator.by_compiling(spec).memory.peak
 
     found = _largest(peak, limit, max(most // parts, 1), compiles)
     if found == 0:
         raise ValueError(
-            f"plan: not even one row a device fits: {spec!r} needs {plan_table.size(peak(1))} of "
-            f"{plan_table.size(limit)} a device; split the model over more devices"
+            f"plan: not even one row a device fits: {spec!r} needs {table.size(peak(1))} of "
+            f"{table.size(limit)} a device; split the model over more devices"
         )
     return found * parts
 
@@ -175,7 +177,7 @@ def candidates(topology: Topology, batch_size: int, stacked: bool = False) -> li
     """Layouts worth judging: data, fsdp and tensor and their products, with tensor inside of what is joined by fast
     links; stages of layers between groups where layers are stacked.
 
-    >>> from llmasos_xla.sharding.topology import topology
+    >>> from llmasos_xla.sharding.planning.topology import topology
     >>> candidates(topology("cpu:4"), batch_size=8)[:2]
     [MeshSpec(data=4), MeshSpec(fsdp=4)]
     """

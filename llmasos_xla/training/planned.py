@@ -11,8 +11,8 @@ import optax
 from llmasos_xla.data.batches import PREFETCH
 from llmasos_xla.kernels import tracing_for
 from llmasos_xla.sharding.placement import Placement
-from llmasos_xla.sharding.topology import Topology
-from llmasos_xla.sharding.verdict import Step
+from llmasos_xla.sharding.planning.estimate import Step
+from llmasos_xla.sharding.planning.topology import Topology
 from llmasos_xla.training.loop import IN_FLIGHT
 from llmasos_xla.training.placed import like, shardings_of, tracing
 from llmasos_xla.training.step import Gradients, Objective, make_train_step, new_state, over_group

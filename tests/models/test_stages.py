@@ -17,8 +17,7 @@ from llmasos_xla.models.layers._base import layer_names
 from llmasos_xla.models.spec import StackSpec
 from llmasos_xla.models.stack import split_head
 from llmasos_xla.models.stages import partition, split
-from llmasos_xla.sharding._flat import name_of
-from llmasos_xla.sharding.pipeline import Rows
+from llmasos_xla.sharding.pipeline.flat import Rows, name_of
 
 
 def best(costs, handed, parts):

@@ -6,10 +6,10 @@ import types
 
 import pytest
 
-from llmasos_xla.sharding import clusters
-from llmasos_xla.sharding.clusters import Place, detect, slurm_hosts
 from llmasos_xla.sharding.distributed import initialize
-from llmasos_xla.sharding.world import World, world
+from llmasos_xla.sharding.processes import clusters
+from llmasos_xla.sharding.processes.clusters import Place, detect, slurm_hosts
+from llmasos_xla.sharding.processes.world import World, world
 
 SLURM = {
     "SLURM_JOB_ID": "8123456",
@@ -167,7 +167,7 @@ def alone(monkeypatch):
     """No variables of a launcher, and nothing initialized."""
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "JAX_COORDINATOR_ADDRESS", *SLURM, *OPENMPI):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("llmasos_xla.sharding.world._current", None)
+    monkeypatch.setattr("llmasos_xla.sharding.processes.world._current", None)
 
 
 @pytest.mark.usefixtures("alone")

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from llmasos_xla.sharding.collectives import KINDS, Collective, Links, axes_of, merged, sent, sent_by_axes
-from llmasos_xla.sharding.formula import messages
 from llmasos_xla.sharding.mesh import MeshSpec
 from llmasos_xla.sharding.placement import Placement, gathered_again
-from llmasos_xla.sharding.program import collectives, sizes_of
+from llmasos_xla.sharding.planning.collectives import KINDS, Collective, Links, axes_of, merged, sent, sent_by_axes
+from llmasos_xla.sharding.planning.formula import messages
+from llmasos_xla.sharding.planning.program import collectives, sizes_of
 
 P = PartitionSpec
 SPEC = MeshSpec(data=2, fsdp=2, tensor=2)

@@ -7,8 +7,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from sharding.pipelines import mesh_of
 
-from llmasos_xla.sharding._carrier import Carrier, split_floats
-from llmasos_xla.sharding._flat import Arrangement, Rows, without
+from llmasos_xla.sharding.pipeline.carrier import Carrier, split_floats
+from llmasos_xla.sharding.pipeline.flat import Arrangement, Rows, without
 
 ROWS = 5
 FLOATS = [[jnp.float32], [jnp.bfloat16], [jnp.float16], [jnp.bfloat16, jnp.float32], [jnp.bfloat16, jnp.float16], []]

@@ -6,8 +6,8 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from llmasos_xla import kernels
-from llmasos_xla.sharding.flops import flops, traced_flops
 from llmasos_xla.sharding.mesh import MeshSpec
+from llmasos_xla.sharding.planning.flops import flops, traced_flops
 
 F = jnp.float32
 

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from llmasos_xla.sharding.judge import Judge
+from llmasos_xla.sharding.processes.judge import Judge
 
 BEAT = 10.0
 

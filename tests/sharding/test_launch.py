@@ -11,7 +11,7 @@ import pytest
 from sharding.ranks import ROOT, TOTAL, alive, environment, launch
 
 from llmasos_xla import cli
-from llmasos_xla.sharding.cores import shares
+from llmasos_xla.sharding.processes.cores import shares
 from llmasos_xla.sharding.threads import PER_DEVICE
 
 CLI = [sys.executable, "-m", "llmasos_xla.cli"]
@@ -140,7 +140,7 @@ def test_signals_reach_every_rank_once(tmp_path, number):
 def test_a_rank_that_ignores_sigterm_is_killed_after_the_grace(tmp_path):
     text = (
         "import os, signal, sys, time\n"
-        "import llmasos_xla.sharding.watch as watch\n"
+        "import llmasos_xla.sharding.processes.watch as watch\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "watch.Watch._verdict = lambda self, message: None\n"
         "print('pid', os.getpid())\n"

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from llmasos_xla.sharding.memory import Memory, device_bytes, exhausted, host_bytes, memory_of
 from llmasos_xla.sharding.mesh import MeshSpec
+from llmasos_xla.sharding.planning.memory import Memory, device_bytes, exhausted, host_bytes, memory_of
 
 
 def struct(*shape, dtype=jnp.float32, sharding=None):

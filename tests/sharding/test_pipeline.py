@@ -24,7 +24,8 @@ from sharding.pipelines import (
 
 from llmasos_xla import Optimizer
 from llmasos_xla.models.stages import split
-from llmasos_xla.sharding.pipeline import Rows, bubble, default_microbatches, one_f_one_b, waits_for_all
+from llmasos_xla.sharding.pipeline import bubble, default_microbatches, one_f_one_b, waits_for_all
+from llmasos_xla.sharding.pipeline.flat import Rows
 from llmasos_xla.training.pipelined import pipelined
 from llmasos_xla.training.step import make_train_step, new_state
 

@@ -12,15 +12,15 @@ import llmasos_xla as lm
 from llmasos_xla.api.planning import step_of
 from llmasos_xla.models.decoder import DecoderConfig
 from llmasos_xla.sharding import plan as planning
-from llmasos_xla.sharding.collectives import Collective
-from llmasos_xla.sharding.hardware import KNOWN
-from llmasos_xla.sharding.memory import Memory
 from llmasos_xla.sharding.mesh import MeshSpec
 from llmasos_xla.sharding.placement import Placement
 from llmasos_xla.sharding.plan import candidates, largest_batch
-from llmasos_xla.sharding.program import collectives
-from llmasos_xla.sharding.topology import Topology, topology
-from llmasos_xla.sharding.verdict import Efficiency, Judge
+from llmasos_xla.sharding.planning.collectives import Collective
+from llmasos_xla.sharding.planning.estimate import Efficiency, Estimator
+from llmasos_xla.sharding.planning.hardware import KNOWN
+from llmasos_xla.sharding.planning.memory import Memory
+from llmasos_xla.sharding.planning.program import collectives
+from llmasos_xla.sharding.planning.topology import Topology, topology
 
 GIB = 1 << 30
 
@@ -135,9 +135,9 @@ def test_candidates_keep_tensor_within_fast_links():
 
 
 def judged(flops, temporary, sent, efficiency=Efficiency(1.0, 1.0, 1.0, 0.5)):
-    judge = Judge(step_of(model().learner, topology("cpu:1")), 64, HUNDREDS, 80 * GIB, efficiency)
+    estimator = Estimator(step_of(model().learner, topology("cpu:1")), 64, HUNDREDS, 80 * GIB, efficiency)
     memory = Memory(0, 0, 0, temporary, parts={})
-    return judge._row(MeshSpec(), True, memory, {"bfloat16": flops}, sent).seconds
+    return estimator._row(MeshSpec(), True, memory, {"bfloat16": flops}, sent).seconds
 
 
 HUNDREDS = Topology("h100:8", KNOWN["h100"], tuple(range(8)), 8)
@@ -245,13 +245,13 @@ def test_layouts_that_turn_out_not_to_fit_do_not_use_up_the_compiles(monkeypatch
         tried.append(spec)
         return dataclasses.replace(self.by_formula(spec), compiled=True, fits=len(tried) > 1, why="needs more")
 
-    monkeypatch.setattr(Judge, "by_compiling", compiled)
+    monkeypatch.setattr(Estimator, "by_compiling", compiled)
     found = lm.plan(model(), batch_size=64, topology="cpu:8", most=1)
     assert found.best.spec == tried[1]
     assert found.rows[-1].spec == tried[0]
     assert len(tried) == 2
 
-    monkeypatch.setattr(Judge, "by_compiling", lambda *a: dataclasses.replace(compiled(*a), fits=False))
+    monkeypatch.setattr(Estimator, "by_compiling", lambda *a: dataclasses.replace(compiled(*a), fits=False))
     tried.clear()
     hopeless = lm.plan(model(), batch_size=64, topology="cpu:8", most=1)
     assert len(tried) == 2

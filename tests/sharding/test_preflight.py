@@ -9,11 +9,12 @@ import jax
 import pytest
 from sharding.ranks import TOTAL, ended, start
 
-from llmasos_xla.sharding import distributed, preflight
-from llmasos_xla.sharding.hub import Hub
-from llmasos_xla.sharding.join import join, split
-from llmasos_xla.sharding.preflight import PreflightError, faults
-from llmasos_xla.sharding.wire import Wire
+from llmasos_xla.sharding import distributed
+from llmasos_xla.sharding.processes import preflight
+from llmasos_xla.sharding.processes.hub import Hub
+from llmasos_xla.sharding.processes.join import join, split
+from llmasos_xla.sharding.processes.preflight import PreflightError, faults
+from llmasos_xla.sharding.processes.wire import Wire
 
 
 def free_port():
@@ -114,7 +115,7 @@ def test_the_facts_of_this_process():
     assert found["devices"] == {"cpu": 8}
     assert set(found["versions"]) == {"llmasos_xla", "jax", "jaxlib", "Python"}
     assert list(found["script"]) == ["test_preflight.py"]
-    assert "sharding/preflight.py" in found["package"]
+    assert "sharding/processes/preflight.py" in found["package"]
 
 
 @pytest.fixture
@@ -350,7 +351,7 @@ def test_something_else_answers():
 
 
 def test_nobody_speaks(monkeypatch):
-    monkeypatch.setattr("llmasos_xla.sharding.join._GREETING_SECONDS", 0.5)
+    monkeypatch.setattr("llmasos_xla.sharding.processes.join._GREETING_SECONDS", 0.5)
     with (
         socket.create_server(("127.0.0.1", 0)) as door,
         pytest.raises(PreflightError, match=r"says nothing for 0\.5 s: rank 0 is stopped or stuck, or another program"),

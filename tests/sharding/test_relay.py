@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from llmasos_xla.sharding.relay import relay
+from llmasos_xla.sharding.processes.relay import relay
 
 HOLD = 1.0
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from llmasos_xla.sharding.hardware import KNOWN, available_memory, cpu, hardware, usable
 from llmasos_xla.sharding.mesh import MeshSpec
-from llmasos_xla.sharding.topology import target_config, topology, uncached
+from llmasos_xla.sharding.planning.hardware import KNOWN, available_memory, cpu, hardware, usable
+from llmasos_xla.sharding.planning.topology import target_config, topology, uncached
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: extra plan"

@@ -12,8 +12,8 @@ import jax
 import llmasos_xla as lm
 from llmasos_xla.models import DecoderConfig
 from llmasos_xla.sharding import MeshSpec, Placement
-from llmasos_xla.sharding.collectives import sent_by_axes
-from llmasos_xla.sharding.formula import messages
+from llmasos_xla.sharding.planning.collectives import sent_by_axes
+from llmasos_xla.sharding.planning.formula import messages
 
 TIME = 64
 CASES = [

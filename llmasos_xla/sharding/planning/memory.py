@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from llmasos_xla.sharding.program import Line, computations_of, sizes_of
+from llmasos_xla.sharding.planning.program import Line, computations_of, sizes_of
 
 # Rows and columns of a product are packed by blocks of so many values along the sum, threefold: measured, see
 # benchmarks/memory.py.

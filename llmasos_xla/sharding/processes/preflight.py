@@ -17,7 +17,7 @@ from typing import Any
 
 from llmasos_xla._version import __version__
 from llmasos_xla.errors import unknown
-from llmasos_xla.sharding.wire import is_loopback
+from llmasos_xla.sharding.processes.wire import is_loopback
 
 CLOCK_SECONDS = 5.0
 """How far the ranks' clocks may be apart."""
@@ -74,7 +74,7 @@ def digest(path: pathlib.Path) -> str:
 @functools.cache
 def package_digests() -> dict[str, str]:
     """The digest of each source file of the installed package."""
-    root = pathlib.Path(__file__).parents[1]
+    root = pathlib.Path(__file__).parents[2]
     return {str(path.relative_to(root)): digest(path) for path in sorted(root.rglob("*.py"))}
 
 

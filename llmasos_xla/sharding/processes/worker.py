@@ -1,4 +1,4 @@
-"""`python -m llmasos_xla.sharding.worker train.py --lr 3`: one rank, which runs the script as if it were alone.
+"""`python -m llmasos_xla.sharding.processes.worker train.py`: one rank, which runs the script as if it were alone.
 
 It joins the other ranks, and then runs a script that knows nothing of this, or with `-m` a module.
 """
@@ -12,8 +12,8 @@ import time
 from types import TracebackType
 
 from llmasos_xla.sharding.distributed import initialize
-from llmasos_xla.sharding.preflight import PreflightError
-from llmasos_xla.sharding.watch import ended_with
+from llmasos_xla.sharding.processes.preflight import PreflightError
+from llmasos_xla.sharding.processes.watch import ended_with
 
 _GRACE_SECONDS = 10.0
 

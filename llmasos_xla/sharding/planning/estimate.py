@@ -10,15 +10,15 @@ import jax
 import numpy as np
 
 from llmasos_xla.compiling import compiler_options
-from llmasos_xla.sharding import plan_table
-from llmasos_xla.sharding.collectives import Collective, Links, sent_by_axes
-from llmasos_xla.sharding.flops import traced_flops
-from llmasos_xla.sharding.formula import messages
-from llmasos_xla.sharding.memory import Memory, device_bytes, exhausted, host_bytes, memory_of
 from llmasos_xla.sharding.mesh import MeshSpec
 from llmasos_xla.sharding.placement import Placement
-from llmasos_xla.sharding.program import collectives
-from llmasos_xla.sharding.topology import Topology, uncached
+from llmasos_xla.sharding.planning import table
+from llmasos_xla.sharding.planning.collectives import Collective, Links, sent_by_axes
+from llmasos_xla.sharding.planning.flops import traced_flops
+from llmasos_xla.sharding.planning.formula import messages
+from llmasos_xla.sharding.planning.memory import Memory, device_bytes, exhausted, host_bytes, memory_of
+from llmasos_xla.sharding.planning.program import collectives
+from llmasos_xla.sharding.planning.topology import Topology, uncached
 
 
 class Efficiency(NamedTuple):
@@ -87,7 +87,7 @@ class Row:
 
 
 @final
-class Judge:
+class Estimator:
     """Judges layouts of one step on one topology."""
 
     def __init__(self, step: Step, batch_size: int, topology: Topology, limit: int, efficiency: Efficiency):
@@ -129,7 +129,7 @@ class Judge:
                 raise
             held = Memory(weights + optimizer + batch, 0, 0, max(needed - sum(parts.values()), 0), parts=parts)
             row = self._row(spec, True, held, self.counted, [])
-            why = f"the compiler refuses it: {plan_table.size(needed)} needed" if needed else str(error)[:80]
+            why = f"the compiler refuses it: {table.size(needed)} needed" if needed else str(error)[:80]
             return dataclasses.replace(row, fits=False, why=why, took=time.perf_counter() - began)
         text = compiled.as_text()
         held = dataclasses.replace(memory_of(compiled), parts=parts)
@@ -158,7 +158,7 @@ class Judge:
         busy = max(compute, traffic)
         seconds = busy + talking - reached.overlap * min(talking, busy)
         fits = held.peak <= self.limit
-        why = "" if fits else f"needs {plan_table.size(held.peak)} of {plan_table.size(self.limit)}"
+        why = "" if fits else f"needs {table.size(held.peak)} of {table.size(self.limit)}"
         return Row(
             spec, compiled, fits, why, held, sum(own.values()), sent_by_axes(sent), seconds,
             self.batch_size * self.step.units / seconds if seconds else math.inf,

@@ -21,11 +21,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from llmasos_xla.sharding._check import check_arrays, check_batch
-from llmasos_xla.sharding._flat import AXIS, Arrangement, Held, Part, constrained
-from llmasos_xla.sharding._flat import Rows as Rows
-from llmasos_xla.sharding._program import waits_for_all as waits_for_all
-from llmasos_xla.sharding._stages import Plan, Sums, batch_rows, cut, microbatch
+from llmasos_xla.sharding.pipeline.check import check_arrays, check_batch
+from llmasos_xla.sharding.pipeline.flat import AXIS, Arrangement, Held, Part, constrained
+from llmasos_xla.sharding.pipeline.stages import Plan, Sums, batch_rows, cut, microbatch
+from llmasos_xla.sharding.pipeline.waiting import waits_for_all as waits_for_all
 
 
 def bubble(stages: int, microbatches: int) -> float:

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from llmasos_xla.errors import missing_package, unknown
-from llmasos_xla.sharding.hardware import KNOWN, Hardware, cpu, hardware
+from llmasos_xla.sharding.planning.hardware import KNOWN, Hardware, cpu, hardware
 
 _PLATFORMS = {"gpu": "gpu", "cuda": "gpu", "rocm": "gpu", "tpu": "tpu", "cpu": "cpu"}
 

@@ -17,9 +17,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, final
 
-from llmasos_xla.sharding.hub import Hub
-from llmasos_xla.sharding.join import Joined
-from llmasos_xla.sharding.world import World
+from llmasos_xla.sharding.processes.hub import Hub
+from llmasos_xla.sharding.processes.join import Joined
+from llmasos_xla.sharding.processes.world import World
 
 PEER_FAILED = 76
 """The exit code of a rank that was ended because another failed."""

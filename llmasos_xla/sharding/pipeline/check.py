@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from llmasos_xla.sharding._flat import Part, Rows, name_of
+from llmasos_xla.sharding.pipeline.flat import Part, Rows, name_of
 
 
 def check_arrays(

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from llmasos_xla.sharding.collectives import Collective
 from llmasos_xla.sharding.placement import Placement
+from llmasos_xla.sharding.planning.collectives import Collective
 
 
 def _process(device: Any) -> int:

@@ -16,9 +16,9 @@ import time
 from collections.abc import Sequence
 from typing import IO, Any
 
-from llmasos_xla.sharding.cores import shares
-from llmasos_xla.sharding.preflight import gpu_count
-from llmasos_xla.sharding.watch import PEER_FAILED, REQUEUE
+from llmasos_xla.sharding.processes.cores import shares
+from llmasos_xla.sharding.processes.preflight import gpu_count
+from llmasos_xla.sharding.processes.watch import PEER_FAILED, REQUEUE
 
 # Ranks that watch each other end by themselves, with the reason, ahead of being asked to; rank 0 after the others.
 _HEAD_START_SECONDS = 3.0
@@ -122,7 +122,7 @@ def _start(
     number: int, arguments: Sequence[str], environment: dict[str, str], cpus: set[int], logs: Any, lock: Any
 ) -> _Rank:
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "llmasos_xla.sharding.worker", *arguments],
+        [sys.executable, "-P", "-m", "llmasos_xla.sharding.processes.worker", *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -227,7 +227,7 @@ def _environment(number: int, processes: int, port: int, run: str) -> dict[str, 
 
 def package_path() -> dict[str, str]:
     """The variable by which another Python finds this very package; none if it is installed."""
-    root = str(pathlib.Path(__file__).parents[2])
+    root = str(pathlib.Path(__file__).parents[3])
     if root == sysconfig.get_path("purelib"):
         return {}
     return {"PYTHONPATH": os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), root)))}

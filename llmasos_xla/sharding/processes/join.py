@@ -7,8 +7,8 @@ import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple, NoReturn
 
-from llmasos_xla.sharding.preflight import PreflightError
-from llmasos_xla.sharding.wire import Wire, is_loopback, plain
+from llmasos_xla.sharding.processes.preflight import PreflightError
+from llmasos_xla.sharding.processes.wire import Wire, is_loopback, plain
 
 # Whoever listens on the port and says nothing for so long is not rank 0.
 _GREETING_SECONDS = 10.0

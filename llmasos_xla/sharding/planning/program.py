@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from llmasos_xla.sharding.collectives import Collective, axes_of, merged
+from llmasos_xla.sharding.planning.collectives import Collective, axes_of, merged
 
 _BITS = {"pred": 8, "c64": 64, "c128": 128}
 # Opcode -> kind; "-start" is cut off before, "-done" belongs to a start that was counted.

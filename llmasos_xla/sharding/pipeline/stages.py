@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from llmasos_xla.sharding._carrier import Carrier, split_floats
-from llmasos_xla.sharding._flat import Arrangement, Arrays, Held
+from llmasos_xla.sharding.pipeline.carrier import Carrier, split_floats
+from llmasos_xla.sharding.pipeline.flat import Arrangement, Arrays, Held
 
 
 class Sums(NamedTuple):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from llmasos_xla.sharding._flat import constrained, padded
+from llmasos_xla.sharding.pipeline.flat import constrained, padded
 
 _WORDS = {2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}
 

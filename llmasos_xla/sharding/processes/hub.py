@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, final
 
-from llmasos_xla.sharding.judge import Judge, Verdict
-from llmasos_xla.sharding.preflight import PreflightError, ranks
-from llmasos_xla.sharding.wire import Wire, free_port, is_loopback, listen
+from llmasos_xla.sharding.processes.judge import Judge, Verdict
+from llmasos_xla.sharding.processes.preflight import PreflightError, ranks
+from llmasos_xla.sharding.processes.wire import Wire, free_port, is_loopback, listen
 
 # Where one fault is known, others that are on their way are waited for, so that all are told at once.
 _SETTLE_SECONDS = 3.0
