@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 import jax
-import numpy as np
 
+from llmasos_xla.sharding.agreement import of_first
 from llmasos_xla.sharding.mesh import AXES, STRATEGIES, MeshSpec
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def settled(learner: "Learner", shard: Any, batch_size: Any, rows: int, report: 
         MeshSpec.of(shard)  # says what is known
     spec, batch = _planned(learner, shard, batch_size, rows)
     # Each process has its own idea of the memory that is free; the first one's holds.
-    numbers = _first_process([*spec.sizes.values(), batch])
+    numbers = of_first([*spec.sizes.values(), batch])
     spec = MeshSpec(**dict(zip(AXES, numbers[:-1], strict=True)))
     report.note(f"planned: {spec!r}, batch_size={numbers[-1]}")
     return spec, numbers[-1]
@@ -54,11 +54,3 @@ def _planned(learner: "Learner", shard: Any, batch_size: Any, rows: int) -> tupl
     if specs is None and len(here) > 1:
         spec = planning.plan(step, batch, here, most=_COMPILED).best.spec
     return spec, batch
-
-
-def _first_process(numbers: list[int]) -> list[int]:
-    if jax.process_count() == 1:
-        return numbers
-    from jax.experimental import multihost_utils
-
-    return [int(n) for n in multihost_utils.broadcast_one_to_all(np.array(numbers, np.int32))]

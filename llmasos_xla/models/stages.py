@@ -12,11 +12,11 @@ import numpy as np
 from flax import nnx
 
 from llmasos_xla.core import Net, Variables, pure
-from llmasos_xla.models._operations import count_operations
 from llmasos_xla.models.layers._base import Layer, Shape, layer_names
 from llmasos_xla.models.spec import StackSpec
 from llmasos_xla.models.stack import Stack, output_shapes, split_head
 from llmasos_xla.sharding.pipeline.flat import Part, Rows
+from llmasos_xla.sharding.planning.flops import flops
 
 _ANY_LENGTH = 128
 """What an axis of any length counts as when costs are compared."""
@@ -232,7 +232,7 @@ def _cost(layer: Layer, shape: Shape) -> float:
     net = pure(lambda rngs: Stack((layer,), shape, rngs=rngs))
     variables = jax.eval_shape(net.init, jax.random.key(0))
     run = functools.partial(net.apply, train=True, key=jax.random.key(0))
-    return count_operations(run, variables, _sample(layer, shape))
+    return sum(flops(run, variables, _sample(layer, shape), passes=True).values(), 0.0)
 
 
 def _sample(layer: Layer, shape: Shape) -> jax.ShapeDtypeStruct:

@@ -6,7 +6,7 @@ learn nonsense. A digest of each thing that must be equal costs one message.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -41,6 +41,15 @@ def agree(who: str, things: Mapping[str, Any]) -> None:
             f"{who}: the processes disagree about {'; '.join(differences)}. Give all of them the same script, "
             "arguments and files"
         )
+
+
+def of_first(numbers: Sequence[int]) -> list[int]:
+    """The whole numbers that the first process gives, in every process; nobody goes on before all are here."""
+    if jax.process_count() == 1:
+        return list(numbers)
+    from jax.experimental import multihost_utils
+
+    return [int(n) for n in multihost_utils.broadcast_one_to_all(np.array(numbers, np.int32))]
 
 
 def _digest(value: Any) -> bytes:

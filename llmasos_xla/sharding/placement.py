@@ -191,6 +191,15 @@ def using(placement: Placement | None) -> Iterator[None]:
         _CURRENT.reset(token)
 
 
+def like(tree: Any, shardings: Any) -> Any:
+    """The tree's shapes and dtypes, lying as a tree of shardings says; one sharding may stand for a whole branch."""
+
+    def one(sharding: Any, branch: Any) -> Any:
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), branch)
+
+    return jax.tree.map(one, shardings, tree)
+
+
 def gathered_again(function: Callable) -> Callable:
     """The function such that its derivative gathers weights anew rather than keeping them whole since the forward pass.
 

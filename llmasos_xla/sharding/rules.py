@@ -132,7 +132,7 @@ def layout(name: str, shape: Sequence[int], spec: MeshSpec, *, stacked: bool = F
         if at is None:
             notes.append(f"whole over {axis}: no axis of {tuple(shape)} that is left divides by {size}")
             continue
-        stored[at] = axis if stored[at] is None else (*_axes(stored[at]), axis)
+        stored[at] = axis if stored[at] is None else (*axes_in(stored[at]), axis)
     return Layout(_trimmed(stored), _trimmed(used), "; ".join(notes))
 
 
@@ -151,13 +151,14 @@ def _largest(shape: Sequence[int], stored: Sequence[Any], size: int, spec: MeshS
     """The largest axis, by what a device holds of it, that can be split once more; a free one where there is one."""
 
     def held(at: int) -> int:
-        return shape[at] // math.prod(getattr(spec, a) for a in _axes(stored[at]))
+        return shape[at] // math.prod(getattr(spec, a) for a in axes_in(stored[at]))
 
     fits = [at for at in range(first, len(shape)) if held(at) % size == 0]
     return max(fits, key=lambda at: (stored[at] is None, held(at)), default=None)
 
 
-def _axes(entry: Any) -> tuple[str, ...]:
+def axes_in(entry: Any) -> tuple[str, ...]:
+    """The mesh axes that one entry of a PartitionSpec names."""
     return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
 
 
@@ -172,13 +173,13 @@ def _check_given(name: str, shape: Sequence[int], given: PartitionSpec, spec: Me
     if len(given) > len(shape):
         raise ValueError(f"shard: {name} has {len(shape)} axes {tuple(shape)}, the rule's {given} names {len(given)}")
     for at, entry in enumerate(given):
-        for axis in _axes(entry):
+        for axis in axes_in(entry):
             if axis not in spec.sizes:
                 known = ", ".join(spec.sizes)
                 raise ValueError(f"shard: the rule's {given} for {name} names the axis {axis!r}; a mesh has {known}")
-        parts = math.prod(getattr(spec, axis) for axis in _axes(entry))
+        parts = math.prod(getattr(spec, axis) for axis in axes_in(entry))
         if shape[at] % parts:
-            axes = " x ".join(f"{axis}={getattr(spec, axis)}" for axis in _axes(entry))
+            axes = " x ".join(f"{axis}={getattr(spec, axis)}" for axis in axes_in(entry))
             raise ValueError(
                 f"shard: axis {at} of {name} {tuple(shape)} has {shape[at]} elements, which {axes} does not divide; "
                 "change the rule or the mesh"

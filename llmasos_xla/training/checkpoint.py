@@ -67,7 +67,7 @@ Stop = Literal["", "interrupt", "terminate"]
 STOPS: tuple[Stop, ...] = ("", "interrupt", "terminate")
 
 
-class Verdict(NamedTuple):
+class Decision(NamedTuple):
     """What a fit does after a dispatch."""
 
     save: bool = False
@@ -95,19 +95,19 @@ class Pace:
         self._checkpoint, self._terminated, self._clock = checkpoint, terminated, clock
         self._saved_at: tuple[int, float] | None = None
 
-    def wish(self, interrupted: bool) -> Verdict:
+    def wish(self, interrupted: bool) -> Decision:
         """What this process would do by its own clock and signals, which are not those of other processes."""
         options, late = self._checkpoint, False
         if options is not None and options.every_seconds is not None and self._saved_at is not None:
             late = self._clock() - self._saved_at[1] >= options.every_seconds
-        return Verdict(late, "terminate" if self._terminated() else "interrupt" if interrupted else "")
+        return Decision(late, "terminate" if self._terminated() else "interrupt" if interrupted else "")
 
-    def decide(self, updates: int, wish: Verdict, epochs: int | None = None) -> Verdict:
+    def decide(self, updates: int, wish: Decision, epochs: int | None = None) -> Decision:
         """What to do after `updates` updates, by a wish that is the same in all processes.
 
         `epochs` is the number of those done, given where one has just ended.
         """
-        return Verdict(wish.save or self._due(updates, epochs), wish.stop)
+        return Decision(wish.save or self._due(updates, epochs), wish.stop)
 
     def start(self, updates: int) -> None:
         """The fit begins, or a save is done, with so many updates: the intervals are counted from here."""

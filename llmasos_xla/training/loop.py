@@ -16,7 +16,7 @@ from llmasos_xla.data.batches import batches
 from llmasos_xla.sharding.placement import Placement
 from llmasos_xla.training.ballot import Ballot
 from llmasos_xla.training.callbacks import Callback, Event
-from llmasos_xla.training.checkpoint import EXIT_SAVED, Pace, Verdict
+from llmasos_xla.training.checkpoint import EXIT_SAVED, Decision, Pace
 from llmasos_xla.training.diagnose import NonFiniteLossError, first_not_finite
 from llmasos_xla.training.evaluation import Evaluator, arrays_of
 from llmasos_xla.training.history import History
@@ -173,8 +173,8 @@ def fit(
                     break
                 if epoch + 1 < job.last_epoch:
                     wish = run.ballot.last() if run.ballot else run.pace.wish(interrupted())
-                    verdict = run.pace.decide(run.updates, wish, epoch + 1 - job.first_epoch)
-                    run.act(verdict, f"after epoch {epoch + 1}")
+                    decision = run.pace.decide(run.updates, wish, epoch + 1 - job.first_epoch)
+                    run.act(decision, f"after epoch {epoch + 1}")
             end, run.position = run.position, None
     finally:
         keep(run.state, run.position, True)
@@ -316,28 +316,28 @@ class _Run:
                 logs = totals.read(self.job.objective.metrics)
                 self.report.step(done, self.samples / (now - started), logs)
             wish = self.ballot.heard(*answer) if self.ballot else self.pace.wish(interrupted())
-            verdict = self.pace.decide(self.updates, wish)
+            decision = self.pace.decide(self.updates, wish)
             # What is due at an epoch's last step is saved with the epoch.
-            if verdict.stop or (verdict.save and done < self.steps_per_epoch):
+            if decision.stop or (decision.save and done < self.steps_per_epoch):
                 # A position must not hide a step that went wrong.
                 self._check(totals.bad_step, epoch, first_update)
-                self.act(verdict, f"in epoch {epoch + 1} at step {done} of {self.steps_per_epoch}")
+                self.act(decision, f"in epoch {epoch + 1} at step {done} of {self.steps_per_epoch}")
         logs = totals.read(self.job.objective.metrics)
         self._check(totals.bad_step, epoch, first_update)
         return logs, time.perf_counter() - started
 
-    def act(self, verdict: Verdict, where: str) -> None:
-        """Saves, and ends the fit, if that is the verdict."""
-        if self.saving is not None and self.position is not None and (verdict.save or verdict.stop):
-            self.saving.save(self.state, self.position, bool(verdict.stop))
+    def act(self, decision: Decision, where: str) -> None:
+        """Saves, and ends the fit, if that is the decision."""
+        if self.saving is not None and self.position is not None and (decision.save or decision.stop):
+            self.saving.save(self.state, self.position, bool(decision.stop))
             self.pace.start(self.updates)
-        if verdict.stop == "interrupt":
+        if decision.stop == "interrupt":
             self.report.note(
                 f"interrupted {where}; the weights are kept, the same call of fit goes on from here"
                 + (" with resume=True" if self.saving else "")
             )
             raise KeyboardInterrupt
-        if verdict.stop == "terminate":
+        if decision.stop == "terminate":
             self.report.note(f"told to end {where}; the fit is saved, resume=True goes on from here")
             raise SystemExit(EXIT_SAVED)
 

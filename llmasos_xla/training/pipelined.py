@@ -11,6 +11,7 @@ from llmasos_xla.models.spec import StackSpec
 from llmasos_xla.models.stages import Stage, split
 from llmasos_xla.sharding.pipeline import default_microbatches, one_f_one_b, waits_for_all
 from llmasos_xla.sharding.placement import Placement
+from llmasos_xla.sharding.rules import axes_in
 from llmasos_xla.training.step import Gradients, Objective, rows
 
 
@@ -56,13 +57,9 @@ def pipeline_of(
 def _in_stage(placement: Placement, name: str, a: Any) -> PartitionSpec:
     """Where an array lies at rest, but whole over what it is gathered from before it is used."""
     found = placement.layout(name, a.shape)
-    used = {axis for entry in found.used for axis in _axes(entry)}
-    kept = [tuple(axis for axis in _axes(entry) if axis in used or axis in ("pipe", "fsdp")) for entry in found.stored]
+    used = {"pipe", "fsdp", *(axis for entry in found.used for axis in axes_in(entry))}
+    kept = [tuple(axis for axis in axes_in(entry) if axis in used) for entry in found.stored]
     return PartitionSpec(*(entry or None for entry in kept))
-
-
-def _axes(entry: Any) -> tuple[str, ...]:
-    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
 
 
 def pipelined(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from llmasos_xla.compiling import CompileRecord, compile
 from llmasos_xla.core import Variables
 from llmasos_xla.kernels import dividing_by_xla, dividing_rows
-from llmasos_xla.sharding.placement import Placement, using
+from llmasos_xla.sharding.placement import Placement, like, using
 from llmasos_xla.sharding.transfer import put, put_rows, rows_here
 
 
@@ -93,12 +93,3 @@ class Programs:
 def shardings_of(placement: Placement, state: Any, variables: Variables) -> Any:
     """Where a train state, or variables, lie."""
     return placement.shardings(state, {**variables.params, **variables.state})
-
-
-def like(tree: Any, shardings: Any) -> Any:
-    """The tree's shapes and dtypes, lying as a tree of shardings says; one sharding may stand for a whole branch."""
-
-    def one(sharding: Any, branch: Any) -> Any:
-        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), branch)
-
-    return jax.tree.map(one, shardings, tree)

@@ -10,11 +10,11 @@ import optax
 
 from llmasos_xla.data.batches import PREFETCH
 from llmasos_xla.kernels import tracing_for
-from llmasos_xla.sharding.placement import Placement
+from llmasos_xla.sharding.placement import Placement, like
 from llmasos_xla.sharding.planning.estimate import Step
 from llmasos_xla.sharding.planning.topology import Topology
 from llmasos_xla.training.loop import IN_FLIGHT
-from llmasos_xla.training.placed import like, shardings_of, tracing
+from llmasos_xla.training.placed import shardings_of, tracing
 from llmasos_xla.training.step import Gradients, Objective, make_train_step, new_state, over_group
 
 
@@ -66,7 +66,8 @@ def planned_step(
 
     # On the host also those that are made ready, and the one that is being made.
     under_way = IN_FLIGHT + (PREFETCH + 1 if topology.platform == "cpu" else 0)
-    return Step(state.variables.params, state, batch, trace, stacked, units, unit, under_way)
+    statistics = bool(state.variables.state)
+    return Step(state.variables.params, state, batch, trace, stacked, units, unit, statistics, under_way)
 
 
 @contextlib.contextmanager

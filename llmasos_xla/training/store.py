@@ -16,6 +16,7 @@ from typing import Any, final
 import jax
 import numpy as np
 
+from llmasos_xla.sharding.agreement import of_first
 from llmasos_xla.training.checkpoint_folder import (
     ARRAYS,
     LEFTOVERS,
@@ -73,7 +74,7 @@ class Store:
             for name in self.swept:
                 shutil.rmtree(self.folder / name)
         # Nobody may begin to write before the sweep is over.
-        _from_first(0)
+        of_first([0])
         # Now rather than at the first save: the import takes a second, in which a step would be held up.
         import orbax.checkpoint as ocp
 
@@ -128,7 +129,7 @@ class Store:
         started = time.perf_counter()
         self.wait()
         there = [entry.revision for entry in entries(self.folder) if entry.step == step]
-        revision = _from_first(max(there, default=-1) + 1)
+        (revision,) = of_first([max(there, default=-1) + 1])
         path = self.folder / (f"step_{step}.{revision}" if revision else f"step_{step}")
         # Orbax refuses arrays of size zero; their shapes say all there is to know.
         empty = {n: [list(a.shape), str(a.dtype)] for n, a in arrays.items() if not a.size}
@@ -208,7 +209,7 @@ class Store:
             if set_aside and found >= 0:
                 for path in damaged:
                     os.replace(path, free_name(path, ".damaged"))
-        found = _from_first(found)
+        (found,) = of_first([found])
         return (None if found < 0 else found), {path.name: wrong for path, wrong in damaged.items()}
 
     def wait(self) -> None:
@@ -287,7 +288,7 @@ class Store:
     def _check(self, path: pathlib.Path) -> None:
         # One process reads and tells the others, so that none goes on alone.
         wrong = first_damage(path, MANIFEST) if jax.process_index() == 0 else ""
-        if _from_first(int(bool(wrong))):
+        if any(of_first([int(bool(wrong))])):
             raise DamagedCheckpointError(
                 f"checkpoint: {str(path)!r} is damaged: {wrong or 'the first process says what is wrong'}"
             )
@@ -352,15 +353,6 @@ class _NoOrbax(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         return f"{os.sep}orbax{os.sep}" not in record.pathname
-
-
-def _from_first(value: int) -> int:
-    """The first process's value, on every process; also a barrier."""
-    if jax.process_count() == 1:
-        return value
-    from jax.experimental import multihost_utils
-
-    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 def _listed(steps: list[int]) -> str:

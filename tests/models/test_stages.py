@@ -3,8 +3,6 @@
 import dataclasses
 import itertools
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from sharding.pipelines import KEY, Tower, batch_of, spec_of, variables_of
@@ -12,7 +10,6 @@ from tolerances import assert_close
 
 from llmasos_xla.core import Variables
 from llmasos_xla.models import layers as L  # noqa: N812
-from llmasos_xla.models._operations import count_operations
 from llmasos_xla.models.layers._base import layer_names
 from llmasos_xla.models.spec import StackSpec
 from llmasos_xla.models.stack import split_head
@@ -141,27 +138,3 @@ def test_refusals():
         split(spec, 5)
     with pytest.raises(ValueError, match=r"got 2 costs for 4 layers \(dense, dense_1, dense_2, dense_3\); one a layer"):
         split(spec, 2, costs=[1.0, 2.0])
-
-
-def test_operations_by_formula():
-    f32 = jax.ShapeDtypeStruct
-    x, w = f32((2, 9, 9, 4), "float32"), f32((3, 3, 2, 8), "float32")
-
-    def conv(x, w):
-        return jax.lax.conv_general_dilated(
-            x, w, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=2
-        )
-
-    assert count_operations(conv, x, w) == 2 * (2 * 5 * 5 * 8) * (3 * 3 * 2)
-    square = f32((6, 6), "float32")
-    assert count_operations(lambda a, b: jnp.tanh(a @ b), square, square) == 2 * 6**3 + 6**2
-
-    def loop(a):
-        return jax.lax.scan(lambda a, _: (a @ a, None), a, None, length=5)[0]
-
-    assert count_operations(loop, square) == 5 * 2 * 6**3
-
-    def either(a):
-        return jax.lax.cond(True, lambda a: a @ a, lambda a: a + a, a)
-
-    assert count_operations(jax.jit(either), square) == 2 * 6**3

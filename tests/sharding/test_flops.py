@@ -138,3 +138,22 @@ def test_decoder_is_6nd_and_attention():
     assert total(jax.grad(loss), weights, jax.ShapeDtypeStruct((batch, time), jnp.int32)) == pytest.approx(
         6 * products * batch * time + 12 * attention, rel=1e-6
     )
+
+
+def test_passes_over_arrays_count_where_they_are_asked_for():
+    def layer(a, b):
+        return jnp.tanh(a @ b).reshape(-1).astype(jnp.bfloat16)
+
+    given = arrays((6, 6), (6, 6))
+    assert total(layer, *given) == 2 * 6**3
+    assert sum(flops(layer, *given, passes=True).values()) == 2 * 6**3 + 6**2
+
+    def loop(a):
+        return jax.lax.scan(lambda a, _: (a @ a + a, None), a, None, length=5)[0]
+
+    assert sum(flops(loop, given[0], passes=True).values()) == 5 * (2 * 6**3 + 6**2)
+
+    def either(a):
+        return jax.lax.cond(True, lambda a: a @ a, lambda a: a + a, a)
+
+    assert sum(flops(either, given[0], passes=True).values()) == 2 * 6**3

@@ -17,7 +17,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSha
 
 from llmasos_xla.sharding import MeshSpec
 from llmasos_xla.training.ballot import DELAY, Ballot
-from llmasos_xla.training.checkpoint import Checkpoint, Pace, Verdict
+from llmasos_xla.training.checkpoint import Checkpoint, Pace, Decision
 from llmasos_xla.training.checkpoint_folder import DamagedCheckpointError, entries
 from llmasos_xla.training.store import Store
 
@@ -324,29 +324,29 @@ def test_a_pace_is_that_of_its_options():
     now = [0.0]
     options = Checkpoint("runs/a", every_steps=10, every_seconds=60, every_epochs=2)
     pace = Pace(options, clock=lambda: now[0])
-    assert pace.decide(99, pace.wish(False)) == Verdict()
+    assert pace.decide(99, pace.wish(False)) == Decision()
     pace.start(100)
-    assert [pace.decide(n, Verdict()).save for n in (101, 109, 110, 250)] == [False, False, True, True]
+    assert [pace.decide(n, Decision()).save for n in (101, 109, 110, 250)] == [False, False, True, True]
     now[0] = 59.9
     assert not pace.wish(False).save
     now[0] = 60.0
     assert pace.wish(False).save
     assert pace.decide(101, pace.wish(False)).save
     pace.start(101)
-    assert [pace.decide(102, Verdict(), epochs).save for epochs in (1, 2, 3, 4)] == [False, True, False, True]
-    assert pace.decide(102, pace.wish(True)) == Verdict(False, "interrupt")
+    assert [pace.decide(102, Decision(), epochs).save for epochs in (1, 2, 3, 4)] == [False, True, False, True]
+    assert pace.decide(102, pace.wish(True)) == Decision(False, "interrupt")
     assert Pace(options, terminated=lambda: True).wish(True).stop == "terminate"
-    assert Pace().decide(10**6, Pace().wish(False), 1000) == Verdict()
+    assert Pace().decide(10**6, Pace().wish(False), 1000) == Decision()
 
 
 def test_what_one_process_wishes_all_do_at_the_same_dispatch():
     """Eight devices stand for as many processes; an answer is read DELAY dispatches later, or at the epoch's end."""
     ballot = Ballot(MeshSpec(data=8).mesh())
     counted = jax.jit(Ballot.counted)
-    quiet = ballot.cast(Verdict())
+    quiet = ballot.cast(Decision())
     loud = quiet.at[5].set(jnp.array([1, 2], jnp.int32))
     heard = [ballot.heard(counted(votes)) for votes in (quiet, loud, quiet, quiet, quiet, loud)]
-    assert heard == [Verdict()] * (DELAY + 1) + [Verdict(True, "terminate"), Verdict()]
-    assert ballot.last() == Verdict(True, "terminate")
-    assert ballot.last() == Verdict()
-    assert np.array_equal(counted(ballot.cast(Verdict(False, "interrupt"))), [0, 1])
+    assert heard == [Decision()] * (DELAY + 1) + [Decision(True, "terminate"), Decision()]
+    assert ballot.last() == Decision(True, "terminate")
+    assert ballot.last() == Decision()
+    assert np.array_equal(counted(ballot.cast(Decision(False, "interrupt"))), [0, 1])

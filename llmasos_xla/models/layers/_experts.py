@@ -16,16 +16,23 @@ class Mixing(NamedTuple):
     """How tokens find experts."""
 
     experts: int
-    per_token: int
+    experts_per_token: int
     capacity_factor: float
     prediction_capacity_factor: float | None
     balance_rate: float
 
+    @classmethod
+    def of(cls, spec: Any) -> "Mixing":
+        """That of a layer whose fields have these names."""
+        return cls(*(getattr(spec, name) for name in cls._fields))
+
     def check(self, who: str) -> None:
         """Refuses more experts a token than there are, and factors that leave no place."""
-        whole(who, "experts_per_token", self.per_token)
-        if self.per_token > self.experts:
-            raise ValueError(f"{who}: experts_per_token is {self.per_token}, of experts there are {self.experts}")
+        whole(who, "experts_per_token", self.experts_per_token)
+        if self.experts_per_token > self.experts:
+            raise ValueError(
+                f"{who}: experts_per_token is {self.experts_per_token}, of experts there are {self.experts}"
+            )
         for name in ("capacity_factor", "prediction_capacity_factor"):
             factor = getattr(self, name)
             if factor is not None and number(who, name, factor, least=0.0) == 0:
@@ -48,11 +55,11 @@ class Mixing(NamedTuple):
     def capacity(self, time: Any, train: bool) -> Any:
         """Places of each expert for the tokens of a row."""
         factor = self.capacity_factor if train else self.prediction_capacity_factor
-        return time if factor is None else min(time, math.ceil(factor * time * self.per_token / self.experts))
+        return time if factor is None else min(time, math.ceil(factor * time * self.experts_per_token / self.experts))
 
 
 class Routes(NamedTuple):
-    """Where the tokens of a batch go; [batch, time, per_token] each."""
+    """Where the tokens of a batch go; [batch, time, experts_per_token] each."""
 
     chosen: jax.Array
     """Numbers of the experts."""
@@ -96,9 +103,9 @@ def _routes(
     scores = jax.nn.sigmoid(jnp.einsum("btw,we->bte", x.astype(wide), kernel, precision=jax.lax.Precision.HIGHEST))
     # The balance decides who is chosen and never how much an answer counts: it needs no gradient and bends none.
     ranked = jax.lax.stop_gradient(scores) + arrays["router/balance"].astype(wide)[None, None]
-    chosen = _highest(ranked, mixing.per_token)
+    chosen = _highest(ranked, mixing.experts_per_token)
     gates = jnp.take_along_axis(scores, chosen, axis=-1)
-    if mixing.per_token > 1:
+    if mixing.experts_per_token > 1:
         gates = gates / jnp.sum(gates, axis=-1, keepdims=True)
     wanted = jnp.sum(jax.nn.one_hot(chosen, mixing.experts, dtype=jnp.int32), axis=-2)
     if mask is not None:

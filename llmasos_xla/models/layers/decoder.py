@@ -89,13 +89,7 @@ class Decoder(Layer):
     @property
     def mixing(self) -> Mixing:
         """How tokens find experts."""
-        return Mixing(
-            self.experts,
-            self.experts_per_token,
-            self.capacity_factor,
-            self.prediction_capacity_factor,
-            self.balance_rate,
-        )
+        return Mixing.of(self)
 
     def check(self) -> None:
         """Refuses heads that do not divide into groups, odd head sizes, and what makes no sense of the rest."""

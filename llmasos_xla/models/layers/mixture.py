@@ -48,13 +48,7 @@ class MixtureOfExperts(Layer):
     @property
     def mixing(self) -> Mixing:
         """How tokens find experts."""
-        return Mixing(
-            self.experts,
-            self.experts_per_token,
-            self.capacity_factor,
-            self.prediction_capacity_factor,
-            self.balance_rate,
-        )
+        return Mixing.of(self)
 
     def check(self) -> None:
         """Refuses more experts a token than there are, and factors that leave no place."""

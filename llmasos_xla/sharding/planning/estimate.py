@@ -11,7 +11,8 @@ import numpy as np
 
 from llmasos_xla.compiling import compiler_options
 from llmasos_xla.sharding.mesh import MeshSpec
-from llmasos_xla.sharding.placement import Placement
+from llmasos_xla.sharding.pipeline import bubble, default_microbatches
+from llmasos_xla.sharding.placement import Placement, like
 from llmasos_xla.sharding.planning import table
 from llmasos_xla.sharding.planning.collectives import Collective, Links, sent_by_axes
 from llmasos_xla.sharding.planning.flops import traced_flops
@@ -53,6 +54,8 @@ class Step(NamedTuple):
     units: int = 1
     """Tokens in a row, or 1."""
     unit: str = "samples"
+    statistics: bool = False
+    """Whether the model takes statistics over the batch, which a pipeline may then not cut into micro-batches."""
     under_way: int = 0
     """Batches that a fit holds beside the one that a step reads: ready, or passed to steps that wait their turn."""
 
@@ -149,8 +152,10 @@ class Estimator:
         own = {dtype: count / spec.devices for dtype, count in flops.items()}
         compute = sum(count / (device.flops_of(dtype) * reached.compute) for dtype, count in own.items())
         # A pipeline's stages wait while it fills and drains.
-        pieces = spec.microbatches or spec.pipe
-        compute *= 1 + (spec.pipe - 1) / pieces
+        if spec.pipe > 1:
+            whole = self.step.statistics
+            pieces = spec.microbatches or default_microbatches(whole, self.batch_size, spec.pipe, spec.batch_parts)
+            compute /= 1 - bubble(spec.pipe, pieces)
         # Each byte of weights, optimizer and intermediate values is written once and read once.
         traffic = 2 * (held.arguments + held.temporary) / (device.bandwidth * reached.memory)
         links = Links(device.link * reached.links, device.network * reached.links)
@@ -170,23 +175,19 @@ class Estimator:
     def _placed(self, placement: Placement) -> tuple[Any, Any]:
         batch = self.step.batch(self.batch_size)
         return (
-            _like(self.step.state, placement.shardings(self.step.state, self.step.arrays)),
-            _like(batch, placement.batch(batch, axis=0)),
+            like(self.step.state, placement.shardings(self.step.state, self.step.arrays)),
+            like(batch, placement.batch(batch, axis=0)),
         )
 
     def _parts(self, placement: Placement) -> tuple[int, int, int]:
         state, batch = self._placed(placement)
         arrays = dict(self.step.arrays)
-        weights = device_bytes(_like(arrays, placement.shardings(arrays, arrays)))
+        weights = device_bytes(like(arrays, placement.shardings(arrays, arrays)))
         return weights, device_bytes(state) - weights, device_bytes(batch)
 
     def _group(self, device: Any) -> int:
         """Which of the groups that are joined by fast links a device is in."""
         return self.number[device] // self.topology.per_group
-
-
-def _like(tree: Any, shardings: Any) -> Any:
-    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, shardings)
 
 
 def _named(weights: int, optimizer: int, batch: int) -> dict[str, int]:

@@ -2,8 +2,8 @@
 
 XLA's own analysis counts a loop's body once, knows nothing of calls into other libraries, and has no answer for devices
 that are not here. What is traced is still whole: it names every product and its shapes. Counted are products
-(multiply and add, two operations each) and what `compiling.FLOPS` tells of this package's own kernels; single passes
-over arrays are left out, since their time is that of memory.
+(multiply and add, two operations each) and what `compiling.FLOPS` tells of this package's own kernels. Single passes
+over arrays are left out, since their time is that of memory, unless they are asked for: one operation a value.
 """
 
 import math
@@ -16,11 +16,12 @@ from jax.extend import core as extend_core
 from llmasos_xla.compiling import FLOPS
 
 
-def flops(function: Callable, *arguments: Any) -> dict[str, float]:
+def flops(function: Callable, *arguments: Any, passes: bool = False) -> dict[str, float]:
     """Operations of one call, by the dtype of the products' operands; of all devices together.
 
     `arguments` are arrays or `jax.ShapeDtypeStruct`; nothing is computed or compiled. A loop whose length is known
-    only when it runs counts once, of the branches of a `cond` the one with most operations counts.
+    only when it runs counts once, of the branches of a `cond` the one with most operations counts. With `passes` each
+    value that is computed otherwise counts as one operation, but for those that are only moved.
 
     >>> import jax.numpy as jnp
     >>> def powers(x):
@@ -28,16 +29,16 @@ def flops(function: Callable, *arguments: Any) -> dict[str, float]:
     >>> flops(powers, jnp.ones((8, 8)))
     {'float32': 5120.0}
     """
-    return traced_flops(jax.jit(function).trace(*arguments))
+    return traced_flops(jax.jit(function).trace(*arguments), passes)
 
 
-def traced_flops(traced: Any) -> dict[str, float]:
+def traced_flops(traced: Any, passes: bool = False) -> dict[str, float]:
     """The same of what `jax.jit(...).trace(...)` returned, or of a jaxpr."""
     jaxpr = getattr(traced, "jaxpr", traced)
-    return _count(getattr(jaxpr, "jaxpr", jaxpr))
+    return _count(getattr(jaxpr, "jaxpr", jaxpr), passes)
 
 
-def _count(jaxpr: Any) -> dict[str, float]:
+def _count(jaxpr: Any, passes: bool) -> dict[str, float]:
     total: dict[str, float] = {}
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
@@ -46,15 +47,23 @@ def _count(jaxpr: Any) -> dict[str, float]:
         elif name in FLOPS:
             found = {str(equation.invars[0].aval.dtype): float(FLOPS[name](**params))}
         elif name == "cond":
-            branches = [_count(branch.jaxpr) for branch in params["branches"]]
+            branches = [_count(branch.jaxpr, passes) for branch in params["branches"]]
             found = max(branches, key=lambda counted: sum(counted.values()))
         else:
             times = params["length"] if name == "scan" else _devices(params) if name == "shard_map" else 1
-            found = {}
-            for inner in extend_core.jaxprs_in_params(params):
-                found = _added(found, _count(inner), times)
+            inner = list(extend_core.jaxprs_in_params(params))
+            found = _passes(equation) if passes and not inner else {}
+            for jaxpr_inside in inner:
+                found = _added(found, _count(jaxpr_inside, passes), times)
         total = _added(total, found)
     return total
+
+
+def _passes(equation: Any) -> dict[str, float]:
+    if equation.primitive.name in _MOVES:
+        return {}
+    shaped = [out.aval for out in equation.outvars if hasattr(out.aval, "shape")]
+    return {str(aval.dtype): float(math.prod(aval.shape)) for aval in shaped}
 
 
 def _added(a: Mapping[str, float], b: Mapping[str, float], times: int = 1) -> dict[str, float]:
@@ -94,6 +103,7 @@ def _conv(equation: Any) -> float:
     return 2.0 * math.prod(equation.outvars[0].aval.shape) * window / holes
 
 
+_MOVES = {"reshape", "broadcast_in_dim", "transpose", "squeeze", "slice", "convert_element_type", "copy", "pad", "rev"}
 _PRODUCTS: dict[str, Callable[[Any], float]] = {
     "dot_general": _dot,
     "ragged_dot_general": _ragged_dot,

@@ -9,6 +9,7 @@ import numpy as np
 
 from llmasos_xla.sharding.placement import Placement
 from llmasos_xla.sharding.planning.collectives import Collective
+from llmasos_xla.sharding.rules import axes_in
 
 
 def _process(device: Any) -> int:
@@ -77,7 +78,7 @@ def messages(
 
 def _tensor_axis(used: Any, shape: tuple[int, ...]) -> int | None:
     """The axis of a matrix, or a stack of them, that is divided over tensor."""
-    return next((i for i, entry in enumerate(used) if "tensor" in _axes((entry,))), None) if len(shape) > 1 else None
+    return next((i for i, entry in enumerate(used) if "tensor" in axes_in(entry)), None) if len(shape) > 1 else None
 
 
 def _of_features(
@@ -109,8 +110,7 @@ def _around_the_ring(a: Any, split: int, placement: Placement, units: int, cross
 
 
 def _axes(spec: Any) -> tuple[str, ...]:
-    entries = [(entry,) if isinstance(entry, str) else entry for entry in spec if entry is not None]
-    return tuple(axis for entry in entries for axis in entry)
+    return tuple(axis for entry in spec for axis in axes_in(entry))
 
 
 def _groups(placement: Placement, axes: tuple[str, ...], group_of: Callable[[Any], int]) -> int:

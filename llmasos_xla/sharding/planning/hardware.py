@@ -1,7 +1,7 @@
 """What a device can hold and do, and how fast its links are: the figures that plans are made with.
 
 Vendors' figures, per device as JAX counts devices. A link's rate is what one device can send, in one direction. What is
-reached of them is stated in `verdict.EFFICIENCY`.
+reached of them is stated in `estimate.EFFICIENCY`.
 """
 
 import dataclasses
@@ -98,7 +98,8 @@ _NVIDIA = "https://www.nvidia.com/en-us/data-center"
 # uses two links; the bidirectional rate of all of a chip's ports, 1200 GB/s for v5p, divides by 6 ports of a 3D torus
 # or 4 of a 2D one. v4 is left out: libtpu has two devices for each of its chips, which JAX makes no mesh of. GPU memory
 # is the driver's figure, as XLA's target configurations hold it (openxla/xla, xla/backends/gpu/target_config/specs);
-# GPU rates are without sparsity; a product of float32 runs in TF32 at JAX's default precision.
+# GPU rates are without sparsity; a product of float32 runs in TF32 at JAX's default precision. The network is that of
+# NVIDIA's own machines, a card of 200 Gb/s for each A100 and of 400 Gb/s for each of the others; clouds differ.
 KNOWN = {
     h.name: h
     for h in (
