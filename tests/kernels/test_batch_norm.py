@@ -147,7 +147,7 @@ def test_every_derivative_through_the_relu(residual, implementation):
 
 
 @onednn
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     rows=st.integers(1, 3000), blocks=st.integers(1, 9), residual=st.booleans(), seed=st.integers(0, 9),
     parts=st.sampled_from([(True, True), (True, False), (False, True), (False, False)]),
@@ -190,7 +190,7 @@ def test_values_equal_numpy():
 
 
 @onednn
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     space=st.lists(st.integers(1, 6), max_size=3), batch=st.integers(1, 5), blocks=st.integers(1, 5),
     parts=st.sampled_from([(True, True), (True, False), (False, True), (False, False)]), seed=st.integers(0, 9),

@@ -90,7 +90,7 @@ def test_kernels_of_our_own_give_sixteen_threads_the_answers_of_one(rng):
     wanted = [jax.tree.map(np.asarray, program(a)) for a in x]
 
     def work(i: int) -> None:
-        for n in range(63):
+        for n in range(THREADS):
             j = (i + n) % THREADS
             jax.tree.map(np.testing.assert_array_equal, program(x[j]), wanted[j])
 
