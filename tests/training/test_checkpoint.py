@@ -17,7 +17,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSha
 
 from llmasos_xla.sharding import MeshSpec
 from llmasos_xla.training.ballot import DELAY, Ballot
-from llmasos_xla.training.checkpoint import Checkpoint, Pace, Decision
+from llmasos_xla.training.checkpoint import Checkpoint, Decision, Pace
 from llmasos_xla.training.checkpoint_folder import DamagedCheckpointError, entries
 from llmasos_xla.training.store import Store
 
