@@ -26,6 +26,7 @@ from llmasos_xla.models.spec import StackSpec
 from llmasos_xla.sharding.agreement import agree
 from llmasos_xla.sharding.mesh import MeshSpec, divided
 from llmasos_xla.sharding.placement import Placement
+from llmasos_xla.sharding.threads import warn_if_few
 from llmasos_xla.sharding.transfer import fetch, put
 from llmasos_xla.training import loop
 from llmasos_xla.training.callbacks import Callback
@@ -104,6 +105,8 @@ class Learner:
         spec = MeshSpec.of(shard).over(jax.device_count())
         if self.placement is not None and self.placement.spec == spec:
             return
+        if spec.devices > 1:
+            warn_if_few()
         self.placement = None if spec.devices == 1 else Placement(spec, spec.mesh(), self.spec.stacked)
         self._tools = None
         if self._state is not None:

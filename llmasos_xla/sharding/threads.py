@@ -7,6 +7,7 @@ the client starts, is the way to have them.
 """
 
 import os
+import warnings
 from typing import Any
 
 import jax
@@ -23,6 +24,23 @@ def enough(devices: int) -> None:
     told = os.environ.get("NPROC", "")
     if not (told.isdigit() and int(told) >= wanted):
         os.environ["NPROC"] = str(wanted)
+
+
+def warn_if_few() -> None:
+    """Warns where this process has several CPU devices and hardly more threads for them to wait in."""
+    count = len(jax.local_devices())
+    if count == 1 or jax.default_backend() != "cpu":
+        return
+    told = os.environ.get("NPROC", "")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = int(told) if told.isdigit() else max(cores, count)
+    if threads < 2 * count:
+        warnings.warn(
+            f"{count} CPU devices in one process have {threads} threads in which their messages wait: it may "
+            f"stop for ever. Get them by lm.sharding.virtual_devices({count}), or set NPROC={PER_DEVICE * count} "
+            "in the environment, ahead of the first array",
+            stacklevel=3,
+        )
 
 
 def virtual_devices(count: int) -> list[Any]:

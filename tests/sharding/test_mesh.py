@@ -90,3 +90,16 @@ def test_slices_lie_along_the_first_axes():
     assert np.array_equal([[d.slice_index for d in row] for row in arranged], [[0, 0], [0, 0], [1, 1], [1, 1]])
     with pytest.raises(ValueError, match="8 slices cannot be divided"):
         _between((1, 4, 1, 1, 1, 2), 8)
+
+
+def test_devices_with_few_threads_are_warned_of(monkeypatch):
+    import llmasos_xla as lm
+
+    def divided():
+        model = lm.Sequential([lm.layers.Dense(8, input_shape=(4,))])
+        model.learner.shard("data")
+
+    divided()
+    monkeypatch.setenv("NPROC", "8")
+    with pytest.warns(UserWarning, match=r"8 CPU devices in one process have 8 threads .* set NPROC=32"):
+        divided()
