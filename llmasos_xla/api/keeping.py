@@ -192,6 +192,10 @@ class Keeper:
         differences += _differences("fit class_weight", record.get("class_weight"), self._class_weight)
         for name in ("rows", "batch_size", "seed", "first_epoch"):
             differences += _differences(f"fit {name}", fit.request.get(name), request[name])
+        if fit.request.get("first_epoch") != request["first_epoch"]:
+            differences.append(
+                "this model has been trained since or otherwise: resume with one as it was before that fit"
+            )
         if differences:
             raise ValueError(
                 f"fit: the checkpoints in {str(self._store.folder)!r} belong to another fit: {'; '.join(differences)}. "
@@ -211,9 +215,12 @@ def read(path: str | os.PathLike, step: int | Literal["best"] | None = None) -> 
     Raises FileNotFoundError, or ValueError with the reason for what is damaged or no checkpoint of a fit.
     """
     if not entries(path):
+        inside = pathlib.Path(path).absolute()
+        within = [entry for entry in entries(inside.parent) if entry.path == inside]
+        hint = f": {str(inside.parent)!r}, with step={within[0].step}" if within else ""
         raise ValueError(
             f"load: {str(path)!r} is a folder; wanted a .h5 or .safetensors file, or a folder that fit(checkpoint=) "
-            "has saved in"
+            f"has saved in{hint}"
         )
     with Store(path, read_only=True) as store:
         if step == "best":

@@ -372,6 +372,8 @@ class Learner:
         else:
             if self.preprocessing is None:
                 self._prepare(Dataset(x, mode="test"))
+            # A fit that was refused has settled the preprocessing and made no weights.
+            self.build()
             raw = x
         assert self.preprocessing is not None
         return self.predict_encoded(self.encode(raw))

@@ -90,7 +90,11 @@ def plan(
     limit = int(usable(topology.hardware) * (1 - margin))
     specs = candidates(topology, batch_size) if specs is None else specs
     if not specs:
-        raise ValueError(f"plan: a batch of {batch_size} rows divides in no way over {len(topology)} devices")
+        parts = sorted({spec.batch_parts for spec in candidates(topology, batch_size=0)})
+        raise ValueError(
+            f"plan: a batch of {batch_size} rows does not divide into {' or '.join(map(str, parts))} parts, as layouts "
+            f"of {len(topology)} devices want; pass another batch_size, or a MeshSpec of your own as shard="
+        )
     estimator = Estimator(step, batch_size, topology, limit, efficiency)
     rows = [estimator.by_formula(spec.over(len(topology))) for spec in specs]
     rows.sort(key=lambda row: (not row.fits, row.seconds))

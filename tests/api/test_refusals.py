@@ -190,3 +190,10 @@ def test_refusal(name):
     call, text = CASES[name]
     with pytest.raises((ValueError, TypeError), match=text):
         call()
+
+
+def test_a_model_whose_fit_was_refused_predicts():
+    refused, fresh = model(), model()
+    with pytest.raises(ValueError, match="unknown strategy 'fdsp'; did you mean 'fsdp'"):
+        refused.fit(X, Y, shard="fdsp")
+    np.testing.assert_array_equal(refused.predict(X), fresh.predict(X))

@@ -320,7 +320,9 @@ def test_another_fit_is_not_gone_on_with(sequential, blobs, tmp_path):
         "recipe: there {'optimizer.*, here None": lambda: sequential(optimizer=own).fit(x, y, **QUIET, **same),
         "fit class_weight: there None, here": lambda: sequential().fit(x, y, class_weight={0: 2.0}, **QUIET, **same),
         "preprocessing": lambda: sequential().fit(x * 2 + 1, np.array(list("abc"))[y], **QUIET, **same),
-        "fit first_epoch: there 0, here 2": lambda: lm.load(tmp_path).fit(x, y, **QUIET, **same),
+        "fit first_epoch: there 0, here 2; this model has been trained since": lambda: lm.load(tmp_path).fit(
+            x, y, **QUIET, **same
+        ),
     }.items():
         with pytest.raises(ValueError, match=f"belong to another fit: .*{text}.*choose another folder"):
             call()
@@ -346,8 +348,13 @@ def test_refusals(sequential, blobs, tmp_path, unchecked):
             lm.Checkpoint("runs/a", **options)
     with pytest.raises(ValueError, match="on a file system that every process sees, got 'gs://bucket/a'"):
         lm.Checkpoint("gs://bucket/a")
-    with pytest.raises(ValueError, match="is a folder; wanted a .h5 or .safetensors file, or a folder that fit"):
+    with pytest.raises(
+        ValueError, match="is a folder; wanted a .h5 or .safetensors file, or a folder that fit.* saved in$"
+    ):
         lm.load(tmp_path)
+    sequential().fit(*blobs, checkpoint=tmp_path / "b", **QUIET)
+    with pytest.raises(ValueError, match=r"'.*/b/step_7' is a folder; wanted .* has saved in: '.*/b', with step=7$"):
+        lm.load(tmp_path / "b" / "step_7")
     (tmp_path / "m.h5").write_bytes(b"")
     with pytest.raises(ValueError, match="step=3 is for a folder of checkpoints"):
         lm.load(tmp_path / "m.h5", step=3)

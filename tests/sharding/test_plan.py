@@ -119,8 +119,10 @@ def test_a_layout_that_is_not_legal_is_a_row_with_its_reason():
 
 def test_no_layout_for_that_batch():
     step = step_of(model().learner, topology("cpu:8"))
-    with pytest.raises(ValueError, match="a batch of 7 rows divides in no way over 8 devices"):
-        planning.plan(step, 7, topology("cpu:8"), specs=[])
+    with pytest.raises(
+        ValueError, match="a batch of 32 rows does not divide into 3 or 6 parts, as layouts of 6 dev.*shard="
+    ):
+        planning.plan(step, 32, topology("cpu:6"))
 
 
 def test_candidates_keep_tensor_within_fast_links():

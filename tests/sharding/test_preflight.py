@@ -1,6 +1,7 @@
 """What keeps ranks from starting together is an error on all of them, which says who differs and what to do."""
 
 import contextlib
+import re
 import socket
 import threading
 import time
@@ -13,6 +14,7 @@ from llmasos_xla.sharding import distributed
 from llmasos_xla.sharding.processes import preflight
 from llmasos_xla.sharding.processes.hub import Hub
 from llmasos_xla.sharding.processes.join import join, split
+from llmasos_xla.sharding.processes.judge import Judge
 from llmasos_xla.sharding.processes.preflight import PreflightError, faults
 from llmasos_xla.sharding.processes.wire import Wire
 
@@ -312,6 +314,19 @@ def test_strangers_do_no_harm(meet):
             connection.sendall(line)
     meeting.enter(0, size=1)
     assert not isinstance(meeting.end()[0], str)
+
+
+def test_ranks_that_may_wait_for_one_that_has_ended_are_told(meet, capsys):
+    hub, judge = meet(size=3).hub, Judge(3, 5.0, now=0.0)
+    judge.ended(1, 1.0)
+    hub._remind(judge, 60.0)
+    assert capsys.readouterr().err == ""
+    hub._remind(judge, 62.0)
+    assert "rank 1 ended 61 s ago, ranks 0, 2 still run. Should" in capsys.readouterr().err
+    judge.ended(2, 62.0)
+    hub._remind(judge, 123.0)
+    text = r"ranks 1, 2 ended 122 s ago, rank 0 still runs. Should they .* \(fit, evaluate, predict, save\) is made by"
+    assert re.search(text, capsys.readouterr().err)
 
 
 def test_port_taken():

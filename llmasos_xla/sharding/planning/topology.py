@@ -173,9 +173,7 @@ def _tpu_devices(kind: str, shape: Sequence[int], slices: int) -> tuple[Any, ...
     try:
         import libtpu  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise missing_package(
-            "a plan for TPUs", "libtpu", "plan", 'topology(..., compile_on="cpu") for an estimate'
-        ) from error
+        raise missing_package("plans for TPUs", "libtpu", "plan", 'compile_on="cpu" for an estimate') from error
     from jax.experimental import topologies
 
     name = f"{kind}:{'x'.join(map(str, shape))}"
@@ -206,9 +204,7 @@ def _gpu_devices(device: Hardware, count: int) -> tuple[Any, ...]:
             platform="cuda", target_config=target_config(device.name), topology=f"1x{hosts}x{device.per_host}"
         )
     except NotImplementedError as error:
-        missing = missing_package(
-            "a plan for GPUs", "JAX's CUDA plugin", "plan-gpu", 'topology(..., compile_on="cpu") for an estimate'
-        )
+        missing = missing_package("plans for GPUs", "JAX's CUDA plugin", "plan-gpu", 'compile_on="cpu" for an estimate')
         raise ImportError(
             f"{missing}. Where it is installed and no GPU is here, start Python with JAX_PLATFORMS=cpu: the plugin "
             "looks for a driver otherwise, and is left out"

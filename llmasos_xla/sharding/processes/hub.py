@@ -280,8 +280,10 @@ class Hub:
         if ended and now - max(first, self._told_late) > _LATE_SECONDS:
             self._told_late = now
             self._say(
-                f"{_numbers(ended)} ended {now - first:.0f} s ago, {_numbers(others)} still run. Should they wait for "
-                "each other in a collective, not all ranks take the same number of steps"
+                f"{_numbers(ended)} ended {now - first:.0f} s ago, {_numbers(others)} still "
+                f"{'runs' if len(others) == 1 else 'run'}. Should they wait for each other in a collective, not all "
+                "ranks take the same number of steps, or a call for all of them (fit, evaluate, predict, save) is made "
+                "by some alone"
             )
 
     def _send(self, seat: _Seat, **message: Any) -> None:
