@@ -30,7 +30,13 @@ def _add_launch(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     parser.add_argument("-n", type=int, metavar="N", help="how many processes")
     parser.add_argument("--devices-per-process", type=int, metavar="D", help="virtual CPU devices of each")
     parser.add_argument("--heartbeat", type=float, metavar="S", help="seconds of silence until a rank is given up (20)")
-    parser.add_argument("--grace", type=float, default=10.0, metavar="S", help="seconds from SIGTERM to SIGKILL (10)")
+    parser.add_argument(
+        "--grace",
+        type=float,
+        default=10.0,
+        metavar="S",
+        help="seconds that others get to end in when one fails (10)",
+    )
     parser.add_argument("--logs", metavar="FOLDER", help="write each rank's output to FOLDER/rank-N.log, too")
     parser.add_argument("-m", dest="module", action="store_true", help="what follows is a module's name, not a file's")
     parser.add_argument("script", help=argparse.SUPPRESS)

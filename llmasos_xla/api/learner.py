@@ -23,7 +23,7 @@ from llmasos_xla.core import Net, Variables
 from llmasos_xla.data.dataset import Dataset
 from llmasos_xla.data.preprocessing import Preprocessing
 from llmasos_xla.models.spec import StackSpec
-from llmasos_xla.sharding.agreement import agree
+from llmasos_xla.sharding.agreement import agree, meet
 from llmasos_xla.sharding.mesh import MeshSpec, divided
 from llmasos_xla.sharding.placement import Placement
 from llmasos_xla.sharding.threads import warn_if_few
@@ -399,6 +399,7 @@ class Learner:
         """
         from llmasos_xla.api import files
 
+        meet("save")
         spec, arrays = files.to_file(self, door)
         if jax.process_index() == 0:
             saving.write(path, spec, arrays)

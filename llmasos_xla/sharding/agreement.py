@@ -11,8 +11,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax._src import distributed
 
 _BYTES = 16
+_MEETING_SECONDS = 120.0
+_MET: dict[str, int] = {}
+"""How often each meeting has been held: a barrier's name serves once."""
 
 
 def agree(who: str, things: Mapping[str, Any]) -> None:
@@ -41,6 +45,24 @@ def agree(who: str, things: Mapping[str, Any]) -> None:
             f"{who}: the processes disagree about {'; '.join(differences)}. Give all of them the same script, "
             "arguments and files"
         )
+
+
+def meet(who: str, seconds: float = _MEETING_SECONDS) -> None:
+    """Waits until every process is here: for what all of them have to call, ahead of messages that wait for ever.
+
+    Raises RuntimeError after so many seconds, in those that are.
+    """
+    if jax.process_count() == 1:
+        return
+    client: Any = distributed.global_state.client
+    number = _MET[who] = _MET.get(who, 0) + 1
+    try:
+        client.wait_at_barrier(f"llmasos {who} {number}", int(1000 * seconds))
+    except jax.errors.JaxRuntimeError as error:
+        raise RuntimeError(
+            f"{who}: not all of the {jax.process_count()} processes have come within {seconds:.0f} s; in several "
+            f"processes all have to call {who} (the first one writes): call it outside of `if world.rank == 0`"
+        ) from error
 
 
 def of_first(numbers: Sequence[int]) -> list[int]:

@@ -30,6 +30,8 @@ from llmasos_xla.training.step import Gradients, Objective, Totals, TrainState, 
 _OPERATIONS_PER_DISPATCH = 3e10
 _BYTES_PER_DISPATCH = 32 << 20
 _MOST_STEPS = 64
+# Among several processes a step waits for messages, and SIGTERM is answered some dispatches later.
+_MOST_STEPS_TOGETHER = 8
 # How many dispatches may be under way before the loop waits for the oldest.
 IN_FLIGHT = 3
 _SECONDS_BETWEEN_REPORTS = 0.1
@@ -202,7 +204,8 @@ def choose_steps_per_dispatch(step: Callable, steps_per_epoch: int, *arguments: 
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(arguments[1]))
     if work <= 0:
         return 1
-    steps = min(_OPERATIONS_PER_DISPATCH / work, _BYTES_PER_DISPATCH / max(size, 1), _MOST_STEPS, steps_per_epoch)
+    most = _MOST_STEPS if jax.process_count() == 1 else _MOST_STEPS_TOGETHER
+    steps = min(_OPERATIONS_PER_DISPATCH / work, _BYTES_PER_DISPATCH / max(size, 1), most, steps_per_epoch)
     return max(1, int(steps))
 
 

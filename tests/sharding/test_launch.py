@@ -225,3 +225,19 @@ def test_the_installed_command_is_declared():
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["scripts"] == {"llmasos": "llmasos_xla.cli:main"}
+
+
+def test_a_call_for_all_that_not_all_make_ends(tmp_path):
+    text = (
+        "import time\n"
+        "import llmasos_xla as lm\n"
+        "from llmasos_xla.sharding.agreement import meet\n"
+        "world = lm.initialize()\n"
+        "meet('save', 60)\n"
+        "print('met')\n"
+        "meet('save', 2) if world.rank == 0 else time.sleep(60)\n"
+    )
+    out = launch([script(tmp_path, text)], "-n", "2")
+    assert out.code == 1
+    assert out.of(1).count("met") == out.of(0).count("met\n") == 1
+    assert "RuntimeError: save: not all of the 2 processes have come within 2 s" in out.of(0)

@@ -60,7 +60,7 @@ def launch(
         processes: how many ranks. They divide the cores and the GPUs among them.
         devices_per_process: virtual CPU devices of each rank.
         heartbeat: see `initialize`.
-        grace: seconds between SIGTERM and SIGKILL.
+        grace: seconds between SIGTERM and SIGKILL for the ranks of a run in which one has failed.
         logs: a folder that gets the output of each rank as `rank-N.log`, too.
     """
     if processes < 1:
