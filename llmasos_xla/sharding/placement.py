@@ -145,7 +145,7 @@ class Placement:
     def whole_steps(self, x: jax.Array) -> jax.Array:
         """An activation [batch, time, ...] with all steps on each device of seq; rows and features lie as XLA has them.
 
-        For what XLA's partitioner divides wrongly: the kernel gradients of strided convolutions.
+        For what XLA's partitioner divides wrongly: convolutions.
         """
         if self.spec.seq == 1:
             return x

@@ -30,9 +30,15 @@ SPACE = {
 }
 
 
-@pytest.mark.parametrize("size", [8, 16])
-@pytest.mark.parametrize("name", [*STEPS, *SPACE])
-def test_gradients_are_those_of_one_device(name, size):
+EIGHT, THREE = MeshSpec(seq=8), MeshSpec(data=2, tensor=2, seq=2)
+CASES = [
+    *((name, size, EIGHT) for name in (*STEPS, *SPACE) for size in (8, 16)),
+    *((name, 8, THREE) for name in ("conv", "by twos", "image", "transposed")),
+]
+
+
+@pytest.mark.parametrize(("name", "size", "spec"), CASES, ids=str)
+def test_gradients_are_those_of_one_device(name, size, spec):
     layer, shape = (STEPS[name](), (size, 4)) if name in STEPS else (SPACE[name](), (size, 5, 4))
     net = pure(lambda rngs: Stack((layer,), shape, rngs=rngs))
     variables = jax.jit(net.init)(jax.random.key(0))
@@ -46,10 +52,8 @@ def test_gradients_are_those_of_one_device(name, size):
         return jax.grad(loss, (0, 1))(params, x)
 
     wanted = jax.jit(gradients)(variables.params, x)
-    placement = Placement(MeshSpec(seq=8))
+    placement = Placement(spec)
+    params = jax.device_put(variables.params, placement.shardings(variables.params, variables.params))
     with using(placement):
-        got = jax.jit(gradients)(
-            jax.device_put(variables.params, placement.replicated),
-            jax.device_put(x, placement.rows(x.shape, time=size)),
-        )
+        got = jax.jit(gradients)(params, jax.device_put(x, placement.rows(x.shape, time=size)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *jax.device_get((got, wanted)))

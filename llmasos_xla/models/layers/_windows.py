@@ -57,8 +57,9 @@ def transposed_pads(window: int, extra: int) -> tuple[int, int]:
 def over_whole_steps(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
     """`function(x)` with all of the first axis that windows slide over on each device, in and out.
 
-    For strided convolutions: where that axis is divided, over seq, XLA's partitioner gives their kernels wrong
-    gradients, now and then (as 8 steps by twos on 8 devices; jax 0.10.2 and 0.12.0).
+    For convolutions: where that axis is divided, over seq, XLA's partitioner gives kernels of strided ones wrong
+    gradients (8 steps by twos on 8 devices; jax 0.10.2 and 0.12.0), and all of them wrong values if rows and features
+    are divided too (data=2 x tensor=2 x seq=2).
     """
     here = placement.current()
     return function(x) if here is None else here.whole_steps(function(here.whole_steps(x)))

@@ -99,7 +99,7 @@ class _ConvModule(nnx.Module):
                 activation=activation,
             )
 
-        return over_whole_steps(convolved, x) if spec.strides[0] > 1 else convolved(x)
+        return over_whole_steps(convolved, x)
 
 
 @dataclasses.dataclass(frozen=True)

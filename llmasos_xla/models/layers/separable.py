@@ -143,7 +143,7 @@ def _depthwise(spec: DepthwiseConv2D | SeparableConv2D, x: jax.Array, kernel: ja
             **finish,
         )
 
-    return over_whole_steps(convolved, x) if spec.strides[0] > 1 else convolved(x)
+    return over_whole_steps(convolved, x)
 
 
 def _check_windows(layer: Any) -> None:

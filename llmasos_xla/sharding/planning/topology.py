@@ -150,7 +150,7 @@ def _here(measure: bool) -> Topology:
 
 def _parsed(name: str) -> tuple[str, tuple[int, ...], int]:
     """Kind, chips along each axis, and slices."""
-    match = re.fullmatch(r"([a-z]\w*):(\d+(?:x\d+){0,2})(?:\*(\d+))?", name.strip().lower())
+    match = re.fullmatch(r"([a-z]\w*):(\d+(?:x\d+){0,2})(?:\*(\d+))?", str(name).strip().lower())
     kinds = [*KNOWN, "cpu"]
     example = 'topology: wants "cpu:8", "h100:16", "v5p:8x8x4" or "v5p:8x8x4*2" for two slices'
     if match is None:
@@ -174,7 +174,7 @@ def _tpu_devices(kind: str, shape: Sequence[int], slices: int) -> tuple[Any, ...
         import libtpu  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise missing_package(
-            "a plan for TPUs", "libtpu", "plan", 'topology(..., compile_on="cpu") for an estimate'
+            "plans for TPUs", "libtpu", "plan", 'topology(..., compile_on="cpu") for an estimate'
         ) from error
     from jax.experimental import topologies
 
@@ -207,7 +207,7 @@ def _gpu_devices(device: Hardware, count: int) -> tuple[Any, ...]:
         )
     except NotImplementedError as error:
         missing = missing_package(
-            "a plan for GPUs", "JAX's CUDA plugin", "plan-gpu", 'topology(..., compile_on="cpu") for an estimate'
+            "plans for GPUs", "JAX's CUDA plugin", "plan-gpu", 'topology(..., compile_on="cpu") for an estimate'
         )
         raise ImportError(
             f"{missing}. Where it is installed and no GPU is here, start Python with JAX_PLATFORMS=cpu: the plugin "
