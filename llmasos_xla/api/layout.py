@@ -1,5 +1,6 @@
 """`shard="auto"` and `batch_size="auto"`: what a fit stands on the plan for."""
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -30,7 +31,7 @@ def settled(learner: "Learner", shard: Any, batch_size: Any, rows: int, report: 
     spec, batch = _planned(learner, shard, batch_size, rows)
     # Each process has its own idea of the memory that is free; the first one's holds.
     numbers = of_first([*spec.sizes.values(), batch])
-    spec = MeshSpec(**dict(zip(AXES, numbers[:-1], strict=True)))
+    spec = dataclasses.replace(spec, **dict(zip(AXES, numbers[:-1], strict=True)))
     report.note(f"planned: {spec!r}, batch_size={numbers[-1]}")
     return spec, numbers[-1]
 

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from llmasos_xla.api._checks import check_whole
 from llmasos_xla.api.door import Door
 from llmasos_xla.api.learner import Learner
 from llmasos_xla.api.recipe import Recipe, default_loss
@@ -39,7 +40,7 @@ def plan(
         model: with its input shape and, if it is compiled, its optimizer, loss and precision; Adam otherwise.
         batch_size: rows of a step, over all devices; "auto" finds the largest that fits the first layout that does.
         topology: None for the devices that are here, or "cpu:8", "h100:16", "v5p:8x8x4" (`sharding.planning.topology`).
-        shard: one layout to judge rather than the usual ones: a strategy's name, or a `MeshSpec`.
+        shard: one layout to judge rather than the usual ones ("auto"): a strategy's name, or a `MeshSpec`.
         time: steps of a sequence, where the model leaves them open.
         compile_on: "cpu" where the compiler of the devices' platform is not installed: an estimate.
         most: how many layouts to compile.
@@ -50,12 +51,15 @@ def plan(
     >>> plan(model, batch_size=64, topology="cpu:2", shard="data").best.spec
     MeshSpec(data=2)
     """
+    if isinstance(batch_size, str) and batch_size != "auto":
+        raise ValueError(f'plan: batch_size wants a whole number or "auto", got {batch_size!r}')
+    check_whole("plan", most=most, **({} if batch_size == "auto" else {"batch_size": batch_size}))
+    if not 0 <= margin < 1:
+        raise ValueError(f"plan: margin wants a share of a device's memory, 0 <= margin < 1, got {margin!r}")
     where = topology if isinstance(topology, Topology) else topology_of(topology, compile_on=compile_on)
     step = step_of(model.learner, where, time)
-    specs = None if shard is None else [MeshSpec.of(shard).over(len(where))]
+    specs = None if shard is None or shard == "auto" else [MeshSpec.of(shard).over(len(where))]
     if isinstance(batch_size, str):
-        if batch_size != "auto":
-            raise ValueError(f'plan: batch_size wants a whole number or "auto", got {batch_size!r}')
         spec = specs[0] if specs else MeshSpec.of("fsdp").over(len(where))
         batch_size = planning.largest_batch(step, spec, where, margin=margin)
     return planning.plan(step, batch_size, where, specs=specs, most=most, margin=margin)

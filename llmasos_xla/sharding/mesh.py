@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -57,9 +58,9 @@ class MeshSpec:
                 raise ValueError(f"MeshSpec: {name} wants a whole number >= 1, or -1 for the rest, got {size!r}")
         if sum(size == -1 for size in self.sizes.values()) > 1:
             raise ValueError(f"MeshSpec: at most one axis may be -1, got {self}")
-        if self.microbatches is not None and (not isinstance(self.microbatches, int) or self.microbatches < 1):
+        if self.microbatches is not None and (type(self.microbatches) is not int or self.microbatches < 1):
             raise ValueError(f"MeshSpec: microbatches wants a whole number >= 1, got {self.microbatches!r}")
-        object.__setattr__(self, "rules", tuple((pattern, PartitionSpec(*spec)) for pattern, spec in self.rules))
+        object.__setattr__(self, "rules", _rules(self.rules))
 
     @classmethod
     def of(cls, shard: Any) -> "MeshSpec":
@@ -70,6 +71,11 @@ class MeshSpec:
         """
         if isinstance(shard, MeshSpec):
             return shard
+        if isinstance(shard, str) and shard == "auto":
+            raise ValueError(
+                'shard: "auto" is for fit and lm.plan, which have a training step to plan; name a strategy or a '
+                "MeshSpec here, or leave shard out: the model then stays where fit has put it"
+            )
         if not isinstance(shard, str) or shard not in STRATEGIES:
             raise unknown("shard", "strategy", shard, (*STRATEGIES, "auto", "MeshSpec(data=2, tensor=4)"))
         return cls(**{shard: -1})  # pyright: ignore[reportArgumentType]
@@ -137,6 +143,9 @@ class MeshSpec:
         >>> MeshSpec(fsdp=-1, tensor=2).legal_world_sizes(batch_size=6, most=12)
         (2, 4, 6, 12)
         """
+        for name, value in (("batch_size", batch_size), ("most", most)):
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+                raise ValueError(f"legal_world_sizes: {name} wants a whole number >= 1, got {value!r}")
         if -1 not in self.sizes.values():
             return (self.devices,) if self.devices <= most and batch_size % self.batch_parts == 0 else ()
         found = []
@@ -165,6 +174,27 @@ def divided(batch_size: int, spec: MeshSpec) -> None:
         f"shard: a batch of {batch_size} rows does not divide into {parts} parts ({axes}); use batch_size={near}, or "
         f"a mesh whose parts divide {batch_size}"
     )
+
+
+def _rules(rules: Any) -> Rules:
+    found = []
+    for rule in rules:
+        # A text is a sequence too, and would become a PartitionSpec of its letters.
+        if (
+            not isinstance(rule, tuple | list)
+            or len(rule) != 2
+            or not isinstance(rule[1], PartitionSpec | tuple | list)
+        ):
+            raise ValueError(
+                "MeshSpec: rules wants ((regular expression, PartitionSpec), ...), as "
+                f'((r"dense/kernel$", PartitionSpec(None, "tensor")),), got {rule!r} in it'
+            )
+        try:
+            re.compile(rule[0])
+        except (re.error, TypeError) as error:
+            raise ValueError(f"MeshSpec: rules has {rule[0]!r}, which is no regular expression: {error}") from error
+        found.append((rule[0], PartitionSpec(*rule[1])))
+    return tuple(found)
 
 
 def _arranged(devices: Sequence[Any], shape: tuple[int, ...]) -> np.ndarray:

@@ -142,6 +142,17 @@ class Placement:
         lies = PartitionSpec(self.batch_axes or None, "seq" if self.spec.seq > 1 else None)
         return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, lies))
 
+    def whole_steps(self, x: jax.Array) -> jax.Array:
+        """An activation [batch, time, ...] with all steps on each device of seq; rows and features lie as XLA has them.
+
+        For what XLA's partitioner divides wrongly: convolutions.
+        """
+        if self.spec.seq == 1:
+            return x
+        free = PartitionSpec.UNCONSTRAINED
+        lies = PartitionSpec(free, None, *[free] * (x.ndim - 2))
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self._mesh_here(), lies))
+
     def is_stacked(self, name: str) -> bool:
         """Whether the first axis of that array counts layers."""
         return bool(self.stacked) and name.startswith(self.stacked)

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
-from llmasos_xla.sharding.mesh import MeshSpec
+from llmasos_xla.sharding.mesh import MeshSpec, divided
 from llmasos_xla.sharding.planning import table
 from llmasos_xla.sharding.planning.estimate import EFFICIENCY, Efficiency, Estimator, Row, Step
 from llmasos_xla.sharding.planning.hardware import usable
@@ -95,6 +95,8 @@ def plan(
             f"plan: a batch of {batch_size} rows does not divide into {' or '.join(map(str, parts))} parts, as layouts "
             f"of {len(topology)} devices want; pass another batch_size, or a MeshSpec of your own as shard="
         )
+    for spec in specs:
+        divided(batch_size, spec.over(len(topology)))
     estimator = Estimator(step, batch_size, topology, limit, efficiency)
     rows = [estimator.by_formula(spec.over(len(topology))) for spec in specs]
     rows.sort(key=lambda row: (not row.fits, row.seconds))

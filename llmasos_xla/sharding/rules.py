@@ -172,6 +172,9 @@ def _trimmed(entries: Sequence[Any]) -> PartitionSpec:
 def _check_given(name: str, shape: Sequence[int], given: PartitionSpec, spec: MeshSpec) -> None:
     if len(given) > len(shape):
         raise ValueError(f"shard: {name} has {len(shape)} axes {tuple(shape)}, the rule's {given} names {len(given)}")
+    named = [axis for entry in given for axis in axes_in(entry)]
+    if twice := [axis for axis in named if named.count(axis) > 1]:
+        raise ValueError(f"shard: the rule's {given} for {name} names the axis {twice[0]!r} twice; an axis splits once")
     for at, entry in enumerate(given):
         for axis in axes_in(entry):
             if axis not in spec.sizes:

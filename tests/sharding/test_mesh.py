@@ -1,6 +1,7 @@
 """MeshSpec: sizes that come out, devices in an order that suits the axes, errors that name what does not fit."""
 
 import types
+from typing import Any
 
 import jax
 import numpy as np
@@ -47,6 +48,23 @@ def test_bad_sizes_are_refused():
         MeshSpec(data=-1, tensor=-1)
     with pytest.raises(ValueError, match="unknown strategy 'fdsp'; did you mean 'fsdp'"):
         MeshSpec.of("fdsp")
+    with pytest.raises(ValueError, match='"auto" is for fit and lm.plan, .* name a strategy or a MeshSpec here'):
+        MeshSpec.of("auto")
+    with pytest.raises(ValueError, match="microbatches wants a whole number >= 1, got True"):
+        MeshSpec(microbatches=True)
+    with pytest.raises(ValueError, match="legal_world_sizes: batch_size wants a whole number >= 1, got 0"):
+        MeshSpec.of("data").legal_world_sizes(0, 8)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_rules_are_pairs_of_an_expression_and_a_spec():
+    spec = jax.sharding.PartitionSpec(None, "tensor")
+    wrongs: list[Any] = [("kernel$", "tensor"), "kernel$", ("kernel$",)]
+    for wrong in wrongs:
+        with pytest.raises(ValueError, match=r"rules wants \(\(regular expression, PartitionSpec\), ...\), as .*got"):
+            MeshSpec(rules=(wrong,))
+    with pytest.raises(ValueError, match=r"rules has '\(kernel', which is no regular expression: missing \)"):
+        MeshSpec(rules=(("(kernel", spec),))
 
 
 def test_no_device_of_another_process_is_left_over():

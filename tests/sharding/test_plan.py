@@ -6,7 +6,9 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 import llmasos_xla as lm
 from llmasos_xla.api.planning import step_of
@@ -209,6 +211,27 @@ def test_auto_batch_of_the_front_door():
     assert found.batch_size % 64 == 0
     with pytest.raises(ValueError, match="batch_size wants a whole number or \"auto\", got 'large'"):
         lm.plan(model(), batch_size="large", topology="cpu:8")
+    for wrong in ({"batch_size": 0}, {"batch_size": -4}, {"most": 0}):
+        (name,) = wrong
+        with pytest.raises(ValueError, match=f"plan: {name} wants a whole number >= 1, got"):
+            lm.plan(model(), **{"batch_size": 64, "topology": "cpu:8", **wrong})
+    with pytest.raises(ValueError, match="plan: margin wants a share of a device's memory, 0 <= margin < 1, got 2.0"):
+        lm.plan(model(), batch_size=64, topology="cpu:8", margin=2.0)
+    with pytest.raises(ValueError, match=r"100 rows does not divide into 8 parts \(data=8\); use batch_size=96 or 104"):
+        lm.plan(model(), batch_size=100, topology="cpu:8", shard="data")
+    assert len(lm.plan(model(), batch_size=64, topology="cpu:2", shard="auto", most=1).rows) > 1
+
+
+@pytest.mark.parametrize(
+    "shard", [MeshSpec(data=2, pipe=2, microbatches=2), MeshSpec(tensor=2, rules=((r"kernel", PartitionSpec()),))]
+)
+def test_a_layout_of_ones_own_keeps_its_rules_and_pieces_beside_an_auto_batch(shard):
+    made = model()
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(64, 64)).astype("float32")
+    made.fit(x, np.zeros(64, int), batch_size="auto", shard=shard, verbose=0)
+    assert made.learner.placement is not None
+    assert made.learner.placement.spec == shard
 
 
 def test_hardware_that_is_not_here_as_an_estimate():

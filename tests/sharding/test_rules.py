@@ -100,6 +100,8 @@ def test_rules_of_ones_own_come_first():
         layout("dense/kernel", (63, 64), spec)
     with pytest.raises(ValueError, match="names the axis 'model'; a mesh has pipe, data, fsdp, expert, seq, tensor"):
         layout("dense/kernel", (64, 64), MeshSpec(tensor=2, rules=((r"dense", P("model")),)))
+    with pytest.raises(ValueError, match=r"the rule's .* for dense/kernel names the axis 'tensor' twice"):
+        layout("dense/kernel", (64, 64), MeshSpec(tensor=2, rules=((r"dense", P("tensor", "tensor")),)))
 
 
 def test_optimizer_state_lies_with_its_array():

@@ -1,6 +1,11 @@
 """The arithmetic of windows that slide over space, shared by convolution and pooling."""
 
+from collections.abc import Callable
+
+import jax
+
 from llmasos_xla.models.layers._checks import Shape, known_channels, sample_rank
+from llmasos_xla.sharding import placement
 
 SPACE = {1: "time", 2: "height, width", 3: "depth, height, width"}
 
@@ -47,3 +52,14 @@ def transposed_pads(window: int, extra: int) -> tuple[int, int]:
     """
     low = window - 1 - max(-extra, 0) // 2
     return low, 2 * (window - 1) + extra - low
+
+
+def over_whole_steps(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """`function(x)` with all of the first axis that windows slide over on each device, in and out.
+
+    For convolutions: where that axis is divided, over seq, XLA's partitioner gives kernels of strided ones wrong
+    gradients (8 steps by twos on 8 devices; jax 0.10.2 and 0.12.0), and all of them wrong values if rows and features
+    are divided too (data=2 x tensor=2 x seq=2).
+    """
+    here = placement.current()
+    return function(x) if here is None else here.whole_steps(function(here.whole_steps(x)))

@@ -12,7 +12,7 @@ from llmasos_xla import kernels
 from llmasos_xla.models.layers._base import Layer, Shape
 from llmasos_xla.models.layers._checks import PerAxis, one_of, per_axis
 from llmasos_xla.models.layers._modules import parameter
-from llmasos_xla.models.layers._windows import check_space, window_output
+from llmasos_xla.models.layers._windows import check_space, over_whole_steps, window_output
 
 DIMENSIONS = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
 
@@ -85,17 +85,21 @@ class _ConvModule(nnx.Module):
         padding = spec.padding.upper()
         if spec.padding == "causal":
             padding = [((spec.kernel_size[0] - 1) * spec.dilation_rate[0], 0)]
-        return kernels.conv(
-            x,
-            self.kernel[...],
-            spec.strides,
-            padding,
-            rhs_dilation=spec.dilation_rate,
-            dimension_numbers=DIMENSIONS[spec.rank],
-            feature_group_count=spec.groups,
-            bias=bias,
-            activation=activation,
-        )
+
+        def convolved(x: jax.Array) -> jax.Array:
+            return kernels.conv(
+                x,
+                self.kernel[...],
+                spec.strides,
+                padding,
+                rhs_dilation=spec.dilation_rate,
+                dimension_numbers=DIMENSIONS[spec.rank],
+                feature_group_count=spec.groups,
+                bias=bias,
+                activation=activation,
+            )
+
+        return over_whole_steps(convolved, x)
 
 
 @dataclasses.dataclass(frozen=True)

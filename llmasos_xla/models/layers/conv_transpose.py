@@ -10,7 +10,7 @@ from llmasos_xla import kernels
 from llmasos_xla.models.layers._base import Layer, Shape
 from llmasos_xla.models.layers._checks import PerAxis, one_of, per_axis
 from llmasos_xla.models.layers._modules import parameter
-from llmasos_xla.models.layers._windows import check_space, transposed_extra, transposed_pads
+from llmasos_xla.models.layers._windows import check_space, over_whole_steps, transposed_extra, transposed_pads
 from llmasos_xla.models.layers.conv import DIMENSIONS
 
 
@@ -93,14 +93,18 @@ class _Conv2DTranspose(nnx.Module):
 
     def __call__(self, x: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None) -> jax.Array:
         spec = self.spec
-        return kernels.conv_transpose(
-            x,
-            self.kernel[...],
-            spec.strides,
-            [transposed_pads(window, extra) for window, extra in spec.extras],
-            rhs_dilation=spec.dilation_rate,
-            dimension_numbers=DIMENSIONS[2],
-            transpose_kernel=True,
-            bias=None if self.bias is None else self.bias[...],
-            activation=spec.activation,
-        )
+
+        def convolved(x: jax.Array) -> jax.Array:
+            return kernels.conv_transpose(
+                x,
+                self.kernel[...],
+                spec.strides,
+                [transposed_pads(window, extra) for window, extra in spec.extras],
+                rhs_dilation=spec.dilation_rate,
+                dimension_numbers=DIMENSIONS[2],
+                transpose_kernel=True,
+                bias=None if self.bias is None else self.bias[...],
+                activation=spec.activation,
+            )
+
+        return over_whole_steps(convolved, x)

@@ -10,7 +10,7 @@ from llmasos_xla import kernels
 from llmasos_xla.models.layers._base import Layer, Shape
 from llmasos_xla.models.layers._checks import PerAxis, one_of, per_axis
 from llmasos_xla.models.layers._modules import parameter
-from llmasos_xla.models.layers._windows import check_space, window_output
+from llmasos_xla.models.layers._windows import check_space, over_whole_steps, window_output
 from llmasos_xla.models.layers.conv import DIMENSIONS
 
 
@@ -129,17 +129,21 @@ class _Separable(nnx.Module):
 
 def _depthwise(spec: DepthwiseConv2D | SeparableConv2D, x: jax.Array, kernel: jax.Array, **finish: Any) -> jax.Array:
     height, width, cin, multiplier = kernel.shape
-    return kernels.conv(
-        x,
-        # A grouped convolution wants [h, w, 1, cin * multiplier], groups outermost: the same order of values.
-        kernel.reshape(height, width, 1, cin * multiplier),
-        spec.strides,
-        spec.padding.upper(),
-        rhs_dilation=spec.dilation_rate,
-        dimension_numbers=DIMENSIONS[2],
-        feature_group_count=cin,
-        **finish,
-    )
+
+    def convolved(x: jax.Array) -> jax.Array:
+        return kernels.conv(
+            x,
+            # A grouped convolution wants [h, w, 1, cin * multiplier], groups outermost: the same order of values.
+            kernel.reshape(height, width, 1, cin * multiplier),
+            spec.strides,
+            spec.padding.upper(),
+            rhs_dilation=spec.dilation_rate,
+            dimension_numbers=DIMENSIONS[2],
+            feature_group_count=cin,
+            **finish,
+        )
+
+    return over_whole_steps(convolved, x)
 
 
 def _check_windows(layer: Any) -> None:

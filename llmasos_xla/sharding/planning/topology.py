@@ -150,7 +150,7 @@ def _here(measure: bool) -> Topology:
 
 def _parsed(name: str) -> tuple[str, tuple[int, ...], int]:
     """Kind, chips along each axis, and slices."""
-    match = re.fullmatch(r"([a-z]\w*):(\d+(?:x\d+){0,2})(?:\*(\d+))?", name.strip().lower())
+    match = re.fullmatch(r"([a-z]\w*):(\d+(?:x\d+){0,2})(?:\*(\d+))?", str(name).strip().lower())
     kinds = [*KNOWN, "cpu"]
     example = 'topology: wants "cpu:8", "h100:16", "v5p:8x8x4" or "v5p:8x8x4*2" for two slices'
     if match is None:
