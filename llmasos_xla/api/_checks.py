@@ -1,13 +1,16 @@
 """What a fit refuses before it begins."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from llmasos_xla.data.dataset import Dataset
 from llmasos_xla.data.preprocessing import Preprocessing
 from llmasos_xla.models.spec import StackSpec
+from llmasos_xla.sharding.placement import Placement
 
 
 def fitted_preprocessing(dataset: Dataset, spec: StackSpec) -> Preprocessing:
@@ -49,6 +52,25 @@ def class_weights(
     if bad := [w for w in class_weight.values() if not 0 <= w < float("inf")]:
         raise ValueError(f"fit: class_weight wants finite weights >= 0, got {bad[0]!r}")
     return tuple(float(class_weight.get(c, 1.0)) for c in range(classes))
+
+
+def check_layout(spec: StackSpec, placement: Placement) -> None:
+    """Refuses to divide the time of samples that have none, and a user's rule that names no array of the model."""
+    shape = spec.known_shape()
+    if placement.spec.seq > 1 and len(shape) < 2 and not spec.tokens:
+        raise ValueError(
+            f"shard: seq={placement.spec.seq} divides the time of samples; this model's have the shape {shape}, "
+            "of which no axis is time; choose data, fsdp or tensor"
+        )
+    if not placement.spec.rules:
+        return
+    names = [*jax.eval_shape(spec.net().init, jax.random.key(0)).params]
+    for pattern, _ in placement.spec.rules:
+        if not any(re.search(pattern, name) for name in names):
+            raise ValueError(
+                f"shard: the rule {pattern!r} names no array of this model; it has {', '.join(names[:8])}"
+                f"{', ...' if len(names) > 8 else ''}"
+            )
 
 
 def check_whole(who: str, **numbers: Any) -> None:

@@ -42,6 +42,8 @@ def keeping(
         return
     options = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
     folder = pathlib.Path(options.folder)
+    if folder.is_file():
+        raise FileExistsError(f"fit: checkpoint= wants a folder, {str(folder)!r} is a file")
     if not resume and (there := entries(folder)):
         raise FileExistsError(
             f"fit: {str(folder)!r} holds the checkpoints of another fit, up to step {there[-1].step}; pass resume=True "

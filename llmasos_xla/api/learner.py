@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llmasos_xla.api import saving
-from llmasos_xla.api._checks import check_whole, class_weights, fitted_preprocessing
+from llmasos_xla.api._checks import check_layout, check_whole, class_weights, fitted_preprocessing
 from llmasos_xla.api.layout import settled
 from llmasos_xla.api.recipe import Recipe
 from llmasos_xla.compiling import CompileRecord, compile
@@ -242,6 +242,7 @@ class Learner:
         self.shard(shard)
         if self.placement is not None:
             divided(rows, self.placement.spec)
+            check_layout(self.spec, self.placement)
         # A batch larger than the data would repeat rows.
         batch_size = whole_batches(min(rows, len(dataset)), self.placement)
         self._prepare(dataset)

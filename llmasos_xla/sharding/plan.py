@@ -179,9 +179,9 @@ def _largest(peak: Callable[[int], int], limit: int, most: int, tries: int) -> i
     return fits[0]
 
 
-def candidates(topology: Topology, batch_size: int, stacked: bool = False) -> list[MeshSpec]:
+def candidates(topology: Topology, batch_size: int) -> list[MeshSpec]:
     """Layouts worth judging: data, fsdp and tensor and their products, with tensor inside of what is joined by fast
-    links; stages of layers between groups where layers are stacked.
+    links. Stages, parts of time and experts are judged where they are asked for.
 
     >>> from llmasos_xla.sharding.planning.topology import topology
     >>> candidates(topology("cpu:4"), batch_size=8)[:2]
@@ -189,12 +189,10 @@ def candidates(topology: Topology, batch_size: int, stacked: bool = False) -> li
     """
     devices, group = len(topology), topology.per_group
     found = []
-    pipes = [1, *(p for p in (2, 4, 8) if stacked and devices % p == 0)]
-    for pipe in pipes:
-        for tensor in (t for t in (1, 2, 4, 8, 16) if t <= group and devices % (pipe * t) == 0):
-            rest = devices // (pipe * tensor)
-            inner = [rest] if rest <= group or group // tensor <= 1 else [rest, group // tensor]
-            for fsdp in {1: None, **dict.fromkeys(inner)}:
-                if rest % fsdp == 0:
-                    found.append(MeshSpec(data=rest // fsdp, fsdp=fsdp, tensor=tensor, pipe=pipe))
+    for tensor in (t for t in (1, 2, 4, 8, 16) if t <= group and devices % t == 0):
+        rest = devices // tensor
+        inner = [rest] if rest <= group or group // tensor <= 1 else [rest, group // tensor]
+        for fsdp in {1: None, **dict.fromkeys(inner)}:
+            if rest % fsdp == 0:
+                found.append(MeshSpec(data=rest // fsdp, fsdp=fsdp, tensor=tensor))
     return [spec for spec in dict.fromkeys(found) if batch_size % spec.batch_parts == 0]
