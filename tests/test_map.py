@@ -21,6 +21,7 @@ ROWS = [
     {"deployment"},
     {"runtime"},
     {"cli"},
+    {"__main__"},
 ]
 LEVEL = {room: level for level, row in enumerate(ROWS) for room in row}
 
