@@ -59,7 +59,7 @@ class Script:
             return answer.status == 200
 
     def end(self):
-        out, err = self.process.communicate(timeout=30)
+        out, err = self.process.communicate(timeout=90)
         return self.process.returncode, out, err
 
     def server_is_gone(self):
