@@ -64,7 +64,8 @@ def check_layout(spec: StackSpec, placement: Placement) -> None:
         )
     if not placement.spec.rules:
         return
-    names = [*jax.eval_shape(spec.net().init, jax.random.key(0)).params]
+    variables = jax.eval_shape(spec.net().init, jax.random.key(0))
+    names = [*variables.params, *variables.state]
     for pattern, _ in placement.spec.rules:
         if not any(re.search(pattern, name) for name in names):
             raise ValueError(

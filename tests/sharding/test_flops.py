@@ -140,6 +140,21 @@ def test_decoder_is_6nd_and_attention():
     )
 
 
+def test_a_strided_grouped_convolution_with_borders():
+    def conv(x, w):
+        return jax.lax.conv_general_dilated(
+            x, w, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=2
+        )
+
+    assert total(conv, *arrays((2, 9, 9, 4), (3, 3, 2, 8))) == 2 * (2 * 5 * 5 * 8) * (3 * 3 * 2)
+
+
+def test_every_result_of_a_pass_counts():
+    (a,) = arrays((6, 6))
+    assert sum(flops(lambda a: jax.lax.top_k(a, 2), a, passes=True).values()) == 2 * 6 * 2
+    assert sum(flops(lambda a: jax.lax.sort((a, a)), a, passes=True).values()) == 2 * 36
+
+
 def test_passes_over_arrays_count_where_they_are_asked_for():
     def layer(a, b):
         return jnp.tanh(a @ b).reshape(-1).astype(jnp.bfloat16)

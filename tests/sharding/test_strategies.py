@@ -213,3 +213,6 @@ def test_layouts_that_do_not_fit_the_model_are_refused():
     with pytest.raises(ValueError, match=r"shard: the rule 'zzz\$' names no array of this model; it has dense"):
         model.fit(x, y, batch_size=16, verbose=0, shard=MeshSpec(data=8, rules=(("zzz$", PartitionSpec()),)))
     model.fit(x, y, batch_size=16, verbose=0, shard="data")
+    # What a model carries has names too.
+    model, x, y = problem("cnn", 16)
+    model.fit(x, y, batch_size=16, verbose=0, shard=MeshSpec(data=8, rules=(("/mean$", PartitionSpec()),)))

@@ -62,8 +62,11 @@ def _count(jaxpr: Any, passes: bool) -> dict[str, float]:
 def _passes(equation: Any) -> dict[str, float]:
     if equation.primitive.name in _MOVES:
         return {}
-    shaped = [out.aval for out in equation.outvars if hasattr(out.aval, "shape")]
-    return {str(aval.dtype): float(math.prod(aval.shape)) for aval in shaped}
+    found: dict[str, float] = {}
+    for out in equation.outvars:
+        if hasattr(out.aval, "shape"):
+            found = _added(found, {str(out.aval.dtype): float(math.prod(out.aval.shape))})
+    return found
 
 
 def _added(a: Mapping[str, float], b: Mapping[str, float], times: int = 1) -> dict[str, float]:
