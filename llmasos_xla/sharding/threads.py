@@ -18,9 +18,14 @@ PER_DEVICE = 4
 cost speed: XLA cuts its products into as many parts as there are threads."""
 
 
+def usable_cpus() -> int:
+    """On how many CPUs this process may run."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def enough(devices: int) -> None:
     """Asks for threads enough for so many CPU devices of this process; too late once JAX has started its devices."""
-    wanted = max(PER_DEVICE * devices, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+    wanted = max(PER_DEVICE * devices, usable_cpus())
     told = os.environ.get("NPROC", "")
     if not (told.isdigit() and int(told) >= wanted):
         os.environ["NPROC"] = str(wanted)
@@ -32,7 +37,7 @@ def warn_if_few() -> None:
     if count == 1 or jax.default_backend() != "cpu":
         return
     told = os.environ.get("NPROC", "")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cpus()
     threads = int(told) if told.isdigit() else max(cores, count)
     if threads < 2 * count:
         warnings.warn(

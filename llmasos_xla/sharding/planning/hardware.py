@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from llmasos_xla.errors import unknown
+from llmasos_xla.sharding.threads import usable_cpus
 
 _GIB = 1 << 30
 
@@ -168,7 +169,7 @@ def cpu(devices: int, *, measure: bool = False) -> Hardware:
         devices: how many JAX devices the process has.
         measure: whether to time a product of matrices for the operations a second, which takes some 0.1 s.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cpus()
     total = _measured() if measure else cores * _CPU_FLOPS
     rate, memory = total / devices, available_memory()
     copy = _CPU_BANDWIDTH / devices

@@ -8,7 +8,6 @@ for each thread.
 
 import dataclasses
 import math
-import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +16,7 @@ import jax
 import numpy as np
 
 from llmasos_xla.sharding.planning.program import Line, computations_of, sizes_of
+from llmasos_xla.sharding.threads import usable_cpus
 
 # Rows and columns of a product are packed by blocks of so many values along the sum, threefold: measured, see
 # benchmarks/memory.py.
@@ -114,7 +114,7 @@ def host_bytes(compiled: Any, batch: Any, temporary: int, devices: int = 1) -> i
     computations, _ = computations_of(text)
     fused = set(re.findall(r"calls=%?([\w.-]+)", text))
     packed = max((_packed(lines) for name, lines in computations.items() if name not in fused), default=0)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cpus()
     return device_bytes(batch) + packed + min(cores * _KEPT // devices, temporary)
 
 

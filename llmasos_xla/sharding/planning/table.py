@@ -61,11 +61,8 @@ def size(count: int | float) -> str:
     >>> size(3 << 30), size(512)
     ('3.0 GiB', '512 B')
     """
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(count) < 1024:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
+    count, unit = _scaled(count, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
+    return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
 
 
 def number(count: int | float) -> str:
@@ -76,11 +73,16 @@ def number(count: int | float) -> str:
     """
     if not math.isfinite(count):
         return "?"
-    for unit in ("", " k", " M", " G", " T"):
-        if abs(count) < 1000:
-            return f"{count:.3g}{unit}"
-        count /= 1000
-    return f"{count:.3g} P"
+    count, unit = _scaled(count, 1000, ("", " k", " M", " G", " T", " P"))
+    return f"{count:.3g}{unit}"
+
+
+def _scaled(count: int | float, step: int, units: tuple[str, ...]) -> tuple[int | float, str]:
+    for unit in units[:-1]:
+        if abs(count) < step:
+            return count, unit
+        count /= step
+    return count, units[-1]
 
 
 def duration(seconds: int | float) -> str:
