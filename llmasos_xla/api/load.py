@@ -6,9 +6,10 @@ from typing import Literal
 from llmasos_xla.api import files, keeping, saving
 from llmasos_xla.api.door import Door
 from llmasos_xla.api.model import Model
+from llmasos_xla.api.network import Network
 from llmasos_xla.api.sequential import Sequential
 
-DOORS = {"Sequential": Sequential, "Model": Model}
+DOORS = {"Sequential": Sequential, "Model": Model, "Network": Network}
 
 
 def load(path: str | os.PathLike, *, step: int | Literal["best"] | None = None) -> Door:
@@ -17,7 +18,7 @@ def load(path: str | os.PathLike, *, step: int | Literal["best"] | None = None) 
     A folder that a fit has saved itself in opens as well: the newest of its checkpoints, or that of `step`, or the
     "best" by the metric of its `Checkpoint`.
 
-    Returns the door it was saved from, `Sequential` or `Model`. Nothing in the file is executed.
+    Returns the door it was saved from, `Sequential`, `Model` or `Network`. Nothing in the file is executed.
 
     Raises FileNotFoundError, or ValueError with the reason for a file that is damaged or no model.
     """

@@ -1,14 +1,39 @@
-"""Models: lists of layers today, one file an architecture as they come.
+"""Models: layers, lists of them, and the shelf, one file an architecture.
 
     layers      the layers, as specifications
-    decoder     DecoderConfig: decoder language models by their sizes
     stack       a list of layers as one nnx module
     spec        a model as its user wrote it down
     stages      a list of layers cut into stages, for the devices of a pipeline
+    decoder     DecoderConfig: decoder language models by their sizes
+    config      what a model of the shelf is
+    shelf       the models of the shelf by name
+    pretrained/ published weights: formats, names, reading
 
-Nothing here holds arrays but the modules that specifications build.
+Nothing here holds arrays but the modules that specifications build. `lm.models.resnet50(...)` opens a model of the shelf
+as a `Network`.
 """
 
+import importlib
+from typing import Any
+
 from llmasos_xla.models import layers as layers
+from llmasos_xla.models.config import Config as Config
 from llmasos_xla.models.decoder import DecoderConfig as DecoderConfig
+from llmasos_xla.models.shelf import FAMILIES as FAMILIES
+from llmasos_xla.models.shelf import SHELF as SHELF
 from llmasos_xla.models.stack import Stack as Stack
+
+globals().update({family.__name__: family for family in FAMILIES})
+
+
+def __getattr__(name: str) -> Any:
+    if name not in SHELF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; the shelf has {', '.join(sorted(SHELF))}")
+    # The doors stand above this room, so they are found by name, when a user asks for one.
+    model = importlib.import_module("llmasos_xla.api.shelf").opener(name)
+    globals()[name] = model
+    return model
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *SHELF})

@@ -93,6 +93,11 @@ class Layer:
         return f"{type(self).__name__} {self.name!r}" if self.name else type(self).__name__
 
     @property
+    def base_name(self) -> str:
+        """The first part of its array names where it was given no name."""
+        return _snake(type(self).__name__)
+
+    @property
     def tokens(self) -> bool:
         """Whether the layer reads integer ids rather than numbers."""
         return False
@@ -184,7 +189,7 @@ def layer_names(layers: Sequence[Layer]) -> tuple[str, ...]:
     for layer in layers:
         name = layer.name
         if name is None:
-            name = base = _snake(type(layer).__name__)
+            name = base = layer.base_name
             count = 0
             while name in taken:
                 count += 1

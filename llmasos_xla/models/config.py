@@ -1,0 +1,97 @@
+"""What a model of the shelf is: a whole network as one layer specification."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import jax
+
+from llmasos_xla.core import Net
+from llmasos_xla.models.layers._base import Layer, Shape
+from llmasos_xla.models.spec import StackSpec
+
+if TYPE_CHECKING:
+    from llmasos_xla.models.pretrained.names import Name
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Layer):
+    """Base of all models of the shelf: a frozen specification of a whole network, by its sizes.
+
+    It is a layer like any other: `build(shape, rngs)` makes its module, a file stores it as JSON, and it may stand in a
+    `Sequential`. Its module is called as `module(x, train=..., rngs=...)`, where `x` is one array (the first of
+    `inputs`) or a dict of arrays by the names of `inputs`. It returns logits unless its docstring says otherwise.
+    """
+
+    family: ClassVar[str] = ""
+    """What the architecture is called, "bert": the first part of its array names in a file of weights."""
+    inputs: ClassVar[tuple[str, ...]] = ("images",)
+    """The names of the arrays that it reads, in the order of positional arguments."""
+    needed: ClassVar[int] = 1
+    """How many of them, from the first, a call cannot do without."""
+    presets: ClassVar[Mapping[str, str]] = {}
+    """Name on the shelf -> name of the class method that makes that configuration: {"resnet50": "resnet50"}."""
+    huggingface: ClassVar[tuple[str, ...]] = ()
+    """The `model_type`s of Hugging Face's config.json that `from_huggingface` reads."""
+
+    ignored: ClassVar[tuple[str, ...]] = ()
+    """Regular expressions of names in published weights that are buffers, not weights."""
+
+    @property
+    def base_name(self) -> str:
+        """The first part of its array names."""
+        return self.family
+
+    def net(self) -> Net:
+        """The pure functions: `net.init(key)`, `net.apply(variables, x, train=False)`."""
+        return self.spec().net()
+
+    def spec(self) -> StackSpec:
+        """The model as the doors take it."""
+        return StackSpec((self,), self.input_shape or self.sample_shape())
+
+    def sample_shape(self) -> Shape:
+        """The shape of one sample of the first input where nothing else was said; None is an axis of any length."""
+        raise NotImplementedError(f"{type(self).__name__} does not define sample_shape")
+
+    def names(self, source: str) -> Iterator["Name"]:
+        """One `Name` for each array: what it is called here and in published weights of that source, and how it lies.
+
+        Raises ValueError for a source that the model has no table for.
+        """
+        raise ValueError(f"{self.who}: there is no table of names for weights of the source {source!r}")
+
+    @classmethod
+    def from_huggingface(cls, config: Mapping[str, Any], **sizes: Any) -> "Config":
+        """The configuration that a Hugging Face config.json describes; raises ValueError for what is not built here.
+
+        `sizes` stand in the place of what the file says.
+        """
+        raise ValueError(f"{cls.__name__}: it reads no Hugging Face config.json")
+
+    def bind(self, *arrays: Any, **named: Any) -> Any:
+        """Arguments of a call as the module takes them: the array itself where it is the first alone, else a dict.
+
+        Raises TypeError for too many, unknown or missing inputs.
+        """
+        who = self.family or self.who
+        if len(arrays) > len(self.inputs):
+            raise TypeError(f"{who}: {len(arrays)} inputs came; it reads {', '.join(self.inputs)}")
+        given = dict(zip(self.inputs, arrays, strict=False))
+        for name, array in named.items():
+            if name not in self.inputs:
+                raise TypeError(f"{who}: it has no input {name!r}; it reads {', '.join(self.inputs)}")
+            if name in given:
+                raise TypeError(f"{who}: the input {name!r} came twice")
+            given[name] = array
+        given = {name: array for name, array in given.items() if array is not None}
+        if missing := [name for name in self.inputs[: self.needed] if name not in given]:
+            raise TypeError(f"{who}: the input {missing[0]!r} is missing; it reads {', '.join(self.inputs)}")
+        return given[self.inputs[0]] if list(given) == [self.inputs[0]] else given
+
+    def unbind(self, x: Any) -> dict[str, jax.Array | None]:
+        """The inverse of `bind`, for modules: every input by name, None for those that did not come."""
+        given = dict(x) if isinstance(x, Mapping) else {self.inputs[0]: x}
+        if unknown := given.keys() - set(self.inputs):
+            raise ValueError(f"{self.who}: it has no input {sorted(unknown)[0]!r}; it reads {', '.join(self.inputs)}")
+        return {name: given.get(name) for name in self.inputs}

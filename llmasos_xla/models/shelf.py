@@ -1,0 +1,14 @@
+"""The models of the shelf by name: `lm.models.resnet50(...)` looks here."""
+
+from collections.abc import Callable
+
+from llmasos_xla.models.config import Config
+from llmasos_xla.models.vgg import VGGConfig
+
+FAMILIES: tuple[type[Config], ...] = (VGGConfig,)
+"""The architectures, a class each."""
+
+SHELF: dict[str, Callable[..., Config]] = {
+    name: getattr(family, method) for family in FAMILIES for name, method in family.presets.items()
+}
+"""Name -> what makes that configuration."""

@@ -1,0 +1,27 @@
+"""Weights that need no file: each array is drawn by its name, the same here and where the goldens are made."""
+
+import math
+import zlib
+
+import numpy as np
+
+
+def seeded(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The float32 array of that name and shape: kernels keep the size of what passes, scales are near 1."""
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    draw = rng.standard_normal(shape)
+    if name.endswith(("running_var", "var")):
+        return (0.5 + np.abs(draw)).astype(np.float32)
+    if len(shape) < 2:
+        return (0.1 * draw + (1.0 if "norm" in name.lower() and name.endswith("weight") else 0.0)).astype(np.float32)
+    return (draw / math.sqrt(math.prod(shape[1:]))).astype(np.float32)
+
+
+def inputs(seed: int, *shape: int) -> np.ndarray:
+    """Float32 inputs of unit size."""
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def ids(seed: int, vocab: int, *shape: int) -> np.ndarray:
+    """Int32 ids from 1 to vocab - 1."""
+    return np.random.default_rng(seed).integers(1, vocab, shape).astype(np.int32)
