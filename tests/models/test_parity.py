@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from goldens.golden import folder, read
 from goldens.seeded import seeded
+
 from llmasos_xla import models
 from llmasos_xla.models.pretrained.fill import fill
 
