@@ -9,7 +9,7 @@
     shelf       the models of the shelf by name
     pretrained/ published weights: formats, names, reading
 
-Nothing here holds arrays but the modules that specifications build. `lm.models.resnet50(...)` opens a model of the shelf
+Nothing here holds arrays but the modules that specifications build. `lm.models.resnet50(...)` opens one of the shelf
 as a `Network`.
 """
 

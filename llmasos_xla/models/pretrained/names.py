@@ -64,7 +64,7 @@ def heads_bias(heads: int) -> Layout:
 
 
 def after_flattening(height: int, width: int, channels: int) -> Layout:
-    """[cout, channels * height * width], a dense layer behind flattened NCHW maps, as [height * width * channels, cout]."""
+    """[cout, channels * height * width], a dense layer behind NCHW maps, as [height * width * channels, cout]."""
 
     def ours(a: np.ndarray) -> np.ndarray:
         return a.reshape(-1, channels, height, width).transpose(2, 3, 1, 0).reshape(-1, a.shape[0])
