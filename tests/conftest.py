@@ -1,5 +1,7 @@
 """Strictness for every test: shapes and dtypes are not promoted silently, warnings are errors, eight CPU devices."""
 
+import contextlib
+import gc
 import os
 import pathlib
 
@@ -14,6 +16,8 @@ import jaxtyping
 import numpy as np
 import pytest
 
+LARGE = 2_000_000_000
+"""Bytes of a worker above which it lets go of what it has compiled."""
 CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "jax"
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -32,6 +36,17 @@ def unchecked():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_memory():
+    """Forgets compiled programs between modules where a worker holds much: the cache on disk has them."""
+    yield
+    with open("/proc/self/statm") if os.path.exists("/proc/self/statm") else contextlib.nullcontext() as file:
+        held = 0 if file is None else int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    if held > LARGE:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture

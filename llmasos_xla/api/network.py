@@ -1,15 +1,18 @@
 """The third front door: a model of the shelf, with published weights or fresh ones."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from llmasos_xla.api.fitted import Fitted
+from llmasos_xla.core import Variables
 from llmasos_xla.models.config import Config
 from llmasos_xla.models.spec import StackSpec
+from llmasos_xla.sharding.placement import Placement, current
+from llmasos_xla.training.placed import Programs, shardings_of, whole_batches
 
 
 class Network(Fitted):
@@ -28,8 +31,7 @@ class Network(Fitted):
             raise ValueError(
                 f"Network: wants a configuration such as lm.models.ResNetConfig.resnet50(), got {type(config).__name__}"
             )
-        super().__init__(config.spec(), seed=seed)
-        self._called: Any = None
+        self._set_up(config.spec(), seed)
         if weights is not None:
             from llmasos_xla.models import pretrained
 
@@ -49,10 +51,36 @@ class Network(Fitted):
         for each shape. Raises TypeError for missing and unknown inputs.
         """
         x = jax.tree.map(jnp.asarray, self.config.bind(*inputs, **named))
-        if self._called is None:
-            apply = self.config.net().apply
-            self._called = jax.jit(lambda variables, x: apply(variables, x, train=False)[0])
-        return self._called(self.learner.evaluation_variables, x)
+        variables, placement = self.learner.evaluation_variables, self.learner.placement
+        if placement is None:
+            if self._called is None:
+                self._called = jax.jit(self._forward)
+            return self._called(variables, x)
+        rows = len(jax.tree.leaves(x)[0])
+        size = whole_batches(rows, placement)
+        x = jax.tree.map(lambda a: jnp.concatenate([a, jnp.repeat(a[:1], size - rows, 0)]) if size > rows else a, x)
+        program = self._program(placement, size, variables, x)
+        x = jax.device_put(x, placement.batch({"x": x})["x"])
+        return jax.tree.map(lambda a: a[:rows], program(variables, x))
+
+    def _forward(self, variables: Variables, x: Any) -> Any:
+        placement = current()
+        if placement is not None:
+            variables = Variables(placement.gathered(variables.params), variables.state)
+        return self.learner.spec.net().apply(variables, x, train=False)[0]
+
+    def _program(self, placement: Placement, rows: int, variables: Variables, x: Any) -> Callable:
+        shapes = (placement, str(jax.tree.map(lambda a: (a.shape, a.dtype), x)))
+        if shapes not in self._on_mesh:
+
+            def shardings(placement: Placement) -> tuple[tuple, Any]:
+                weights = shardings_of(placement, variables, variables)
+                return (weights, placement.batch({"x": x})["x"]), placement.replicated
+
+            self._on_mesh[shapes] = Programs(placement, rows).compile(
+                self._forward, variables, x, shardings=shardings, what=f"call of {rows} rows", log=self.learner.compiled
+            )
+        return self._on_mesh[shapes]
 
     def _door(self) -> dict[str, Any]:
         return {"door": "Network"}
@@ -60,6 +88,10 @@ class Network(Fitted):
     @classmethod
     def _from_door(cls, entries: Mapping[str, Any]) -> "Network":
         network = object.__new__(cls)
-        Fitted.__init__(network, StackSpec(()), seed=0)
-        network._called = None
+        network._set_up(StackSpec(()), seed=0)
         return network
+
+    def _set_up(self, spec: StackSpec, seed: int) -> None:
+        super().__init__(spec, seed=seed)
+        self._called: Callable | None = None
+        self._on_mesh: dict[Any, Callable] = {}
