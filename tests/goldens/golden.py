@@ -27,7 +27,8 @@ class Golden(NamedTuple):
     """Inputs by our names, "output", and where only some of the output means anything "valid", of its leading shape."""
 
     def write(self, name: str, folder: pathlib.Path) -> None:
-        """Writes folder/name.npz."""
+        """Writes folder/name.npz; a name may have a folder of its own."""
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         arrays = {f"{i}/{key}": value for i, case in enumerate(self.cases) for key, value in case.items()}
         about = {k: getattr(self, k) for k in ("kind", "source", "config", "options", "arrays")}
         np.savez_compressed(folder / f"{name}.npz", about=np.array(json.dumps(about, sort_keys=True)), **arrays)

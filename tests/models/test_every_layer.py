@@ -73,6 +73,8 @@ SAMPLES: tuple[tuple[L.Layer, tuple[int, ...]], ...] = (
     (L.GroupNormalization(-1, axis=1), IMAGE),
     (L.Embedding(9, 4, mask_zero=True), (7,)),
     (L.Masking(0.5), TIME),
+    (L.LogMel(rate=16, mels=3, window=4, hop=2, fft_length=5), (11,)),
+    (L.LogMel(rate=16, mels=3, window=4, hop=2, log="decibel", range_db=20.0, padding="reflect"), (11,)),
     (L.SimpleRNN(4, return_sequences=True), TIME),
     (L.GRU(4, go_backwards=True, return_sequences=True), TIME),
     (L.GRU(4, reset_after=False, dropout=0.2), TIME),

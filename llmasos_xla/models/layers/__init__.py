@@ -15,6 +15,7 @@
     normalization   BatchNormalization, LayerNormalization, GroupNormalization
     rms             RMSNormalization
     embedding       Embedding, Masking
+    log_mel         LogMel
     recurrent       SimpleRNN, GRU, LSTM
     minimal         MinGRU
     wrappers        Bidirectional, TimeDistributed
@@ -69,6 +70,7 @@ from llmasos_xla.models.layers.global_pooling import GlobalAveragePooling3D as G
 from llmasos_xla.models.layers.global_pooling import GlobalMaxPooling1D as GlobalMaxPooling1D
 from llmasos_xla.models.layers.global_pooling import GlobalMaxPooling2D as GlobalMaxPooling2D
 from llmasos_xla.models.layers.global_pooling import GlobalMaxPooling3D as GlobalMaxPooling3D
+from llmasos_xla.models.layers.log_mel import LogMel as LogMel
 from llmasos_xla.models.layers.minimal import MinGRU as MinGRU
 from llmasos_xla.models.layers.mixture import MixtureOfExperts as MixtureOfExperts
 from llmasos_xla.models.layers.normalization import BatchNormalization as BatchNormalization
