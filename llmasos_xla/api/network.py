@@ -11,6 +11,7 @@ from llmasos_xla.api.fitted import Fitted
 from llmasos_xla.core import Variables
 from llmasos_xla.models.config import Config
 from llmasos_xla.models.spec import StackSpec
+from llmasos_xla.models.streaming import Stream
 from llmasos_xla.sharding.placement import Placement, current
 from llmasos_xla.training.placed import Programs, shardings_of, whole_batches
 
@@ -62,6 +63,13 @@ class Network(Fitted):
         program = self._program(placement, size, variables, x)
         x = jax.device_put(x, placement.batch({"x": x})["x"])
         return jax.tree.map(lambda a: a[:rows], program(variables, x))
+
+    def stream(self, *, batch: int = 1, chunk: int | None = None) -> Stream:
+        """The network on sound that comes piece by piece, with the weights of this moment; see `models.Stream`.
+
+        Raises ValueError for a network that does not stream.
+        """
+        return Stream(self.config, self.learner.evaluation_variables, batch=batch, chunk=chunk)
 
     def _forward(self, variables: Variables, x: Any) -> Any:
         placement = current()

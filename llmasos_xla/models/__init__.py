@@ -7,6 +7,7 @@
     decoder     DecoderConfig: decoder language models by their sizes
     config      what a model of the shelf is
     shelf       the models of the shelf by name
+    streaming   networks on sound that comes piece by piece
     pretrained/ published weights: formats, names, reading
 
 Nothing here holds arrays but the modules that specifications build. `lm.models.resnet50(...)` opens one of the shelf
@@ -22,6 +23,8 @@ from llmasos_xla.models.decoder import DecoderConfig as DecoderConfig
 from llmasos_xla.models.shelf import FAMILIES as FAMILIES
 from llmasos_xla.models.shelf import SHELF as SHELF
 from llmasos_xla.models.stack import Stack as Stack
+from llmasos_xla.models.streaming import Stream as Stream
+from llmasos_xla.models.streaming import streaming as streaming
 
 globals().update({family.__name__: family for family in FAMILIES})
 

@@ -3,9 +3,13 @@
 from collections.abc import Callable
 
 from llmasos_xla.models.config import Config
+from llmasos_xla.models.silero import SileroVADConfig
 from llmasos_xla.models.vgg import VGGConfig
 
-FAMILIES: tuple[type[Config], ...] = (VGGConfig,)
+FAMILIES: tuple[type[Config], ...] = (
+    SileroVADConfig,
+    VGGConfig,
+)
 """The architectures, a class each."""
 
 SHELF: dict[str, Callable[..., Config]] = {

@@ -71,6 +71,17 @@ def frames(x: jax.Array, length: int, hop: int) -> jax.Array:
     return jax.vmap(lambda start: jax.lax.dynamic_slice_in_dim(x, start, length, axis=1), out_axes=1)(starts)
 
 
+def root(squares: jax.Array, exponent: float) -> jax.Array:
+    """squares ** exponent with the derivative 0 at 0: a root's is infinite there, and silence would make NaN.
+
+    >>> jax.grad(lambda x: root(x, 0.5))(0.0).tolist()
+    0.0
+    """
+    silent = squares == 0
+    values = jnp.where(silent, 1.0, squares)
+    return jnp.where(silent, 0.0, jnp.sqrt(values) if exponent == 0.5 else values**exponent)
+
+
 def logarithm(power: jax.Array, kind: str, floor: float, range_db: float | None) -> jax.Array:
     """The logarithm of that kind of [batch, frames, mels]; ranges are those below each row's largest value."""
     if kind == "none":

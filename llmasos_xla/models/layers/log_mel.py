@@ -9,7 +9,7 @@ from flax import nnx
 from llmasos_xla.kernels.conv.geometry import at_least_float32
 from llmasos_xla.models.layers._base import Layer, Shape
 from llmasos_xla.models.layers._checks import number, one_of, sample_rank, whole
-from llmasos_xla.models.layers._mel import LOGARITHMS, SCALES, filters, frames, hann, logarithm
+from llmasos_xla.models.layers._mel import LOGARITHMS, SCALES, filters, frames, hann, logarithm, root
 from llmasos_xla.models.layers._modules import Pointwise
 
 PADDINGS = ("causal", "reflect", "zeros", "valid")
@@ -168,13 +168,7 @@ class LogMel(Layer):
         squares = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
         highest = self.rate / 2 if self.highest is None else self.highest
         bank = filters(self.rate, self.frame, self.mels, self.lowest, highest, self.scale, self.area)
-        powers = squares if self.power == 2 else _power(squares, self.power / 2)
+        powers = squares if self.power == 2 else root(squares, self.power / 2)
         # The products' own precision: on a TPU the default would round powers to bfloat16.
         mels = jnp.matmul(powers, jnp.asarray(bank, dtype), precision=jax.lax.Precision.HIGHEST)
         return logarithm(mels, self.log, self.floor, self.range_db).astype(x.dtype)
-
-
-def _power(squares: jax.Array, exponent: float) -> jax.Array:
-    # The root's derivative at 0 is infinite, and silence would make every gradient NaN.
-    silent = squares == 0
-    return jnp.where(silent, 0.0, jnp.where(silent, 1.0, squares) ** exponent)
