@@ -1,6 +1,7 @@
 """One model, all the way: built as a pure function, trained, fitted to the hardware, served and updated.
 
     Sequential, Model, load       the two front doors, and opening what they saved
+    Network                       a model of the shelf: what `lm.models.resnet50(...)` and others give
     layers                        what models are made of
     models                        models by their sizes
     Dataset                       data with its preprocessing
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from llmasos_xla import training as training
     from llmasos_xla.api.load import load as load
     from llmasos_xla.api.model import Model as Model
+    from llmasos_xla.api.network import Network as Network
     from llmasos_xla.api.planning import plan as plan
     from llmasos_xla.api.sequential import Sequential as Sequential
     from llmasos_xla.core import Net as Net
@@ -55,6 +57,7 @@ _HOMES = {
     "MeshSpec": "sharding.mesh",
     "Model": "api.model",
     "Net": "core",
+    "Network": "api.network",
     "Optimizer": "training.optimizers",
     "Schedule": "training.optimizers",
     "Sequential": "api.sequential",

@@ -11,5 +11,6 @@ values          how far a result is from what is wanted
 report          ratios, cells, the head of a report
 
 steps/          training steps and inference of whole models (benchmarks/steps.py)
+models/         models of the shelf against the originals (benchmarks/models.py)
 kernels/        single operations over the kernels' own lists of shapes (benchmarks/kernels.py)
 """
