@@ -1,6 +1,6 @@
 """Times models of the shelf against the originals in PyTorch, eager and compiled, on the same cores, in turns.
 
-python benchmarks/models.py --peers-python .peers/bin/python            # all rows (`make parity` makes that environment)
+python benchmarks/models.py --peers-python .peers/bin/python   # all rows; `make parity` makes it
 python benchmarks/models.py --rows bert-1 bert-8 --rounds 5 --json
 """
 

@@ -4,6 +4,7 @@ import time
 from types import ModuleType
 
 import numpy as np
+
 from side_by_side.channel import Channel
 from side_by_side.contestant import Contestant
 from side_by_side.models.rows import ROWS

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+
 from side_by_side.models import weights
 from side_by_side.models.rows import BLOCK, IMAGE, LENGTH, NEW, PROMPT, VOCAB, Row
 

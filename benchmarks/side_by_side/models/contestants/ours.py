@@ -5,12 +5,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from side_by_side.models import weights
-from side_by_side.models.rows import BLOCK, IMAGE, LENGTH, NEW, PROMPT, VOCAB, Row
 
 import llmasos_xla as lm
 from llmasos_xla.models.config import Config
 from llmasos_xla.models.pretrained.fill import fill
+from side_by_side.models import weights
+from side_by_side.models.rows import BLOCK, IMAGE, LENGTH, NEW, PROMPT, VOCAB, Row
 
 
 def job(row: Row, variant: str) -> Callable[[], Any]:
