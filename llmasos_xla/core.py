@@ -5,6 +5,7 @@ are arrays by name, `{"blocks/0/conv/kernel": array}`. Sharding rules, optimizer
 live updates all speak these names.
 """
 
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -30,11 +31,14 @@ class Net(NamedTuple):
     """`apply(variables, *inputs, train=False, key=None, **inputs) -> (output, new state)`"""
 
 
-def pure(make: Callable[[nnx.Rngs], nnx.Module]) -> Net:
+def pure(make: Callable[[nnx.Rngs], nnx.Module], method: str = "__call__") -> Net:
     """Turns a module constructor into `init(key)` and `apply(variables, x, train=..., key=...)`.
 
     `make(rngs)` builds the module; the module's `__call__` takes `train: bool` and `rngs: nnx.Rngs | None`. What it
     holds as `nnx.Param` becomes `params`; every other variable (batch statistics, a cache) becomes `state`.
+
+    With `method`, `apply` calls that method of the module in the place of `__call__`, in the same way; "decoder.step"
+    is the method "step" of what the module calls "decoder".
 
     Raises TypeError for a module that is made already.
 
@@ -76,7 +80,8 @@ def pure(make: Callable[[nnx.Rngs], nnx.Module]) -> Net:
                 f"left over {sorted(leaves.keys() - path_of.keys())}"
             )
         model = nnx.merge(graphdef, nnx.from_flat_state([(path_of[n], a) for n, a in leaves.items()]))
-        y = model(*args, train=train, rngs=None if key is None else nnx.Rngs(key), **kwargs)
+        call = operator.attrgetter(method)(model)
+        y = call(*args, train=train, rngs=None if key is None else nnx.Rngs(key), **kwargs)
         return y, _split(model).state
 
     return Net(init, apply)

@@ -8,6 +8,7 @@
     config      what a model of the shelf is
     shelf       the models of the shelf by name
     streaming   networks on sound that comes piece by piece
+    generation/ writing token after token: what a model defines for it, and the loops
     pretrained/ published weights: formats, names, reading
 
 Nothing here holds arrays but the modules that specifications build. `lm.models.resnet50(...)` opens one of the shelf

@@ -41,12 +41,12 @@ class StackSpec:
         names = layer_names(self.layers)
         return tuple(f"{n}/" for n, layer in zip(names, self.layers, strict=True) if getattr(layer, "stacked", False))
 
-    def net(self) -> Net:
-        """The pure functions, up to the logits."""
+    def net(self, method: str = "__call__") -> Net:
+        """The pure functions, up to the logits; `apply` calls another method if one is named (see `pure`)."""
         shape = self.known_shape()
         layers, _ = split_head(self.layers)
         output_shapes(layers, shape)
-        return pure(lambda rngs: Stack(layers, shape, rngs=rngs))
+        return pure(lambda rngs: Stack(layers, shape, rngs=rngs), method)
 
     def output_shape(self) -> Shape:
         """Shape of one output sample."""

@@ -31,12 +31,13 @@ TENSOR: tuple[Rule, ...] = (
     # Attention is divided by heads, a gated product by its hidden units: one sum over devices a half block.
     Rule(r"(^|/)(query|key|value)/kernel$", {-2: "tensor"}),
     Rule(r"(^|/)(query|key|value)/bias$", {-2: "tensor"}),
+    Rule(r"(^|/)qkv/(kernel|bias)$", {-3: "tensor"}),
     Rule(r"(^|/)attention\w*/output/kernel$|(^|/)multi_head_attention\w*/output/kernel$", {-3: "tensor"}),
     Rule(r"(^|/)output/bias$", {}),
     Rule(r"(^|/)(gate|up)/kernel$", {-1: "tensor"}),
     Rule(r"(^|/)down/kernel$", {-2: "tensor"}),
     Rule(r"(^|/)router/", {}),
-    Rule(r"_norm/scale$|rms_normalization\w*/scale$|layer_normalization\w*/(scale|bias)$", {}),
+    Rule(r"_norm/(scale|bias)$|rms_normalization\w*/scale$|layer_normalization\w*/(scale|bias)$", {}),
     # Used whole: vectors in parts would keep what is added to them in parts, and each product would gather its input.
     Rule(r"(^|/)embeddings$", {-1: "tensor"}, gathered=True),
     # A recurrence or a depthwise window divided by features would talk at each step or window: kept split, used whole.

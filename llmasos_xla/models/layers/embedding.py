@@ -82,14 +82,19 @@ class _Embedding(MaskModule):
     def masked(
         self, x: jax.Array, mask: jax.Array | None, *, train: bool, rngs: nnx.Rngs | None
     ) -> tuple[jax.Array, jax.Array | None]:
-        if not jnp.issubdtype(x.dtype, jnp.integer):
-            raise ValueError(f"{self.spec.who}: wants integer ids, got {x.dtype} of shape {x.shape}")
-        ids = x.astype(jnp.int32) if x.dtype.itemsize < 4 else x
-        # take counts negative ids from the end; here they are as wrong as too large ones.
-        ids = jnp.where(ids < 0, self.spec.input_dim, ids)
-        y = jnp.take(self.embeddings[...], ids, axis=0, mode="fill", fill_value=jnp.nan)
+        y = look_up(self.embeddings[...], x, self.spec.who)
         made = x != 0 if self.spec.mask_zero and x.ndim == 2 else None
         return y, mask if made is None else made
+
+
+def look_up(embeddings: jax.Array, ids: jax.Array, who: str) -> jax.Array:
+    """The rows of those numbers, [..., output_dim]; NaN for a number that the table does not have."""
+    if not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise ValueError(f"{who}: wants integer ids, got {ids.dtype} of shape {ids.shape}")
+    ids = ids.astype(jnp.int32) if ids.dtype.itemsize < 4 else ids
+    # take counts negative ids from the end; here they are as wrong as too large ones.
+    ids = jnp.where(ids < 0, embeddings.shape[0], ids)
+    return jnp.take(embeddings, ids, axis=0, mode="fill", fill_value=jnp.nan)
 
 
 @dataclasses.dataclass(frozen=True)
