@@ -1,5 +1,6 @@
 """What a fit refuses before it begins."""
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from llmasos_xla.data.array_input import ArrayInput
 from llmasos_xla.data.dataset import Dataset
 from llmasos_xla.data.preprocessing import Preprocessing
 from llmasos_xla.models.spec import StackSpec
@@ -15,12 +17,14 @@ from llmasos_xla.sharding.placement import Placement
 
 def fitted_preprocessing(dataset: Dataset, spec: StackSpec) -> Preprocessing:
     """How the data become the model's input; raises ValueError for data that it cannot read."""
-    if dataset.inputs is not None:
+    if dataset.inputs is not None and not spec.inputs:
         raise ValueError(
             f"model: it takes one input, the data are a dict of {' and '.join(dataset.inputs)}: pass one "
             f"array, x[{dataset.inputs[0]!r}] or np.concatenate(list(x.values()), axis=-1); columns become a "
             "table with pandas.DataFrame(x)"
         )
+    if dataset.inputs is not None:
+        return _of_several(dataset, spec)
     fitted = Preprocessing.fit(dataset, spec.input_shape, tokens=spec.tokens)
     if (size := fitted.vocabulary_size) is not None and not spec.tokens:
         raise ValueError(
@@ -28,7 +32,42 @@ def fitted_preprocessing(dataset: Dataset, spec: StackSpec) -> Preprocessing:
             f"begin with lm.layers.Embedding({size}, ...); a table's only text column is categories with "
             "categories=[...]"
         )
+    if (missing := spec.needed[1:]) and spec.inputs:
+        raise ValueError(
+            f"model: it reads a dict of {', '.join(spec.needed)}; the data are one array, and {missing[0]!r} is missing"
+        )
+    if len(spec.inputs) > 1 and isinstance(fitted.input, ArrayInput):
+        return _with_optional({spec.inputs[0]: fitted.input}, fitted, spec)
     return fitted
+
+
+def _of_several(dataset: Dataset, spec: StackSpec) -> Preprocessing:
+    given = dataset.inputs or ()
+    if unknown := [name for name in given if name not in spec.inputs]:
+        raise ValueError(f"model: it has no input {unknown[0]!r}; it reads {', '.join(spec.inputs)}")
+    if missing := [name for name in spec.needed if name not in given]:
+        raise ValueError(
+            f"model: the input {missing[0]!r} is missing; it reads {', '.join(spec.inputs)}, the data are a dict of "
+            f"{', '.join(given)}"
+        )
+    shapes = None if spec.input_shape is None else {name: spec.input_shapes()[name] for name in given}
+    fitted = Preprocessing.fit(dataset, shapes, tokens=tuple(spec.integers))
+    assert isinstance(fitted.input, tuple)
+    return _with_optional(dict(fitted.input), fitted, spec)
+
+
+def _with_optional(parts: Mapping[str, ArrayInput], fitted: Preprocessing, spec: StackSpec) -> Preprocessing:
+    """With the ids and masks that these data lack and others may bring: nothing about them is learnt from data."""
+    length = (*parts[spec.inputs[0]].shape, 1)[0]
+    shapes = {} if spec.input_shape is None else spec.input_shapes()
+    found = []
+    for name in spec.inputs:
+        if name in parts:
+            found.append((name, parts[name]))
+        elif name in shapes and name in spec.integers:
+            shape = tuple(length if n is None else n for n in shapes[name])
+            found.append((name, ArrayInput(shape, "int32", tuple(i for i, n in enumerate(shapes[name]) if n is None))))
+    return dataclasses.replace(fitted, input=tuple(found), needed=len(spec.needed))
 
 
 def class_weights(

@@ -383,7 +383,7 @@ class Learner:
         """Raw input [rows, ...] as the network takes it, checked; `who` opens the error texts."""
         assert self.preprocessing is not None
         x = self.preprocessing.encode(raw, who=who)
-        if self.spec.tokens:
+        if self.spec.reads_integers:
             self.spec.check_tokens(x)
         return x
 
@@ -422,14 +422,16 @@ class Learner:
         if self.preprocessing is None:
             self.preprocessing = fitted_preprocessing(dataset, self.spec)
         if self.spec.input_shape is None:
-            self.spec = StackSpec(self.spec.layers, tuple(self.preprocessing.shape))
+            shape = self.preprocessing.shape
+            first = shape[self.spec.inputs[0]] if isinstance(shape, Mapping) else shape
+            self.spec = StackSpec(self.spec.layers, tuple(first))
 
     def _prepare(self, dataset: Dataset) -> None:
         """Settles preprocessing and weights when the first data are seen."""
         self._settle(dataset)
         assert self.preprocessing is not None
         self.build()
-        if self.spec.tokens and dataset.in_memory:
+        if self.spec.reads_integers and dataset.in_memory:
             # A text's ids are those of the vocabulary, so its largest stands for all of them.
             size = self.preprocessing.vocabulary_size
             self.spec.check_tokens(np.array([[size - 1]]) if size else self.preprocessing.encode(dataset.rows().x))

@@ -67,12 +67,21 @@ def plan(
 
 def step_of(learner: Learner, topology: Topology, time: int | None = None) -> Step:
     """The model's training step as `sharding.plan` takes it; `time` stands for sizes that its shapes leave open."""
-    spec, open_shape = learner.spec, learner.spec.known_shape()
-    if None in open_shape and time is None:
+    spec, seen = learner.spec, learner.preprocessing
+    several = seen is not None and isinstance(seen.input, tuple)
+    names = tuple(seen.shape) if seen is not None and several else spec.needed
+    open_shapes = {"": spec.known_shape()} | {name: spec.input_shapes()[name] for name in names}
+    if time is None and seen is not None:
+        # As long as the data were.
+        shapes = seen.shape if several else {"": seen.shape}
+        lengths = [n for name, shape in shapes.items() for n, m in zip(shape, open_shapes[name]) if m is None]
+        time = max(lengths, default=None)
+    if time is None and (unknown := [shape for shape in open_shapes.values() if None in shape]):
         raise ValueError(
-            f"plan: the model's input shape {open_shape} leaves a size open; say how long: plan(time=2048)"
+            f"plan: the model's input shape {unknown[0]} leaves a size open; say how long: plan(time=2048)"
         )
-    shape = tuple(time if n is None else n for n in open_shape)
+    length = time or 1
+    first = spec.known_shape()[:1]
     recipe = learner.recipe or Recipe.of("adam", *default_loss(spec.head, classes=True))
     objective = Objective(spec.net(), recipe.loss, recipe.metrics, spec.head, precision=recipe.precision)
     abstract = jax.eval_shape(objective.net.init, jax.random.key(0))
@@ -82,13 +91,13 @@ def step_of(learner: Learner, topology: Topology, time: int | None = None) -> St
     def batch(rows: int) -> dict[str, Any]:
         y_shape, y_dtype = (output[:-1], jnp.int32) if ids else (output, jnp.float32)
         return {
-            "x": jax.ShapeDtypeStruct((rows, *shape), jnp.int32 if spec.tokens else jnp.float32),
+            "x": spec.abstract(rows, length, names or None),
             "y": jax.ShapeDtypeStruct((rows, *y_shape), y_dtype),
             "weight": jax.ShapeDtypeStruct((rows,), jnp.float32),
             "count": jax.ShapeDtypeStruct((), jnp.int32),
         }
 
-    tokens = int(shape[0]) if spec.tokens and shape[0] else 1
+    tokens = int(first[0] or length) if spec.tokens and first else 1
     return planned_step(
         objective,
         recipe.transformation,

@@ -6,7 +6,7 @@ from typing import Any
 
 import optax
 
-from llmasos_xla.training.losses import LOSSES, Loss, loss_by_name
+from llmasos_xla.training.losses import Loss, loss_by_name
 from llmasos_xla.training.metrics import Metric, metric_by_name
 from llmasos_xla.training.optimizers import Optimizer, optimizer_by_name, with_standard_promotion
 from llmasos_xla.training.step import precision_by_name
@@ -56,7 +56,7 @@ class Recipe:
 
     def to_json(self) -> dict[str, Any] | None:
         """The recipe as JSON values; None if it holds functions of the user's own, which no file can carry."""
-        if self.loss not in LOSSES.values() or not isinstance(self.optimizer, Optimizer):
+        if not _named(self.loss) or not isinstance(self.optimizer, Optimizer):
             return None
         if not all(map(self._by_name, self.metrics)):
             return None
@@ -82,6 +82,14 @@ class Recipe:
             return metric_by_name(metric.name, self.loss) == metric
         except ValueError:
             return False
+
+
+def _named(loss: Loss) -> bool:
+    """Whether the loss's name stands for all of it."""
+    try:
+        return loss_by_name(loss.name) == loss
+    except ValueError:
+        return False
 
 
 def default_loss(head: str | None, classes: bool) -> tuple[str, tuple[str, ...]]:

@@ -20,14 +20,18 @@ def to_json(preprocessing: "Preprocessing") -> dict[str, Any]:
     """The plain form of a Preprocessing."""
     part = preprocessing.input
     inputs = [{"name": name, **_input(p)} for name, p in part] if isinstance(part, tuple) else _input(part)
-    return {"version": VERSION, "input": inputs, "label_names": _list(preprocessing.label_names)}
+    needed = {} if preprocessing.needed is None else {"needed": preprocessing.needed}
+    return {"version": VERSION, "input": inputs, "label_names": _list(preprocessing.label_names), **needed}
 
 
 def from_json(value: Any) -> "Preprocessing":
     """Raises ValueError naming the field that is wrong."""
     from llmasos_xla.data.preprocessing import Preprocessing
 
-    _keys(value, {"version", "input", "label_names"}, "preprocessing")
+    # What a model wants of several inputs is said where there are several: files of before have none.
+    several = isinstance(value, dict) and isinstance(value.get("input"), list)
+    value = {"needed": None, **value} if several else value
+    _keys(value, {"version", "input", "label_names"} | ({"needed"} if several else set()), "preprocessing")
     if value["version"] != VERSION:
         raise _wrong("version", value["version"], f"{VERSION}; a newer file needs a newer llmasos_xla")
     names = None if value["label_names"] is None else _strings(value["label_names"], "label_names")
@@ -42,7 +46,10 @@ def from_json(value: Any) -> "Preprocessing":
             named.append((item["name"], part))
         if not named or len({name for name, _ in named}) < len(named):
             raise _wrong("input", [name for name, _ in named], "one or more inputs of different names")
-        return Preprocessing(tuple(named), Labels(names))
+        needed = value["needed"]
+        if needed is not None and (type(needed) is not int or not 1 <= needed <= len(named)):
+            raise _wrong("needed", needed, f"a whole number from 1 to {len(named)}")
+        return Preprocessing(tuple(named), Labels(names), needed)
     return Preprocessing(_read_input(value["input"], "input"), Labels(names))
 
 

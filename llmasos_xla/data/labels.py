@@ -8,6 +8,9 @@ import numpy as np
 from llmasos_xla import errors
 from llmasos_xla.data.readers.arrays import as_array
 
+IGNORED = -100
+"""The class id of what has no label: losses and metrics do not look there. The number is the field's own."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Labels:
@@ -19,8 +22,8 @@ class Labels:
     def encode(self, y: Any, who: str = "labels") -> np.ndarray:
         """Text to int32 class ids; whole numbers to int32; floats (targets, one-hot) to float32.
 
-        `[rows, 1]` text or integers become `[rows]`. Raises ValueError for NaN, a label that training did not have, an
-        id outside the named classes.
+        `[rows, 1]` text or integers become `[rows]`; ids of -100 stand for no label. Raises ValueError for NaN, a label
+        that training did not have, an id outside the named classes.
         """
         y = as_array(y, who)
         if y.ndim == 0:
@@ -34,8 +37,8 @@ class Labels:
             return self._ids(y, who)
         if y.size and (y.min() < np.iinfo(np.int32).min or y.max() > np.iinfo(np.int32).max):
             raise ValueError(f"{who}: {y.max()} does not fit int32; give class ids from 0, or floats")
-        if self.names is not None and y.ndim == 1 and y.size and (y.min() < 0 or y.max() >= len(self.names)):
-            row = int(np.argmax((y < 0) | (y >= len(self.names))))
+        if self.names is not None and y.ndim == 1 and np.any(bad := outside(y, len(self.names))):
+            row = int(np.argmax(bad))
             raise ValueError(
                 f"{who}: label {y[row]} in row {row} is outside 0..{len(self.names) - 1}, the classes "
                 f"{_list(self.names)}"
@@ -61,6 +64,11 @@ class Labels:
             return np.fromiter((id_of[value] for value in y.flat), np.int32, y.size).reshape(y.shape)
         except KeyError as error:
             raise errors.unknown(who, "label", error.args[0], self.names) from None
+
+
+def outside(y: np.ndarray, classes: int) -> np.ndarray:
+    """Which integer labels are neither of 0 .. classes - 1 nor -100, no label."""
+    return ((y < 0) & (y != IGNORED)) | (y >= classes)
 
 
 def _require_finite(y: np.ndarray, who: str) -> None:

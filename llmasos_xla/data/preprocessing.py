@@ -38,6 +38,9 @@ class Preprocessing:
     input: Input | tuple[tuple[str, ArrayInput], ...]
     """One input, or several by name."""
     labels: Labels = dataclasses.field(default_factory=Labels)
+    needed: int | None = None
+    """How many of several inputs, from the first, must come; the first alone may come as an array then, and stays one.
+    None: all must, as a dict."""
 
     @classmethod
     def fit(
@@ -86,6 +89,11 @@ class Preprocessing:
         """The number of ids that text is encoded with, or None for other inputs."""
         return self.input.size if isinstance(self.input, TextInput) else None
 
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """Of several inputs, those that `encode` cannot do without; empty for one."""
+        return tuple(name for name, _ in self.input[: self.needed]) if isinstance(self.input, tuple) else ()
+
     def encode(self, raw: Any, columns: tuple[str, ...] | None = None, *, who: str = "input") -> Any:
         """Brings what a user passes to a NumPy array `[rows, *shape]`, or a dict of them.
 
@@ -95,20 +103,29 @@ class Preprocessing:
         if not isinstance(self.input, tuple):
             return self.input.encode(raw, columns, who)
         parts = dict(self.input)
-        if not isinstance(raw, Mapping) or raw.keys() != parts.keys():
+        first, wanted = self.input[0][0], self.wanted
+        if self.needed == 1 and not isinstance(raw, Mapping):
+            raw = {first: raw}
+        if not isinstance(raw, Mapping) or raw.keys() - parts.keys() or set(wanted) - raw.keys():
             came = f"a dict of {', '.join(map(str, raw))}" if isinstance(raw, Mapping) else type(raw).__name__
-            raise ValueError(f"{who}: a dict of the inputs {', '.join(parts)} is wanted, {came} came")
-        encoded = {name: part.encode(raw[name], None, f"{who}[{name!r}]") for name, part in parts.items()}
+            rest = [name for name in parts if name not in wanted]
+            may = f" (and {', '.join(rest)}, if there is)" if rest else ""
+            raise ValueError(f"{who}: a dict of the inputs {', '.join(wanted)} is wanted{may}, {came} came")
+        encoded = {
+            name: part.encode(raw[name], None, f"{who}[{name!r}]") for name, part in parts.items() if name in raw
+        }
         sizes = {name: len(array) for name, array in encoded.items()}
         if len(set(sizes.values())) > 1:
             raise ValueError(f"{who}: the inputs have different numbers of rows: {sizes}")
-        return encoded
+        return encoded[first] if self.needed is not None and list(encoded) == [first] else encoded
 
     def on_device(self, x: Any) -> Any:
         """Casts and scales encoded input inside the compiled step; pure, and clean under strict promotion."""
         if not isinstance(self.input, tuple):
             return self.input.on_device(x)
         parts = dict(self.input)
+        if not isinstance(x, Mapping):
+            return self.input[0][1].on_device(x)
         return {name: parts[name].on_device(array) for name, array in x.items()}
 
     def encode_labels(self, y: Any, *, who: str = "labels") -> np.ndarray:

@@ -27,10 +27,12 @@ def to_tensors(x: Any, preprocessing: Any) -> dict[str, np.ndarray]:
     if not isinstance(whole, tuple):
         return {INPUT: _array(x, whole, "predict")}
     parts = dict(whole)
-    if not isinstance(x, Mapping) or x.keys() != parts.keys():
+    if preprocessing.needed == 1 and not isinstance(x, Mapping):
+        x = {whole[0][0]: x}
+    if not isinstance(x, Mapping) or x.keys() - parts.keys() or set(preprocessing.wanted) - x.keys():
         # `encode` refuses it with the names that are wanted.
         preprocessing.encode(x, who="predict")
-    return {name: _array(x[name], part, f"predict[{name!r}]") for name, part in parts.items()}
+    return {name: _array(x[name], part, f"predict[{name!r}]") for name, part in parts.items() if name in x}
 
 
 def _array(x: Any, part: Any, who: str) -> np.ndarray:

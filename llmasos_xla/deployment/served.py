@@ -73,9 +73,11 @@ class Served:
 
     def example(self) -> list[dict[str, Any]]:
         """What a first request may hold: name, datatype and shape of each input, and a value to fill it with."""
+        wanted = self.preprocessing.wanted or [t.name for t in self.inputs]
         return [
             {"name": t.name, "datatype": t.datatype, "shape": list(t.example[0]), "fill": t.example[1]}
             for t in self.inputs
+            if t.name in wanted
         ]
 
     def warm(self, rows: int = 1) -> None:
@@ -85,7 +87,13 @@ class Served:
             return np.zeros((rows, *part.shape), part.dtype)
 
         whole = self.preprocessing.input
-        self._forward({name: zeros(part) for name, part in whole} if isinstance(whole, tuple) else zeros(whole))
+        if not isinstance(whole, tuple):
+            self._forward(zeros(whole))
+            return
+        # With the needed inputs alone, and with all: a program each.
+        for names in {self.preprocessing.wanted, tuple(name for name, _ in whole)}:
+            arrays = {name: zeros(part) for name, part in whole if name in names}
+            self._forward(arrays[names[0]] if len(names) == 1 and self.preprocessing.needed else arrays)
 
     def infer(self, tensors: Mapping[str, np.ndarray], outputs: Iterable[str] = ()) -> dict[str, np.ndarray]:
         """The outputs asked for, or all of them.
@@ -132,12 +140,16 @@ class Served:
         for name in tensors:
             if name not in known:
                 raise errors.unknown("infer", "input", name[:60], known)
-        if lacking := [name for name in known if name not in tensors]:
+        wanted = self.preprocessing.wanted or known
+        if lacking := [name for name in wanted if name not in tensors]:
             raise ValueError(f"infer: the inputs {', '.join(lacking)} are missing")
 
     def _check_lengths(self, encoded: Any) -> None:
         # Where lengths are free, a layer may still refuse one: a series shorter than its window.
         part = self.preprocessing.input
+        if isinstance(part, tuple):
+            name, part = part[0]
+            encoded = encoded[name] if isinstance(encoded, Mapping) else encoded
         if isinstance(part, ArrayInput) and part.free:
             output_shapes(self.model.learner.spec.layers, encoded.shape[1:])
 

@@ -1,13 +1,14 @@
 """What a model of the shelf is: a whole network as one layer specification."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
+import numpy as np
 
 from llmasos_xla.core import Net
-from llmasos_xla.models.layers._base import Layer, Shape
+from llmasos_xla.models.layers._base import Layer, Shape, abstract
 from llmasos_xla.models.spec import StackSpec
 
 if TYPE_CHECKING:
@@ -69,6 +70,60 @@ class Config(Layer):
         """
         raise ValueError(f"{cls.__name__}: it reads no Hugging Face config.json")
 
+    @property
+    def integers(self) -> Mapping[str, int | None]:
+        """Which inputs hold whole numbers from 0, and how many different ones.
+
+        By their names: "...ids" are ids of as many vectors as the field `vocab` says, if there is one, "...mask" is a
+        mask of 0 and 1.
+        """
+        counts = {"ids": getattr(self, "vocab", None), "mask": 2}
+        return {name: n for name in self.inputs for ending, n in counts.items() if name.endswith(ending)}
+
+    @property
+    def tokens(self) -> bool:
+        """Whether the first input are ids."""
+        return self.inputs[0] in self.integers
+
+    def input_shapes(self, shape: Shape) -> dict[str, Shape]:
+        """The shape of one sample of each input, where that of the first is `shape`.
+
+        Ids and masks beside ids are as long as these; those beside anything else, and "decoder_..." ones, of any
+        length. Inputs of other kinds are the model's own to say.
+        """
+        free = {name: shape[:1] if self.tokens and not _of_decoder(name) else (None,) for name in self.integers}
+        if unknown := [name for name in self.inputs[1:] if name not in free]:
+            raise NotImplementedError(f"{type(self).__name__} does not say the shape of its input {unknown[0]!r}")
+        return {name: shape if name == self.inputs[0] else free[name] for name in self.inputs}
+
+    def check_tokens(self, ids: Any) -> None:
+        """Refuses ids [batch, ...] without a vector, masks that are none, and ids and masks of different lengths.
+
+        `ids` is one array, or a dict of them by the names of `inputs`.
+        """
+        given = {name: a for name, a in self.unbind(ids).items() if a is not None and name in self.integers}
+        for name, array in given.items():
+            count = self.integers[name]
+            if not np.issubdtype(array.dtype, np.integer):
+                raise ValueError(f"{self.who}: the input {name!r} wants whole numbers, got {array.dtype}")
+            if count is not None and array.size and (array.min() < 0 or array.max() >= count):
+                at = tuple(np.argwhere((array < 0) | (array >= count))[0])
+                raise ValueError(
+                    f"{self.who}: the input {name!r} has values from 0 to {count - 1}, got {array[at]} in row {at[0]}"
+                )
+        for side in (False, True):
+            lengths = {name: a.shape[1] for name, a in given.items() if a.ndim == 2 and _of_decoder(name) == side}
+            if len(set(lengths.values())) > 1:
+                told = ", ".join(f"{name!r} {n}" for name, n in lengths.items())
+                raise ValueError(f"{self.who}: the inputs have different lengths: {told}; one for each id is wanted")
+
+    def abstract(self, shape: Shape, rows: int, length: int = 1, names: Sequence[str] | None = None) -> Any:
+        """A batch of `rows` samples as shapes and dtypes; one array where it is the first input alone."""
+        shapes, whole = self.input_shapes(shape), self.integers
+        names = self.inputs[: self.needed] if names is None else names
+        arrays = {name: abstract(shapes[name], rows, length, name in whole) for name in names}
+        return arrays[self.inputs[0]] if list(arrays) == [self.inputs[0]] else arrays
+
     def bind(self, *arrays: Any, **named: Any) -> Any:
         """Arguments of a call as the module takes them: the array itself where it is the first alone, else a dict.
 
@@ -95,3 +150,7 @@ class Config(Layer):
         if unknown := given.keys() - set(self.inputs):
             raise ValueError(f"{self.who}: it has no input {sorted(unknown)[0]!r}; it reads {', '.join(self.inputs)}")
         return {name: given.get(name) for name in self.inputs}
+
+
+def _of_decoder(name: str) -> bool:
+    return name.startswith("decoder_")

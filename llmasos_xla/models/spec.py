@@ -2,14 +2,13 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from llmasos_xla.core import Net, Variables, pure
 from llmasos_xla.models.layers._base import Layer, Shape, layer_from_json, layer_names
-from llmasos_xla.models.layers.embedding import Embedding
 from llmasos_xla.models.stack import Stack, output_shapes, split_head
 
 
@@ -32,8 +31,37 @@ class StackSpec:
 
     @property
     def tokens(self) -> bool:
-        """Whether the model reads integer ids."""
+        """Whether the model reads integer ids; of several inputs, whether the first are ids."""
         return bool(self.layers) and self.layers[0].tokens
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The names of the inputs of a model that takes a dict of them; empty for one of a single array."""
+        return self.layers[0].inputs if self.layers else ()
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """Those that a call cannot do without."""
+        return self.inputs[: self.layers[0].needed] if self.layers else ()
+
+    @property
+    def integers(self) -> Mapping[str, int | None]:
+        """Which of several inputs hold whole numbers from 0, and how many different ones; None where any goes."""
+        return self.layers[0].integers if self.layers else {}
+
+    @property
+    def reads_integers(self) -> bool:
+        """Whether any input is ids or a mask, which `check_tokens` checks."""
+        return self.tokens or bool(self.integers)
+
+    def input_shapes(self) -> dict[str, Shape]:
+        """The shape of one sample of each of several inputs."""
+        return self.layers[0].input_shapes(self.known_shape())
+
+    def abstract(self, rows: int, length: int = 1, names: Sequence[str] | None = None) -> Any:
+        """A batch as shapes and dtypes, as `Layer.abstract` of the first layer has it."""
+        shape = self.known_shape()
+        return self.layers[0].abstract(shape, rows, length, names)
 
     @property
     def stacked(self) -> tuple[str, ...]:
@@ -60,9 +88,9 @@ class StackSpec:
             raise ValueError("model: the input shape is not known yet; give the first layer input_shape=, or fit first")
         return self.input_shape
 
-    def check_tokens(self, ids: np.ndarray) -> None:
+    def check_tokens(self, ids: Any) -> None:
         """Refuses ids [batch, ...] that the first layer has no vector for; no matter to other models."""
-        if self.layers and isinstance(self.layers[0], Embedding):
+        if self.layers:
             self.layers[0].check_tokens(ids)
 
     def table(self, variables: Variables) -> str:

@@ -235,8 +235,8 @@ def _cost(layer: Layer, shape: Shape) -> float:
     return sum(flops(run, variables, _sample(layer, shape), passes=True).values(), 0.0)
 
 
-def _sample(layer: Layer, shape: Shape) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((1, *_known(shape)), jnp.int32 if layer.tokens else jnp.float32)
+def _sample(layer: Layer, shape: Shape) -> Any:
+    return layer.abstract(shape, 1, _ANY_LENGTH)
 
 
 def _known(shape: Shape) -> tuple[int, ...]:

@@ -2,7 +2,8 @@
 
 A model's outputs are `p [batch, ..., outputs]`, probabilities. One output, or two of a softmax, tell two classes apart,
 the positive one is the last. Where `labels` is true each of several outputs is a decision of its own (sigmoids), else
-they are classes of which the largest is chosen; `y` holds ids or one-hot rows then.
+they are classes of which the largest is chosen; `y` holds ids or one-hot rows then. Ids of -100 are no labels: what has
+them is left out.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,6 +11,8 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from llmasos_xla.data.labels import IGNORED
 
 Sums = dict[str, jax.Array]
 Totals = Mapping[str, np.ndarray]
@@ -57,7 +60,7 @@ def counts(name: str, average: str | None, labels: bool) -> Callable[[jax.Array,
         else:
             ids = (_positive(p) > 0.5).astype(jnp.int32) if outputs < 3 else jnp.argmax(p, -1)
             predicted, actual = _one_hot(ids, max(outputs, 2)), _actual(p, y)
-        w = _spread(weight, predicted)
+        w = _spread(weight, predicted) * _labelled(p, y, predicted)
         over = tuple(range(predicted.ndim - 1))
         found = {
             "tp": jnp.sum(w, over, where=predicted & actual),
@@ -100,7 +103,7 @@ def histograms(labels: bool) -> Callable[[jax.Array, jax.Array, jax.Array], Sums
             score, actual = _positive(p)[..., None], _positive_labels(p, y)[..., None]
         else:
             score, actual = p, _actual(p, y)
-        w = _spread(weight, score).reshape(-1, score.shape[-1])
+        w = (_spread(weight, score) * _labelled(p, y, score)).reshape(-1, score.shape[-1])
         actual = actual.astype(jnp.float32).reshape(w.shape)
         bins = jnp.clip((score.reshape(w.shape) * _BINS).astype(jnp.int32), 0, _BINS - 1)
         rows = jnp.broadcast_to(jnp.arange(w.shape[1])[None], w.shape)
@@ -155,6 +158,13 @@ def _actual(p: jax.Array, y: jax.Array) -> jax.Array:
 
 def _one_hot(ids: jax.Array, classes: int) -> jax.Array:
     return jax.nn.one_hot(ids, classes, dtype=bool)
+
+
+def _labelled(p: jax.Array, y: jax.Array, like: jax.Array) -> jax.Array:
+    """1 where there is a label, 0 where class ids say that there is none; shaped to go with `like`."""
+    if not jnp.issubdtype(y.dtype, jnp.integer) or y.size != p.size // _outputs(p):
+        return jnp.ones((1,) * like.ndim, jnp.float32)
+    return (y != IGNORED).astype(jnp.float32).reshape(*_positive(p).shape, *[1] * (like.ndim - _positive(p).ndim))
 
 
 def _spread(weight: jax.Array, over: jax.Array) -> jax.Array:

@@ -1,9 +1,14 @@
 """Losses by the names Keras and optax give them; each maps a batch to one number a sample.
 
 Cross-entropies read logits: a model's last softmax or sigmoid is taken off for training (`models.stack.split_head`).
+A class id of -100 (`IGNORED`) is no label: `sparse_categorical_crossentropy` is the mean over the labelled steps of a
+sample, so that samples weigh alike however many of their steps have labels; a sample without any has a loss of 0, as
+one of weight 0 has. Give `sample_weight` in proportion to the labelled steps where steps are to weigh alike.
 """
 
 import dataclasses
+import functools
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -12,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from llmasos_xla.data.labels import IGNORED as IGNORED
+from llmasos_xla.data.labels import outside
 from llmasos_xla.errors import unknown
 
 Function = Callable[[jax.Array, jax.Array], jax.Array]
@@ -62,13 +69,33 @@ def logits_for(loss: Loss, head: str | None, logits: jax.Array, outputs: jax.Arr
     return jnp.log(p) if loss.head == "softmax" else jnp.log(p) - jnp.log1p(-p)
 
 
-def _sparse_cross_entropy(logits: jax.Array, y: jax.Array) -> jax.Array:
+def _sparse_cross_entropy(logits: jax.Array, y: jax.Array, smoothing: float = 0.0) -> jax.Array:
     if y.size * logits.shape[-1] != logits.size:
         raise ValueError(
             f"sparse_categorical_crossentropy: labels have shape {y.shape}, the outputs {logits.shape}; one label for "
             "each vector of outputs is wanted"
         )
-    return optax.softmax_cross_entropy_with_integer_labels(logits, y.reshape(logits.shape[:-1]))
+    y = y.reshape(logits.shape[:-1])
+    labels = jnp.where(y == IGNORED, 0, y)
+    values = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    if smoothing:
+        # The labels' share is spread evenly: the mean of -log p over classes is its cross-entropy.
+        even = jax.nn.logsumexp(logits, axis=-1) - jnp.mean(logits, axis=-1)
+        values = (1.0 - smoothing) * values + smoothing * even
+    return over_labelled(values, y)
+
+
+def over_labelled(values: jax.Array, y: jax.Array) -> jax.Array:
+    """The mean of the values [batch, ...] over the labelled steps of each sample, [batch]; 0 where there are none.
+
+    `y` [batch, ...] are class ids, `IGNORED` where there is no label.
+
+    >>> over_labelled(jnp.array([[1.0, 5.0], [2.0, 4.0]]), jnp.array([[7, IGNORED], [7, 7]])).tolist()
+    [1.0, 3.0]
+    """
+    labelled = (y != IGNORED).reshape(y.shape[0], -1)
+    values = jnp.where(labelled, values.reshape(labelled.shape), 0)
+    return values.sum(axis=1) / jnp.maximum(labelled.sum(axis=1), 1).astype(values.dtype)
 
 
 def _kl_divergence(p: jax.Array, y: jax.Array) -> jax.Array:
@@ -91,6 +118,15 @@ def _same(p: jax.Array, y: jax.Array) -> jax.Array:
 
 def _regression(function: Function) -> Function:
     return lambda p, y: function(p, _same(p, y))
+
+
+def _smooth_categorical(logits: jax.Array, y: jax.Array, smoothing: float) -> jax.Array:
+    y = y * (1.0 - smoothing) + smoothing / logits.shape[-1]
+    return optax.softmax_cross_entropy(logits, y)
+
+
+def _smooth_binary(logits: jax.Array, y: jax.Array, smoothing: float) -> jax.Array:
+    return optax.sigmoid_binary_cross_entropy(logits, y * (1.0 - smoothing) + smoothing / 2.0)
 
 
 LOSSES: dict[str, Loss] = {
@@ -137,8 +173,46 @@ ALIASES = {
 }
 
 
+def smoothed(loss: str | Loss = "sparse_categorical_crossentropy", share: float | int = 0.1) -> Loss:
+    """The cross-entropy with smoothed labels (Szegedy et al. 2016): `share` of each label is spread over all classes.
+
+    Its name says so, and `compile` takes that name as well: "sparse_categorical_crossentropy(label_smoothing=0.1)".
+
+    Raises ValueError for a loss that is none of the three cross-entropies, and unless 0 <= share < 1.
+
+    >>> smoothed("categorical_crossentropy", 0.2).name
+    'categorical_crossentropy(label_smoothing=0.2)'
+    """
+    found = loss_by_name(loss)
+    if found not in (LOSSES[name] for name in _SMOOTH):
+        raise ValueError(f"smoothed: {found.name!r} has no label smoothing; {', '.join(_SMOOTH)} have")
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
+        raise ValueError(f"smoothed: a share of the labels is wanted, 0 <= share < 1, got {share!r}")
+    return _smoothed(found.name, float(share)) if share else found
+
+
+@functools.cache
+def _smoothed(name: str, share: float) -> Loss:
+    # Cached: the loss of a name is one object, whoever asks.
+    return dataclasses.replace(
+        LOSSES[name],
+        name=f"{name}(label_smoothing={share!r})",
+        function=functools.partial(_SMOOTH[name], smoothing=share),
+    )
+
+
+_SMOOTH: dict[str, Callable[..., jax.Array]] = {
+    "sparse_categorical_crossentropy": _sparse_cross_entropy,
+    "categorical_crossentropy": lambda p, y, smoothing: _smooth_categorical(p, _same(p, y), smoothing),
+    "binary_crossentropy": lambda p, y, smoothing: _smooth_binary(p, _same(p, y), smoothing),
+}
+_SMOOTHED_NAME = re.compile(r"(.+)\(label_smoothing=([0-9.e+-]+)\)")
+
+
 def loss_by_name(loss: str | Loss | Function) -> Loss:
     """The loss of that name, Keras' or optax's spelling, any case; a function `(outputs, y) -> [batch]` is wrapped.
+
+    A cross-entropy may be called with "(label_smoothing=0.1)" behind its name; see `smoothed`.
 
     >>> loss_by_name("MSE").name
     'mean_squared_error'
@@ -147,10 +221,19 @@ def loss_by_name(loss: str | Loss | Function) -> Loss:
         return loss
     if callable(loss):
         return Loss(getattr(loss, "__name__", "loss"), loss, targets="any")
+    if isinstance(loss, str) and (match := _SMOOTHED_NAME.fullmatch(loss)):
+        return smoothed(match[1], _share(match[2], loss))
     name = spelled(loss, {**LOSSES, **ALIASES})
     if name is None:
         raise unknown("compile", "loss", loss, {*LOSSES, *ALIASES})
     return LOSSES[ALIASES.get(name, name)]
+
+
+def _share(text: str, name: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"compile: the loss {name[:80]!r} has no number behind label_smoothing=") from None
 
 
 def check_targets(loss: Loss, y: np.ndarray, output_shape: tuple, label_names: tuple[str, ...] | None = None) -> None:
@@ -172,12 +255,15 @@ def check_targets(loss: Loss, y: np.ndarray, output_shape: tuple, label_names: t
                 f"{loss.name}: labels have shape {y.shape}, wanted {('batch', *output_shape[:-1])} for outputs "
                 f"{('batch', *output_shape)}; one-hot labels go with categorical_crossentropy"
             )
-        if y.size and (y.min() < 0 or y.max() >= classes):
-            bad = np.argwhere((y < 0) | (y >= classes))[0]
+        if np.any(wrong := outside(y, classes)):
+            bad = np.argwhere(wrong)[0]
             raise ValueError(
                 f"{loss.name}: label {y[tuple(bad)]} of row {bad[0]} is out of range: the model has {classes} outputs, "
                 f"so labels go from 0 to {classes - 1}; make the last layer larger or renumber the labels"
+                + (f"; {IGNORED} is what stands for no label" if y[tuple(bad)] < 0 else "")
             )
+        if y.size and np.all(y == IGNORED):
+            raise ValueError(f"{loss.name}: all labels are {IGNORED}, which stands for no label")
         return
     if loss.targets == "like" and len(label_names or ()) > 2:
         names = label_names or ()

@@ -14,7 +14,7 @@ import numpy as np
 
 from llmasos_xla.errors import unknown
 from llmasos_xla.training.classification import AVERAGES, auc, averaged, counts, f1_score, histograms, precision, recall
-from llmasos_xla.training.losses import ALIASES, LOSSES, Loss, spelled
+from llmasos_xla.training.losses import ALIASES, IGNORED, LOSSES, Loss, over_labelled, spelled
 
 Sums = dict[str, jax.Array]
 
@@ -52,6 +52,21 @@ def mean(name: str, per_sample: Callable[[jax.Array, jax.Array], jax.Array], res
         return {"sum": jnp.sum(values.reshape(values.shape[0], -1).mean(axis=1) * weight), "weight": jnp.sum(weight)}
 
     return Metric(name, sums, result)
+
+
+def labelled_mean(name: str, per_step: Callable[[jax.Array, jax.Array], jax.Array]) -> Metric:
+    """The mean over samples of their mean over labelled steps: class ids `y` of -100 are no labels.
+
+    `per_step(outputs, y)` has the shape of the labels. Samples without a label do not count.
+    """
+
+    def sums(outputs: jax.Array, y: jax.Array, weight: jax.Array) -> Sums:
+        y = y.reshape(outputs.shape[:-1])
+        values = over_labelled(per_step(outputs, jnp.where(y == IGNORED, 0, y)).astype(jnp.float32), y)
+        weight = weight * jnp.any((y != IGNORED).reshape(y.shape[0], -1), axis=1).astype(weight.dtype)
+        return {"sum": jnp.sum(values * weight), "weight": jnp.sum(weight)}
+
+    return Metric(name, sums, _ratio)
 
 
 def _sparse_accuracy(p: jax.Array, y: jax.Array) -> jax.Array:
@@ -98,11 +113,11 @@ def _classification(labels: bool) -> list[Metric]:
 METRICS: dict[str, Metric] = {
     m.name: m
     for m in (
-        mean("sparse_categorical_accuracy", _sparse_accuracy),
+        labelled_mean("sparse_categorical_accuracy", _sparse_accuracy),
         mean("categorical_accuracy", _categorical_accuracy),
         mean("binary_accuracy", _binary_accuracy),
         mean("sign_accuracy", lambda p, y: (p > 0.0) == (y.reshape(p.shape) > 0)),
-        mean("sparse_top_k_categorical_accuracy", _top5),
+        labelled_mean("sparse_top_k_categorical_accuracy", _top5),
         mean(
             "root_mean_squared_error",
             lambda p, y: jnp.square(p - y.reshape(p.shape).astype(jnp.float32)),

@@ -8,7 +8,15 @@ from scipy import special
 from tolerances import assert_close
 
 from llmasos_xla.kernels.activation import activation
-from llmasos_xla.training.losses import ALIASES, LOSSES, check_targets, logits_for, loss_by_name
+from llmasos_xla.training.losses import (
+    ALIASES,
+    IGNORED,
+    LOSSES,
+    check_targets,
+    logits_for,
+    loss_by_name,
+    smoothed,
+)
 
 B, C = 7, 5
 
@@ -208,3 +216,51 @@ def test_a_cross_entropy_under_the_other_head_is_that_of_the_probabilities(name,
 def test_a_function_decides_about_its_targets_itself():
     loss = loss_by_name(lambda outputs, y: outputs[:, 0])
     check_targets(loss, np.array([0, 2, 1]), (3,))
+
+
+def test_steps_without_a_label_leave_loss_and_gradient_alone(rng):
+    z = rng.normal(size=(4, 6, C)).astype(np.float32)
+    y = rng.integers(0, C, (4, 6)).astype(np.int32)
+    gone = rng.random((4, 6)) < 0.5
+    gone[0], gone[1] = False, True
+    loss = LOSSES["sparse_categorical_crossentropy"]
+
+    def losses(z):
+        return loss(z, z, jnp.asarray(np.where(gone, IGNORED, y)))
+
+    each = -np.log(np.take_along_axis(softmax(z.astype(np.float64)), y[..., None], -1)[..., 0])
+    expected = np.where(gone, 0, each).sum(1) / np.maximum((~gone).sum(1), 1)
+    np.testing.assert_allclose(losses(jnp.asarray(z)), expected, rtol=1e-5)
+    gradient = np.asarray(jax.grad(lambda z: losses(z).sum())(jnp.asarray(z)))
+    assert not gradient[gone].any()
+    assert np.abs(gradient[~gone]).sum(-1).all()
+
+
+@pytest.mark.parametrize("name", ["sparse_categorical_crossentropy", "categorical_crossentropy", "binary_crossentropy"])
+def test_smoothed_labels_are_labels_spread_over_the_classes(name, rng):
+    z = rng.normal(size=(B, C)).astype(np.float32)
+    ids = rng.integers(0, C, B).astype(np.int32)
+    one_hot = np.eye(C, dtype=np.float32)[ids]
+    like = name.removeprefix("sparse_")
+    spread = one_hot * 0.8 + (0.2 / C if "categorical" in name else 0.1)
+    expected = LOSSES[like](jnp.asarray(z), jnp.asarray(z), jnp.asarray(spread))
+    y = ids if name.startswith("sparse") else one_hot
+    found = loss_by_name(f"{name}(label_smoothing=0.2)")
+    np.testing.assert_allclose(found(jnp.asarray(z), jnp.asarray(z), jnp.asarray(y)), expected, rtol=1e-5)
+    assert found is smoothed(name, 0.2)
+    assert loss_by_name(found.name) is found
+    assert smoothed(name, 0) is LOSSES[name]
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: smoothed("mse", 0.1), "'mean_squared_error' has no label smoothing; sparse_categorical"),
+        (lambda: smoothed(share=1.0), "a share of the labels is wanted, 0 <= share < 1, got 1.0"),
+        (lambda: loss_by_name("binary_crossentropy(label_smoothing=1.2.3)"), "has no number behind label_smoothing="),
+        (lambda: loss_by_name("sparse(label_smoothing=0.1)"), "unknown loss 'sparse'"),
+    ],
+)
+def test_smoothing_refuses(make, text):
+    with pytest.raises(ValueError, match=text):
+        make()

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from llmasos_xla.training.losses import loss_by_name
+from llmasos_xla.training.losses import IGNORED, loss_by_name
 from llmasos_xla.training.metrics import METRICS, add, metric_by_name
 
 N = 101
@@ -146,6 +146,19 @@ def test_auc_of_labels_is_their_mean(rng, weight):
 def test_auc_without_negatives_is_not_a_number(binary):
     p, y = binary
     assert np.isnan(streamed(METRICS["auc"], p, np.ones_like(y), np.ones(N, np.float32)))
+
+
+@pytest.mark.parametrize("outputs", [1, 2, 8])
+@pytest.mark.parametrize("name", ["accuracy", "auc", *(f"{score}_macro" for score in ("precision", "recall", "f1"))])
+def test_what_has_no_label_does_not_count(name, outputs, rng, weight):
+    p = rng.dirichlet(np.ones(max(outputs, 2)), N).astype(np.float32)[:, -outputs:]
+    y = rng.integers(0, max(outputs, 2), N).astype(np.int32)
+    gone = rng.random(N) < 0.3
+    if name == "accuracy" and outputs == 1:
+        name = "precision"
+    metric = metric_by_name(name, loss_by_name("sparse_categorical_crossentropy"))
+    found = streamed(metric, p, np.where(gone, IGNORED, y), weight)
+    assert found == pytest.approx(streamed(metric, p, y, weight * ~gone), rel=1e-5)
 
 
 def test_scores_of_every_position(rng):

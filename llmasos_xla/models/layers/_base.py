@@ -7,9 +7,11 @@ Shapes leave out the batch axis; None stands for an axis of any length (time).
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from llmasos_xla.errors import unknown
@@ -49,6 +51,10 @@ class Layer:
 
     ends_in_activation: ClassVar[bool] = False
     """Whether `activation` is the last thing the layer does."""
+    inputs: ClassVar[tuple[str, ...]] = ()
+    """The names of the arrays that it reads, where it takes a dict of them; empty for what reads one array."""
+    needed: ClassVar[int] = 1
+    """How many of them, from the first, a call cannot do without."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -99,8 +105,28 @@ class Layer:
 
     @property
     def tokens(self) -> bool:
-        """Whether the layer reads integer ids rather than numbers."""
+        """Whether the layer reads integer ids rather than numbers; of several inputs, whether the first are ids."""
         return False
+
+    @property
+    def integers(self) -> Mapping[str, int | None]:
+        """Which of several `inputs` hold whole numbers from 0, and how many different ones: ids as many as there are
+        vectors, a mask 2; None where any goes."""
+        return {}
+
+    def input_shapes(self, shape: Shape) -> dict[str, Shape]:
+        """The shape of one sample of each of several `inputs`, where that of the first is `shape`."""
+        return {}
+
+    def check_tokens(self, ids: Any) -> None:
+        """Refuses ids [batch, ...] that it has no vector for, naming the row; no matter to layers that read none."""
+
+    def abstract(self, shape: Shape, rows: int, length: int = 1, names: Sequence[str] | None = None) -> Any:
+        """A batch of `rows` samples as shapes and dtypes; `length` stands for sizes that are open.
+
+        Of several inputs the needed ones, or those of `names`.
+        """
+        return abstract(shape, rows, length, self.tokens)
 
     @property
     def fuses_activation(self) -> bool:
@@ -206,6 +232,12 @@ def layer_list(who: str, what: str, layers: Any) -> tuple[Layer, ...]:
     if not isinstance(layers, Sequence) or not all(isinstance(layer, Layer) for layer in layers):
         raise ValueError(f"{who}: {what} wants a list of layers, got {short(layers)}")
     return tuple(layers)
+
+
+def abstract(shape: Shape, rows: int, length: int, integers: bool) -> jax.ShapeDtypeStruct:
+    """`rows` samples of one input, with `length` for sizes that are open."""
+    sizes = (length if n is None else n for n in shape)
+    return jax.ShapeDtypeStruct((rows, *sizes), jnp.int32 if integers else jnp.float32)
 
 
 def _input_shape(who: str, value: Any) -> Shape:
