@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import jax
 import numpy as np
 
 from llmasos_xla.core import Net
@@ -75,9 +74,9 @@ class Config(Layer):
         """Which inputs hold whole numbers from 0, and how many different ones.
 
         By their names: "...ids" are ids of as many vectors as the field `vocab` says, if there is one, "...mask" is a
-        mask of 0 and 1.
+        mask of 0 and 1, "...positions" are any.
         """
-        counts = {"ids": getattr(self, "vocab", None), "mask": 2}
+        counts = {"ids": getattr(self, "vocab", None), "mask": 2, "positions": None}
         return {name: n for name in self.inputs for ending, n in counts.items() if name.endswith(ending)}
 
     @property
@@ -144,8 +143,8 @@ class Config(Layer):
             raise TypeError(f"{who}: the input {missing[0]!r} is missing; it reads {', '.join(self.inputs)}")
         return given[self.inputs[0]] if list(given) == [self.inputs[0]] else given
 
-    def unbind(self, x: Any) -> dict[str, jax.Array | None]:
-        """The inverse of `bind`, for modules: every input by name, None for those that did not come."""
+    def unbind(self, x: Any) -> dict[str, Any]:
+        """The inverse of `bind`, for modules: every array by name, None for those that did not come."""
         given = dict(x) if isinstance(x, Mapping) else {self.inputs[0]: x}
         if unknown := given.keys() - set(self.inputs):
             raise ValueError(f"{self.who}: it has no input {sorted(unknown)[0]!r}; it reads {', '.join(self.inputs)}")

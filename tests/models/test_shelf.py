@@ -125,6 +125,18 @@ def _network(sample):
 
 
 @every_model
+def test_what_it_reads_is_known(sample):
+    config = sample.config
+    shapes = config.input_shapes(sample.inputs[config.inputs[0]].shape[1:])
+    assert list(shapes) == list(config.inputs)
+    for name, array in sample.inputs.items():
+        assert len(shapes[name]) == array.ndim - 1, name
+        assert all(n in (None, m) for n, m in zip(shapes[name], array.shape[1:])), name
+        assert (name in config.integers) == np.issubdtype(array.dtype, np.integer), name
+    config.check_tokens(sample.x)
+
+
+@every_model
 def test_bfloat16_is_near(sample):
     _, variables, apply, output = _made(sample.name)
     half = jax.tree.map(lambda a: a.astype(jnp.bfloat16) if a.dtype == jnp.float32 else a, variables.params)
