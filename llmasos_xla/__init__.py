@@ -2,8 +2,9 @@
 
     Sequential, Model, load       the two front doors, and opening what they saved
     Network                       a model of the shelf: what `lm.models.resnet50(...)` and others give
+    load_pretrained               other people's weights as a model that is ready
     layers                        what models are made of
-    models                        models by their sizes
+    models                        models by their sizes, the shelf among them
     Dataset                       data with its preprocessing
     Optimizer, Schedule           how to train
     MeshSpec                      over how many devices, and along what
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from llmasos_xla.api.model import Model as Model
     from llmasos_xla.api.network import Network as Network
     from llmasos_xla.api.planning import plan as plan
+    from llmasos_xla.api.pretrained import load_pretrained as load_pretrained
     from llmasos_xla.api.sequential import Sequential as Sequential
     from llmasos_xla.core import Net as Net
     from llmasos_xla.core import Variables as Variables
@@ -65,6 +67,7 @@ _HOMES = {
     "World": "sharding.processes.world",
     "initialize": "sharding.distributed",
     "load": "api.load",
+    "load_pretrained": "api.pretrained",
     "plan": "api.planning",
     "pure": "core",
     "world": "sharding.processes.world",

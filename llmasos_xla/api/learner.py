@@ -206,6 +206,13 @@ class Learner:
         self._net = self.spec.net()
         self._state, self.epochs_done, self._lent = training or variables, epochs_done, "all"
 
+    def begin(self, variables: Variables) -> None:
+        """Takes these in the place of the weights there were, before the first step; nobody else may hold them."""
+        if self._fitting is not None:
+            raise RuntimeError("this model is being fitted; wait for that fit to end")
+        self._net, self._tools = self._net or self.spec.net(), None
+        self._state, self._lent, self.epochs_done, self.unfinished = variables, "nothing", 0, None
+
     def take_up(self, state: TrainState, unfinished: Unfinished | None, epochs_done: int) -> None:
         """Goes to where a checkpoint of this same model stands; its arrays are given away."""
         self._state, self.unfinished, self.epochs_done, self._lent = state, unfinished, epochs_done, "nothing"

@@ -1,7 +1,7 @@
 """The third front door: a model of the shelf, with published weights or fresh ones."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from llmasos_xla.api.fitted import Fitted
 from llmasos_xla.core import Variables
+from llmasos_xla.models import pretrained
 from llmasos_xla.models.config import Config
 from llmasos_xla.models.spec import StackSpec
 from llmasos_xla.models.streaming import Stream
@@ -34,9 +35,33 @@ class Network(Fitted):
             )
         self._set_up(config.spec(), seed)
         if weights is not None:
-            from llmasos_xla.models import pretrained
+            self.read(weights)
 
-            self.variables = pretrained.load(config, weights, self.variables)
+    def read(
+        self,
+        weights: str | os.PathLike | Mapping[str, Any],
+        *,
+        shard: Any = None,
+        source: str | None = None,
+        ignored: Sequence[str] = (),
+    ) -> None:
+        """Takes published weights in the place of those it has.
+
+        Args:
+            weights: a file or folder, or arrays by the names that their source has for them.
+            shard: a strategy's name or a `MeshSpec`: each device's part is read by itself, straight onto the mesh.
+            source: "huggingface", "torch", "keras" or "llama2.c"; found from the names if None.
+            ignored: regular expressions of names that may be left over.
+
+        Raises FileNotFoundError, and ValueError that lists the arrays that are missing, left over or of another shape.
+        """
+        learner = self.learner
+        learner.shard(shard)
+        # What the weights may lack, a new head, is that of a fresh model of this seed.
+        key, placement = jax.random.key(learner.seed), learner.placement
+        learner.begin(
+            pretrained.load(self.config, weights, source=source, ignored=ignored, key=key, placement=placement)
+        )
 
     @property
     def config(self) -> Config:

@@ -30,6 +30,16 @@ class Name(NamedTuple):
     optional: bool = False
     """Whether a source may lack it, in which case it keeps its initial values (a task's new head)."""
 
+    @property
+    def stacked(self) -> bool:
+        """Whether several of the source's arrays make one here."""
+        return not isinstance(self.theirs, str)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Its names in the source."""
+        return (self.theirs,) if isinstance(self.theirs, str) else tuple(self.theirs)
+
 
 SAME = Layout("same", lambda a: a, lambda a: a)
 DENSE = Layout("dense", lambda a: a.T, lambda a: a.T)

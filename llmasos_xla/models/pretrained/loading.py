@@ -1,0 +1,119 @@
+"""A model's variables from a file of published weights, on one device or piece by piece onto a mesh."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+
+from llmasos_xla.core import Variables
+from llmasos_xla.models.config import Config
+from llmasos_xla.models.pretrained.fill import Piece, match, table_of
+from llmasos_xla.models.pretrained.readers.views import Arrays
+from llmasos_xla.models.pretrained.reading import read
+from llmasos_xla.sharding.placement import Placement
+
+SOURCES = ("huggingface", "torch", "keras", "llama2.c")
+"""Whose names a table may have (`Config.names`)."""
+
+# Files of transformers' early days, BERT's own among them, have TensorFlow's names for these.
+_OLD_ENDINGS = ((".gamma", ".weight"), (".beta", ".bias"))
+
+
+def load(
+    config: Config,
+    weights: str | os.PathLike | Mapping[str, Any],
+    *,
+    source: str | None = None,
+    ignored: Sequence[str] = (),
+    key: jax.Array | None = None,
+    placement: Placement | None = None,
+) -> Variables:
+    """The model's variables with the published weights of a file or folder.
+
+    Args:
+        config: the model.
+        weights: what `read` opens, or what it has opened.
+        source: whose names the arrays have, one of `SOURCES`; None takes the table that names most of them.
+        ignored: regular expressions of names that may be left over, besides the model's own (`Config.ignored`).
+        key: draws what the weights may lack, a task's new head; without it all arrays must be there. Only what lacks is
+            drawn.
+        placement: where the arrays shall lie on a mesh. Each device's part is read from the file by itself: no array is
+            ever whole in memory.
+
+    Raises what `read` raises, and ValueError that lists the arrays that are missing, left over or of another shape.
+    """
+    arrays = weights if isinstance(weights, Mapping) else read(weights)
+    source, arrays = _as_in_table(config, arrays, source)
+    found = match(config, arrays, source, ignored=(*config.ignored, *ignored), optional=key is not None)
+    shapes = {**found.wanted.params, **found.wanted.state}
+    where = None if placement is None else placement.shardings(shapes, shapes)
+    filled = {name: _put(piece, where and where[name]) for name, piece in found.pieces.items()}
+    if found.lacking:
+        assert key is not None
+        filled |= _drawn(config, found.lacking, key, where)
+    return Variables({n: filled[n] for n in found.wanted.params}, {n: filled[n] for n in found.wanted.state})
+
+
+def _put(piece: Piece, where: NamedSharding | None) -> jax.Array:
+    if where is None:
+        # A copy: the mapped file may change or go while the model lives.
+        return jnp.array(piece[()], dtype=piece.dtype, copy=True)
+    return jax.make_array_from_callback(piece.shape, where, lambda index: np.array(piece[index]), dtype=piece.dtype)
+
+
+def _drawn(config: Config, names: Sequence[str], key: jax.Array, where: Mapping[str, Any] | None) -> dict[str, Any]:
+    init = config.net().init
+
+    def draw(key: jax.Array) -> dict[str, jax.Array]:
+        made = init(key)
+        return {name: {**made.params, **made.state}[name] for name in names}
+
+    # Compiled, since XLA leaves out what nothing is wanted of: a large model's weights are not drawn for its head.
+    out = None if where is None else {name: where[name] for name in names}
+    return jax.jit(draw, out_shardings=out)(key)
+
+
+def _as_in_table(config: Config, arrays: Mapping[str, Any], source: str | None) -> tuple[str, Mapping[str, Any]]:
+    """The source whose table fits best, and the arrays by that table's names."""
+    found = []
+    for candidate in (source,) if source is not None else SOURCES:
+        try:
+            theirs = {there for name in table_of(config, candidate) for there in name.sources}
+        except ValueError:
+            if source is not None:
+                raise
+            continue
+        for prefix, add in _prefixes(arrays, theirs):
+            names = {name: _spelled(name, theirs, prefix, add) for name in arrays}
+            found.append((len(theirs.intersection(names.values())), candidate, names))
+    if not found:
+        raise ValueError(f"{config.who}: there is no table of names for it; sources are {', '.join(SOURCES)}")
+    # The first of the best, which is the names as they are where these will do.
+    _, best, names = max(found, key=lambda f: f[0])
+    if all(new == old for old, new in names.items()):
+        return best, arrays
+    format = arrays.format if isinstance(arrays, Arrays) else best
+    return best, Arrays(format, {new: (lambda old=old: arrays[old]) for old, new in names.items()})
+
+
+def _prefixes(arrays: Mapping[str, Any], theirs: set[str]) -> list[tuple[str, bool]]:
+    """What may have to be left out before names, or added: the same body is saved as itself and as part of a task."""
+
+    def firsts(names: Any) -> list[str]:
+        return sorted({name.split(".")[0] + "." for name in names if "." in name})
+
+    return [("", False), *((p, False) for p in firsts(arrays)), *((p, True) for p in firsts(theirs))]
+
+
+def _spelled(name: str, theirs: set[str], prefix: str, add: bool) -> str:
+    spellings = [name, *(name.removesuffix(old) + new for old, new in _OLD_ENDINGS if name.endswith(old))]
+    for spelling in spellings:
+        other = prefix + spelling if add else spelling.removeprefix(prefix)
+        for candidate in (spelling, other):
+            if candidate in theirs:
+                return candidate
+    return name
