@@ -7,6 +7,7 @@
     decoder     DecoderConfig: decoder language models by their sizes
     config      what a model of the shelf is
     shelf       the models of the shelf by name
+    ctc_decoding what the logits of a CTC model say
     streaming   networks on sound that comes piece by piece
     generation/ writing token after token: what a model defines for it, and the loops
     pretrained/ published weights: formats, names, reading
@@ -20,6 +21,10 @@ from typing import Any
 
 from llmasos_xla.models import layers as layers
 from llmasos_xla.models.config import Config as Config
+from llmasos_xla.models.ctc_decoding import Hypothesis as Hypothesis
+from llmasos_xla.models.ctc_decoding import beam_search as beam_search
+from llmasos_xla.models.ctc_decoding import ctc_text as ctc_text
+from llmasos_xla.models.ctc_decoding import greedy as greedy
 from llmasos_xla.models.decoder import DecoderConfig as DecoderConfig
 from llmasos_xla.models.shelf import FAMILIES as FAMILIES
 from llmasos_xla.models.shelf import SHELF as SHELF

@@ -32,8 +32,8 @@ class Loss:
         name: its name.
         function: (predictions, targets) -> one loss a sample [batch], or a scalar.
         reads: "logits", before the model's last softmax or sigmoid, or "outputs", after it.
-        targets: "class" for integer class ids, "like" for arrays shaped as the output, "share" for such arrays of
-            values from 0 to 1, "any" for what the function takes.
+        targets: "class" for integer class ids, "labels" for rows of them padded with 0, "like" for arrays shaped as the
+            output, "share" for such arrays of values from 0 to 1, "any" for what the function takes.
         head: the activation that makes probabilities of the logits which a loss reads, "softmax" or "sigmoid".
     """
 
@@ -107,6 +107,16 @@ def _binary_focal(logits: jax.Array, y: jax.Array) -> jax.Array:
     return optax.sigmoid_focal_loss(logits, y, gamma=2.0)
 
 
+def _ctc(logits: jax.Array, y: jax.Array) -> jax.Array:
+    if y.ndim != 2 or logits.ndim != 3:
+        raise ValueError(
+            f"ctc: labels [batch, n] padded with 0, the blank's id, are wanted for logits [batch, steps, vocab], got "
+            f"{y.shape} for {logits.shape}"
+        )
+    # Steps of padding need no mask: models give them a blank that is certain, which costs nothing.
+    return optax.ctc_loss(logits, jnp.zeros(logits.shape[:2]), y, (y == 0).astype(jnp.float32))
+
+
 def _signs(y: jax.Array) -> jax.Array:
     # Hinge losses want -1 and 1; labels of 0 and 1 are converted, as Keras does.
     return jnp.where(y <= 0.0, -1.0, 1.0)
@@ -152,6 +162,7 @@ LOSSES: dict[str, Loss] = {
         Loss("squared_hinge", _regression(lambda p, y: jnp.square(jnp.maximum(1.0 - _signs(y) * p, 0.0)))),
         Loss("poisson", _regression(lambda p, y: p - y * jnp.log(p + 1e-7))),
         Loss("kl_divergence", _regression(_kl_divergence)),
+        Loss("ctc", _ctc, "logits", "labels", "softmax"),
         Loss("cosine_similarity", _regression(lambda p, y: -optax.cosine_similarity(p, y, epsilon=1e-7))),
     )
 }
@@ -240,6 +251,9 @@ def check_targets(loss: Loss, y: np.ndarray, output_shape: tuple, label_names: t
     """Raises ValueError if targets `y` cannot be compared with outputs of `output_shape` (without the batch axis)."""
     if loss.targets == "any":
         return
+    if loss.targets == "labels":
+        _check_labels(loss.name, y, output_shape)
+        return
     if loss.targets == "class":
         classes = output_shape[-1]
         if not np.issubdtype(y.dtype, np.integer):
@@ -282,6 +296,29 @@ def check_targets(loss: Loss, y: np.ndarray, output_shape: tuple, label_names: t
             f"{loss.name}: labels run from {y.min()} to {y.max()}, wanted 0 to 1: renumber two classes, as in "
             f"y == {y.max()} (of a table: name its label column in categories=); more than two go with a softmax and "
             "sparse_categorical_crossentropy"
+        )
+
+
+def _check_labels(name: str, y: np.ndarray, output_shape: tuple) -> None:
+    """Refuses rows of labels that are not ids, that padding stands in, or that no output of that many steps spells."""
+    if not np.issubdtype(y.dtype, np.integer) or y.ndim != 2:
+        raise ValueError(f"{name}: wants integer labels [rows, n] padded with 0, got {y.dtype} of shape {y.shape}")
+    steps, vocab = output_shape[-2:]
+    if y.size and (y.min() < 0 or y.max() >= vocab):
+        bad = np.argwhere((y < 0) | (y >= vocab))[0]
+        raise ValueError(
+            f"{name}: label {y[tuple(bad)]} of row {bad[0]} is out of range: the model has {vocab} outputs, so labels "
+            f"go from 1 to {vocab - 1}, 0 being padding"
+        )
+    real = y != 0
+    if np.any(real[:, 1:] & ~real[:, :-1]):
+        row = np.argwhere(real[:, 1:] & ~real[:, :-1])[0][0]
+        raise ValueError(f"{name}: row {row} has a 0 before a label; 0 is padding, which stands at the end")
+    # A blank must stand between equal neighbors.
+    needed = real.sum(axis=1) + (real[:, 1:] & (y[:, 1:] == y[:, :-1])).sum(axis=1)
+    if steps is not None and y.size and needed.max() > steps:
+        raise ValueError(
+            f"{name}: the labels of row {needed.argmax()} need {needed.max()} steps of output, the model gives {steps}"
         )
 
 
