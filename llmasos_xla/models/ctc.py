@@ -149,6 +149,15 @@ class CTCConfig(Config):
             raise ValueError(f"{self.who}: without features= give input_shape=(None, channels)")
         return (None,)
 
+    @property
+    def integers(self) -> Mapping[str, int | None]:
+        """Lengths are whole numbers."""
+        return {"lengths": None}
+
+    def input_shapes(self, shape: Shape) -> dict[str, Shape]:
+        """A length is one number."""
+        return {"sound": shape, "lengths": ()}
+
     def build(self, shape: Shape, rngs: nnx.Rngs) -> nnx.Module:
         """The module with all arrays."""
         self.output_shape(shape)
