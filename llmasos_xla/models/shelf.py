@@ -5,11 +5,13 @@ from collections.abc import Callable
 from llmasos_xla.models.config import Config
 from llmasos_xla.models.ctc import CTCConfig
 from llmasos_xla.models.gpt2 import GPT2Config
+from llmasos_xla.models.llama import LlamaConfig
 from llmasos_xla.models.silero import SileroVADConfig
 from llmasos_xla.models.vgg import VGGConfig
 
 FAMILIES: tuple[type[Config], ...] = (
     GPT2Config,
+    LlamaConfig,
     CTCConfig,
     SileroVADConfig,
     VGGConfig,

@@ -1,6 +1,7 @@
 """A stack of decoder blocks, scanned."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -53,6 +54,8 @@ class Decoder(Layer):
         hidden_dim: features inside of the feed-forward network (of each expert); if None 8/3 of the width, up to the
             next multiple of 64.
         rope_base: base of the rotary frequencies.
+        rope_scaling: (factor,) divides the frequencies, (factor, low, high, context) does as Llama 3.1; see
+            `_rotary.frequencies`.
         epsilon: of the normalizations.
         dropout: share of each half's outputs that is dropped in training.
         experts: number of experts a block; 0 for a plain feed-forward network.
@@ -85,6 +88,7 @@ class Decoder(Layer):
     rematerialize: str = "none"
     causal: bool = True
     kernel_initializer: str = "glorot_uniform"
+    rope_scaling: tuple[float, ...] | None = None
 
     @property
     def mixing(self) -> Mixing:
@@ -104,6 +108,13 @@ class Decoder(Layer):
             raise ValueError(f"{self.who}: rotary embedding turns pairs of features, key_dim is odd ({self.key_dim})")
         if number(self.who, "rope_base", self.rope_base, least=0.0) == 0:
             raise ValueError(f"{self.who}: rope_base wants a positive number, got 0")
+        if self.rope_scaling is not None:
+            self._set(rope_scaling=tuple(number(self.who, "rope_scaling", v, least=0.0) for v in self.rope_scaling))
+            if len(self.rope_scaling) not in (1, 4) or 0 in self.rope_scaling:
+                raise ValueError(
+                    f"{self.who}: rope_scaling wants (factor,) or (factor, low, high, context), positive numbers, got "
+                    f"{self.rope_scaling}"
+                )
         check_epsilon(self.who, self.epsilon)
         number(self.who, "dropout", self.dropout, least=0.0, below=1.0)
         self._set(
@@ -116,7 +127,7 @@ class Decoder(Layer):
     def build(self, shape: Shape, rngs: nnx.Rngs) -> nnx.Module:
         """The module with the stacked arrays."""
         self.output_shape(shape)
-        return _Decoder(self, known_channels(self.who, shape), rngs)
+        return DecoderModule(self, known_channels(self.who, shape), rngs)
 
     def output_shape(self, shape: Shape) -> Shape:
         """The input's shape."""
@@ -155,9 +166,11 @@ class Decoder(Layer):
         return self.hidden_dim or -(-8 * width // (3 * 64)) * 64
 
 
-class _Decoder(MaskModule, NamedArrays):
-    def __init__(self, spec: Decoder, width: int, rngs: nnx.Rngs):
-        self.spec = spec
+class DecoderModule(MaskModule, NamedArrays):
+    """The stacked arrays and the scan over them. `prefix` is what the names of its arrays begin with in the model."""
+
+    def __init__(self, spec: Decoder, width: int, rngs: nnx.Rngs, prefix: str | None = None):
+        self.spec, self.prefix = spec, prefix or spec.name or "decoder"
         params = {
             name: drawn(rngs.params(), name, shape, spec.kernel_initializer, stack=(spec.depth,))
             for name, shape in spec.shapes(width).items()
@@ -166,11 +179,18 @@ class _Decoder(MaskModule, NamedArrays):
         self.hold(params, {f"mlp/{n}": jnp.broadcast_to(a, (spec.depth, *a.shape)) for n, a in state.items()})
 
     def masked(
-        self, x: jax.Array, mask: jax.Array | None, *, train: bool, rngs: nnx.Rngs | None
+        self,
+        x: jax.Array,
+        mask: jax.Array | None,
+        *,
+        train: bool,
+        rngs: nnx.Rngs | None,
+        positions: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
+        """The output and the mask; `positions` [time] or [batch, time] count from 0 if they are not given."""
         spec, params = self.spec, self.params()
         x = x.astype(jnp.result_type(x, params["attention/query/kernel"]))
-        positions = jnp.arange(x.shape[1])
+        positions = jnp.arange(x.shape[1]) if positions is None else positions
         keys = jax.random.split(random_key(rngs, spec.who), spec.depth) if train and spec.dropout else None
 
         def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
@@ -178,13 +198,31 @@ class _Decoder(MaskModule, NamedArrays):
 
         def layer(x: jax.Array, of_layer: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
             params, state, key = of_layer
-            arrays = {**_gathered(spec, params), **state}
+            arrays = {**_gathered(self.prefix, params), **state}
             return block(arrays, x, spec, positions, attend, mask=mask, train=train, key=key)
 
-        x, state = jax.lax.scan(_rematerialized(layer, spec.rematerialize), _whole(x), (params, self.state(), keys))
+        layer, stacks = _rematerialized(layer, spec.rematerialize), (params, self.state(), keys)
+        if spec.depth == 1:
+            # A loop would keep XLA from fusing what stands before it and behind it.
+            x, state = layer(_whole(x), jax.tree.map(lambda a: a[0], stacks))
+            state = jax.tree.map(lambda a: a[None], state)
+        else:
+            x, state = jax.lax.scan(layer, _whole(x), stacks)
         x = _whole(x)
         self.carry(state)
         return x, mask
+
+    def step(
+        self, x: jax.Array, positions: jax.Array, look: Callable[[int, jax.Array, jax.Array, jax.Array], jax.Array]
+    ) -> jax.Array:
+        """Some steps of a text that is written one after the other: `look(block, query, key, value)` keeps keys and
+        values of each block, and gives what the queries see."""
+        spec, params, state = self.spec, self.params(), self.state()
+        x = x.astype(jnp.result_type(x, params["attention/query/kernel"]))
+        for i in range(spec.depth):
+            arrays = {name: a[i] for name, a in {**params, **state}.items()}
+            x, _ = block(arrays, x, spec, positions, functools.partial(look, i))
+        return x
 
 
 def block(
@@ -224,7 +262,7 @@ def block(
     x = _whole(x)
     h = _whole(rms_norm(x, arrays["attention_norm/scale"], spec.epsilon))
     query, keys, value = (product(h, f"attention/{name}/kernel") for name in ("query", "key", "value"))
-    query, keys = (rotate(a, positions, spec.rope_base) for a in (query, keys))
+    query, keys = (rotate(a, positions, spec.rope_base, spec.rope_scaling) for a in (query, keys))
     seen = checkpoint_name(attend(query, keys, value), _DOT)
     x = _whole(x + dropped(product(seen, "attention/output/kernel", summed=2), 0))
     h = _whole(rms_norm(x, arrays["mlp_norm/scale"], spec.epsilon))
@@ -253,7 +291,7 @@ def _rematerialized(layer: Callable, what: str) -> Callable:
     return jax.checkpoint(layer, policy=policy, prevent_cse=False)  # pyright: ignore[reportPrivateImportUsage]
 
 
-def _gathered(spec: Decoder, params: dict[str, jax.Array]) -> dict[str, jax.Array]:
+def _gathered(prefix: str, params: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """One block's arrays, whole: the one place where a scan's step puts together what FSDP has split."""
     here = placement.current()
-    return params if here is None else here.gathered_layer(spec.name or "decoder", params)
+    return params if here is None else here.gathered_layer(prefix, params)

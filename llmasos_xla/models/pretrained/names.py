@@ -59,6 +59,29 @@ def heads_in(heads: int) -> Layout:
     )
 
 
+def heads_in_turned(heads: int) -> Layout:
+    """`heads_in` for queries and keys of a source whose rotary embedding pairs neighbors; here halves are paired."""
+    inside = heads_in(heads)
+
+    def ours(a: np.ndarray) -> np.ndarray:
+        return inside.ours(a.reshape(heads, -1, 2, a.shape[1]).swapaxes(1, 2).reshape(a.shape))
+
+    def theirs(a: np.ndarray) -> np.ndarray:
+        flat = inside.theirs(a)
+        return flat.reshape(heads, 2, -1, flat.shape[1]).swapaxes(1, 2).reshape(flat.shape)
+
+    return Layout(f"heads_in_turned({heads})", ours, theirs)
+
+
+def each(layout: Layout) -> Layout:
+    """The layout of each layer's array in a stack of them."""
+    return Layout(
+        f"each({layout.name})",
+        lambda a: np.stack([layout.ours(part) for part in a]),
+        lambda a: np.stack([layout.theirs(part) for part in a]),
+    )
+
+
 def heads_out(heads: int) -> Layout:
     """[cout, heads * dim] of torch as [heads, dim, cout]: output kernels."""
     return Layout(
