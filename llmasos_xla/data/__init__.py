@@ -1,4 +1,4 @@
-"""Data: `Dataset` reads, `Preprocessing` encodes, `batches.batches` iterates."""
+"""Data: `Dataset` reads, `Preprocessing` encodes, `batches.batches` iterates, `tokenizers` know published vocabularies."""
 
 from llmasos_xla.data.dataset import Dataset
 from llmasos_xla.data.preprocessing import Preprocessing

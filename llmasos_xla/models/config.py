@@ -74,9 +74,9 @@ class Config(Layer):
         """Which inputs hold whole numbers from 0, and how many different ones.
 
         By their names: "...ids" are ids of as many vectors as the field `vocab` says, if there is one, "...mask" is a
-        mask of 0 and 1, "...positions" are any.
+        mask of 0 and 1, "...positions" and "...lengths" are any.
         """
-        counts = {"ids": getattr(self, "vocab", None), "mask": 2, "positions": None}
+        counts = {"ids": getattr(self, "vocab", None), "mask": 2, "positions": None, "lengths": None}
         return {name: n for name in self.inputs for ending, n in counts.items() if name.endswith(ending)}
 
     @property
@@ -88,9 +88,10 @@ class Config(Layer):
         """The shape of one sample of each input, where that of the first is `shape`.
 
         Ids and masks beside ids are as long as these; those beside anything else, and "decoder_..." ones, of any
-        length. Inputs of other kinds are the model's own to say.
+        length; "...lengths" are one number a row. Inputs of other kinds are the model's own to say.
         """
         free = {name: shape[:1] if self.tokens and not _of_decoder(name) else (None,) for name in self.integers}
+        free |= {name: () for name in free if name.endswith("lengths")}
         if unknown := [name for name in self.inputs[1:] if name not in free]:
             raise NotImplementedError(f"{type(self).__name__} does not say the shape of its input {unknown[0]!r}")
         return {name: shape if name == self.inputs[0] else free[name] for name in self.inputs}

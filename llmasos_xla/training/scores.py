@@ -1,7 +1,7 @@
 """Scores of whole tasks, computed on the host: text, masks, next tokens. Extra `metrics` (google-metrax).
 
-The boxes of a detector have a score of their own, see `models.detection`. Text comes as one str a sample; all scores are
-shares from 0 to 1 (papers often write 100 times as much), error rates may be larger than 1.
+Text comes as one str a sample. All scores are shares from 0 to 1, where papers often write 100 times as much; error
+rates may be larger than 1.
 """
 
 import contextlib
@@ -111,8 +111,8 @@ def perplexity(logits: Any, labels: Any) -> float:
 def iou(predictions: Any, targets: Any, classes: int) -> dict[str, Any]:
     """Intersection over union of masks of class ids [batch, height, width], all pixels of all samples together.
 
-    Returns `{"mean": ..., "classes": [...]}`; a class that neither is there nor was predicted is NaN and not in the mean.
-    Pixels whose target is -100 do not count.
+    Returns `{"mean": ..., "classes": [...]}`. A class that neither is there nor was predicted is NaN, and not in the
+    mean. Pixels whose target is -100 do not count.
 
     >>> iou(np.array([[[0, 1, 1]]]), np.array([[[0, 0, 1]]]), classes=3)
     {'mean': 0.5, 'classes': [0.5, 0.5, nan]}
