@@ -1,4 +1,4 @@
-"""Data: `Dataset` reads, `Preprocessing` encodes, `batches.batches` iterates, `tokenizers` know published vocabularies."""
+"""Data: `Dataset` reads, `Preprocessing` encodes, `batches.batches` iterates, `tokenizers` make ids of texts."""
 
 from llmasos_xla.data.dataset import Dataset
 from llmasos_xla.data.preprocessing import Preprocessing

@@ -112,11 +112,12 @@ def test_trained_pairs_give_every_text_back(trained, tmp_path):
 
 def test_gpt2_files_are_read(trained, tmp_path):
     model = json.loads(trained.inner.to_str())["model"]
-    vocabulary = {**model["vocab"], "<|endoftext|>": 300}
+    plain = {piece: i for piece, i in model["vocab"].items() if not piece.startswith("<p")}
+    vocabulary = {**plain, "<|endoftext|>": 300}
     (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
     (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(map(" ".join, model["merges"])))
     tokenizer = load_tokenizer(tmp_path)
-    assert (tokenizer.prefix, tokenizer.suffix, tokenizer.special.end) == ((), (), 300)
+    assert (tokenizer.prefix, tokenizer.suffix, tokenizer.special.end, tokenizer.size) == ((), (), 300, 301)
     for text in TEXTS:
         assert tokenizer.encode(text) == trained.pieces(text)
     assert tokenizer.encode("dog<|endoftext|>")[-1] == 300

@@ -41,7 +41,8 @@ class HuggingFace(Tokenizer):
         inner.no_truncation()
         inner.no_padding()
         self.inner = inner
-        self.size = inner.get_vocab_size(with_added_tokens=True)
+        # Ids may have gaps.
+        self.size = max(inner.get_vocab(with_added_tokens=True).values()) + 1
         self.special = Special(**{kind: _id_of(inner, kind, special or {}) for kind in _NAMES})
         # What goes around a text is the file's post-processor's to say: seen by what it does to one.
         whole, alone = inner.encode("a").ids, inner.encode("a", add_special_tokens=False).ids
