@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from tolerances import assert_close
 
-from llmasos_xla.core import Variables
+from llmasos_xla.core import Variables, pure
 from llmasos_xla.models import layers as L  # noqa: N812
+from llmasos_xla.models.stack import Stack
 
 
 def standardized(x, axes, epsilon=1e-3):
@@ -127,3 +128,30 @@ def test_batch_statistics_are_differentiated_through(rng, apply_layer):
         shift[at] = step
         ends = [(standardized(x64 + s * shift, 0) * np.asarray(weights, np.float64)).sum() for s in (1, -1)]
         np.testing.assert_allclose(gradient[at], (ends[0] - ends[1]) / (2 * step), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("use_bias", [False, True])
+def test_a_convolution_takes_up_the_normalization_behind_it(
+    apply_layer, rng, monkeypatch, activation, residual, use_bias
+):
+    from llmasos_xla.models.layers.conv import _ConvModule
+
+    path = [L.Conv2D(4, 3, padding="same", use_bias=use_bias), L.BatchNormalization()]
+    layers = [L.Residual(path)] if residual else path
+    x = jnp.asarray(rng.normal(size=(3, 6, 5, 4)), jnp.float32)
+    made = [*layers, *([L.Activation(activation)] if activation else [])]
+    net = pure(lambda rngs: Stack(made, x.shape[1:], rngs=rngs))
+    variables = net.init(jax.random.key(0))
+    params = {n: jnp.asarray(rng.normal(size=a.shape), jnp.float32) for n, a in variables.params.items()}
+    state = {n: jnp.asarray(rng.uniform(0.5, 2, size=a.shape), jnp.float32) for n, a in variables.state.items()}
+    taken = []
+    normalized = _ConvModule.normalized
+    monkeypatch.setattr(_ConvModule, "normalized", lambda *a: taken.append(1) or normalized(*a))
+    folded, _ = net.apply(Variables(params, state), x, train=False)
+    assert taken
+    monkeypatch.setattr(_ConvModule, "absorbs", lambda self, x: False)
+    plain, _ = net.apply(Variables(params, state), x, train=False)
+    assert len(taken) == 1
+    assert_close(folded, plain, scale=5)

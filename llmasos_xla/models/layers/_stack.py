@@ -9,10 +9,12 @@ from typing import Any
 import jax
 from flax import nnx
 
+from llmasos_xla import kernels
 from llmasos_xla.models.layers._base import Layer, Shape, layer_names
 from llmasos_xla.models.layers._modules import MaskModule, call_module
 from llmasos_xla.models.layers.activations import Activation, ReLU
 from llmasos_xla.models.layers.conv import Conv1D, Conv2D, Conv3D
+from llmasos_xla.models.layers.normalization import BatchNormalization
 from llmasos_xla.models.layers.pooling import MaxPooling1D, MaxPooling2D, MaxPooling3D
 
 
@@ -28,6 +30,7 @@ class Stack(MaskModule):
         output_shapes(layers, shape)
         self._names = layer_names(layers)
         self._pooled = frozenset(i for i, pair in enumerate(pairwise(layers)) if _pools_first(*pair))
+        self._folded = frozenset(i for i, pair in enumerate(pairwise(layers)) if _folds(*pair))
         self._activated = frozenset(i for i, pair in enumerate(pairwise(layers)) if _activates(*pair))
         for name, layer in zip(self._names, layers, strict=True):
             setattr(self, name, layer.build(shape, rngs))
@@ -68,6 +71,8 @@ class Stack(MaskModule):
                 if number in self._pooled and mask is None and watch is None:
                     pool = partial(getattr(self, self._names[number + 1]), train=train, rngs=rngs)
                     x, done = module(x, train=train, rngs=rngs, then=pool), number + 1
+                elif number in self._folded and not train and mask is None and watch is None and module.absorbs(x):
+                    x, done = self._normalized(number, x, ending)
                 elif number in self._activated and watch is None:
                     x, mask = module.masked(x, mask, train=train, rngs=rngs, activation="relu")
                     done = number + 1
@@ -80,6 +85,22 @@ class Stack(MaskModule):
             if watch is not None:
                 watch(name, x)
         return x, mask
+
+    def _normalized(self, number: int, x: Any, ending: Callable[[], dict[str, Any]] | None) -> tuple[Any, int]:
+        """Convolution `number` with the normalization behind it in its kernel, and what follows; the last one done."""
+        convolution, norm = (getattr(self, self._names[i]) for i in (number, number + 1))
+        if ending is not None and number + 2 == len(self._names):
+            y = convolution.normalized(x, *norm.affine(), None)
+            after = ending()
+            return kernels.activation(after["activation"])(y + after["residual"]), number + 1
+        relu = number + 1 in self._activated
+        return convolution.normalized(x, *norm.affine(), "relu" if relu else None), number + 1 + relu
+
+
+def _folds(layer: Layer, after: Layer) -> bool:
+    """Whether the normalization is one of a convolution's output features, which no activation stands before."""
+    conv = isinstance(layer, Conv1D | Conv2D | Conv3D) and layer.activation in (None, "linear")
+    return conv and isinstance(after, BatchNormalization) and after.axis in (-1, len(layer.kernel_size) + 1)
 
 
 def _pools_first(layer: Layer, after: Layer) -> bool:

@@ -1,6 +1,7 @@
 """Convolution layers, channels last."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -80,7 +81,20 @@ class _ConvModule(nnx.Module):
             y = y + jnp.expand_dims(self.bias[...], range(y.ndim - 1))
         return kernels.activation(self.spec.activation)(y)
 
-    def _convolved(self, x: jax.Array, bias: jax.Array | None, activation: str | None) -> jax.Array:
+    def absorbs(self, x: jax.Array) -> bool:
+        """Whether scaling the kernel is less work than another pass over the output, at full precision."""
+        size = x.shape[0] * math.prod(n or 1 for n in self.spec.output_shape(x.shape[1:]))
+        return x.dtype == self.kernel[...].dtype == jnp.float32 and size >= self.kernel[...].size
+
+    def normalized(self, x: jax.Array, factor: jax.Array, offset: jax.Array, activation: str | None) -> jax.Array:
+        """activation(convolution * factor + offset), with the factor of each output feature put into the kernel."""
+        bias = offset if self.bias is None else self.bias[...] * factor + offset
+        scaled = self.kernel[...] * jnp.expand_dims(factor, range(self.kernel[...].ndim - 1))
+        return self._convolved(x, bias, activation, scaled)
+
+    def _convolved(
+        self, x: jax.Array, bias: jax.Array | None, activation: str | None, kernel: jax.Array | None = None
+    ) -> jax.Array:
         spec = self.spec
         padding = spec.padding.upper()
         if spec.padding == "causal":
@@ -89,7 +103,7 @@ class _ConvModule(nnx.Module):
         def convolved(x: jax.Array) -> jax.Array:
             return kernels.conv(
                 x,
-                self.kernel[...],
+                self.kernel[...] if kernel is None else kernel,
                 spec.strides,
                 padding,
                 rhs_dilation=spec.dilation_rate,

@@ -69,6 +69,13 @@ class _BatchNormalization(MaskModule):
         self.mean = nnx.BatchStat(parameter(rngs, spec.moving_mean_initializer, size)[...])
         self.var = nnx.BatchStat(parameter(rngs, spec.moving_variance_initializer, size)[...])
 
+    def affine(self) -> tuple[jax.Array, jax.Array]:
+        """Factor and offset of each channel, [channels], where the moving statistics are used: x * factor + offset."""
+        factor = jax.lax.rsqrt(self.var[...] + self.spec.epsilon)
+        factor = factor if self.scale is None else factor * self.scale[...]
+        offset = -self.mean[...] * factor
+        return factor, offset if self.bias is None else offset + self.bias[...]
+
     def masked(
         self,
         x: jax.Array,
