@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -94,12 +95,14 @@ class StackSpec:
             self.layers[0].check_tokens(ids)
 
     def table(self, variables: Variables) -> str:
-        """Layer, output shape and number of parameters, a line each."""
+        """Layer, output shape and number of parameters, a line each; of a model of the shelf its parts as well."""
         shapes = output_shapes(self.layers, self.known_shape())
         rows = [("layer", "output shape", "parameters")]
         for name, layer, shape in zip(layer_names(self.layers), self.layers, shapes, strict=True):
             count = sum(a.size for key, a in variables.params.items() if key.split("/")[0] == name)
             rows.append((f"{name} ({type(layer).__name__})", str(("batch", *shape)).replace("'", ""), f"{count:,}"))
+            if getattr(layer, "family", ""):
+                rows += [(f"  {part}", "", f"{count:,}") for part, count in _parts(name, variables).items()]
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
         lines = [f"{a.ljust(widths[0])}  {b.ljust(widths[1])}  {c.rjust(widths[2])}" for a, b, c in rows]
         lines.insert(1, "-" * len(lines[0]))
@@ -126,3 +129,15 @@ class StackSpec:
         if not fits:
             raise ValueError(f"load: the model's input_shape {str(shape)[:80]!r} is no shape")
         return cls(tuple(layer_from_json(c) for c in config["layers"]), None if shape is None else tuple(shape))
+
+
+def _parts(network: str, variables: Variables) -> dict[str, int]:
+    """The parts of a network, blocks of a number together, and their parameters."""
+    parts: dict[str, int] = {}
+    for name, array in variables.params.items():
+        first, *rest = name.removeprefix(f"{network}/").split("/")
+        part = f"{first}/{rest[0]}" if rest and rest[0].isdigit() else first
+        parts[part] = parts.get(part, 0) + array.size
+    return dict(
+        sorted(parts.items(), key=lambda item: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", item[0])])
+    )

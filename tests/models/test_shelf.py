@@ -173,3 +173,12 @@ def test_it_is_exported(sample):
     exported = jax.export.export(apply, platforms=("cpu", "cuda", "tpu"))(variables.params, variables.state, x)
     again = jax.export.deserialize(exported.serialize())
     _close(again.call(variables.params, variables.state, x), output)
+
+
+@every_model
+def test_a_summary_adds_up(sample):
+    network = _network(sample)
+    network.learner.build()
+    lines = network.learner.spec.table(network.variables).splitlines()
+    counts = [int(line.split()[-1].replace(",", "")) for line in lines if line.startswith("  ")]
+    assert sum(counts) == sum(a.size for a in network.variables.params.values())
