@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from llmasos_xla.models.bert import BertConfig
 from llmasos_xla.models.config import Config
 from llmasos_xla.models.ctc import CTCConfig
 from llmasos_xla.models.gpt2 import GPT2Config
@@ -10,6 +11,7 @@ from llmasos_xla.models.silero import SileroVADConfig
 from llmasos_xla.models.vgg import VGGConfig
 
 FAMILIES: tuple[type[Config], ...] = (
+    BertConfig,
     GPT2Config,
     LlamaConfig,
     CTCConfig,
