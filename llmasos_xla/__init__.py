@@ -9,6 +9,7 @@
     Optimizer, Schedule           how to train
     MeshSpec                      over how many devices, and along what
     Checkpoint                    how often a fit saves itself, and what is kept
+    pipeline                      a task in one call: sentiment, transcribe, image-classification
     callbacks                     early stopping, best checkpoint, logs
     plan                          which devices and which layout, before anyone pays for them
     Deployer                      serve a saved model over HTTP
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from llmasos_xla.api.load import load as load
     from llmasos_xla.api.model import Model as Model
     from llmasos_xla.api.network import Network as Network
+    from llmasos_xla.api.pipelines.opening import pipeline as pipeline
     from llmasos_xla.api.planning import plan as plan
     from llmasos_xla.api.pretrained import load_pretrained as load_pretrained
     from llmasos_xla.api.sequential import Sequential as Sequential
@@ -68,6 +70,7 @@ _HOMES = {
     "initialize": "sharding.distributed",
     "load": "api.load",
     "load_pretrained": "api.pretrained",
+    "pipeline": "api.pipelines.opening",
     "plan": "api.planning",
     "pure": "core",
     "world": "sharding.processes.world",

@@ -1,6 +1,7 @@
 """The third front door: a model of the shelf, with published weights or fresh ones."""
 
 import os
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -55,6 +56,9 @@ class Network(Fitted):
 
         Raises FileNotFoundError, and ValueError that lists the arrays that are missing, left over or of another shape.
         """
+        if isinstance(weights, str | os.PathLike):
+            path = pathlib.Path(weights)
+            self.folder = path if path.is_dir() else path.parent
         learner = self.learner
         learner.shard(shard)
         # What the weights may lack, a new head, is that of a fresh model of this seed.
@@ -126,5 +130,7 @@ class Network(Fitted):
 
     def _set_up(self, spec: StackSpec, seed: int) -> None:
         super().__init__(spec, seed=seed)
+        self.folder: pathlib.Path | None = None
+        """Where its published weights were read from, with what else lies there: tokenizer, names of classes."""
         self._called: Callable | None = None
         self._on_mesh: dict[Any, Callable] = {}

