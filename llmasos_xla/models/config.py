@@ -154,3 +154,12 @@ class Config(Layer):
 
 def _of_decoder(name: str) -> bool:
     return name.startswith("decoder_")
+
+
+def class_count(config: Mapping[str, Any]) -> int:
+    """How many classes a Hugging Face config.json tells of: its "id2label", else "num_labels", else 2 as there.
+
+    >>> class_count({"id2label": {"0": "cat", "1": "dog", "2": "cow"}})
+    3
+    """
+    return len(config["id2label"]) if config.get("id2label") else config.get("num_labels", 2)

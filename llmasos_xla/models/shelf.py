@@ -7,6 +7,7 @@ from llmasos_xla.models.config import Config
 from llmasos_xla.models.ctc import CTCConfig
 from llmasos_xla.models.gpt2 import GPT2Config
 from llmasos_xla.models.llama import LlamaConfig
+from llmasos_xla.models.resnet import ResNetConfig
 from llmasos_xla.models.silero import SileroVADConfig
 from llmasos_xla.models.vgg import VGGConfig
 
@@ -15,6 +16,7 @@ FAMILIES: tuple[type[Config], ...] = (
     GPT2Config,
     LlamaConfig,
     CTCConfig,
+    ResNetConfig,
     SileroVADConfig,
     VGGConfig,
 )

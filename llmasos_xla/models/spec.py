@@ -10,6 +10,7 @@ import jax
 
 from llmasos_xla.core import Net, Variables, pure
 from llmasos_xla.models.layers._base import Layer, Shape, layer_from_json, layer_names
+from llmasos_xla.models.layers._modules import counted
 from llmasos_xla.models.stack import Stack, output_shapes, split_head
 
 
@@ -75,7 +76,7 @@ class StackSpec:
         shape = self.known_shape()
         layers, _ = split_head(self.layers)
         output_shapes(layers, shape)
-        return pure(lambda rngs: Stack(layers, shape, rngs=rngs), method)
+        return pure(lambda rngs: Stack(layers, shape, rngs=counted(rngs)), method)
 
     def output_shape(self) -> Shape:
         """Shape of one output sample."""

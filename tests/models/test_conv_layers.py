@@ -38,6 +38,21 @@ def test_groups_see_their_own_channels_only(rng, apply_layer):
     assert float(jnp.abs(other[..., 3:] - y[..., 3:]).min()) > 1e-4
 
 
+@pytest.mark.parametrize("size", [7, 8])
+def test_padding_in_numbers_is_a_valid_convolution_of_the_padded_image(rng, apply_layer, size):
+    x = jnp.asarray(rng.normal(size=(2, size, 5, 3)), jnp.float32)
+    layer = L.Conv2D(4, 3, strides=2, padding=(1, (2, 0)))
+    y, variables = apply_layer(layer, x)
+    padded = jnp.pad(x, ((0, 0), (1, 1), (2, 0), (0, 0)))
+    assert_close(y, apply_layer(L.Conv2D(4, 3, strides=2), padded, variables=variables)[0])
+
+
+def test_padding_in_numbers_never_is_the_largest(apply_layer):
+    x = -1.0 - jnp.arange(9.0).reshape(1, 3, 3, 1)
+    y, _ = apply_layer(L.MaxPooling2D(3, strides=2, padding=1), x)
+    assert y[0, :, :, 0].tolist() == [[-1.0, -2.0], [-4.0, -5.0]]
+
+
 def test_causal_convolution_does_not_see_the_future(rng, apply_layer):
     x = jnp.asarray(rng.normal(size=(1, 9, 2)), jnp.float32)
     layer = L.Conv1D(3, 3, padding="causal", dilation_rate=2)

@@ -105,6 +105,8 @@ SAMPLES: tuple[tuple[L.Layer, tuple[int, ...]], ...] = (
     (L.Minimum([L.Dense(4), L.Dense(4)]), TIME),
     (L.Multiply([[], L.Dense(3, activation="sigmoid")]), TIME),
     (L.Subtract([L.Dense(4), L.Dense(4)]), TIME),
+    (L.Conv2D(4, 3, strides=2, padding=((1, 0), (2, 1))), IMAGE),
+    (L.MaxPooling2D(3, strides=2, padding=1), IMAGE),
 )
 
 IDS = [f"{type(layer).__name__}-{i}" for i, (layer, _) in enumerate(SAMPLES)]
@@ -200,12 +202,12 @@ def test_an_axis_of_any_length_stays_one_or_is_refused(number):
     window=st.integers(1, 5),
     stride=st.integers(1, 4),
     dilation=st.integers(1, 3),
-    padding=st.sampled_from(["valid", "same"]),
+    padding=st.sampled_from(["valid", "same"]) | st.tuples(st.tuples(st.integers(0, 4), st.integers(0, 4))),
     output_padding=st.none() | st.integers(0, 3),
 )
 def test_output_shapes_of_windows(size, window, stride, dilation, padding, output_padding):
     chosen = [L.MaxPooling1D(window, stride, padding), L.Conv1D(2, window, stride, padding, dilation)]
-    if output_padding is None or output_padding < stride:
+    if isinstance(padding, str) and (output_padding is None or output_padding < stride):
         chosen.append(L.Conv2DTranspose(2, (window, 1), (stride, stride), padding, output_padding, (dilation, 1)))
     for layer in chosen:
         shape = (size, 2) if not isinstance(layer, L.Conv2DTranspose) else (size, 3, 2)

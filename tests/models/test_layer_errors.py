@@ -31,7 +31,9 @@ pytestmark = pytest.mark.usefixtures("unchecked")
         (lambda: L.Conv2D(3, (3, 3, 3)), "Conv2D: kernel_size wants an int of at least 1 or 2 of them, got (3, 3, 3)"),
         (lambda: L.Conv2D(3, 3, strides=0), "Conv2D: strides wants an int of at least 1 or 2 of them, got 0"),
         (lambda: L.Conv2D(3, 3, padding="full"), "Conv2D: unknown padding 'full'; Known: same, valid"),
-        (lambda: L.Conv2D(3, 3, padding=1), "Conv2D: unknown padding '1'; Known: same, valid"),
+        (lambda: L.Conv2D(3, 3, padding=-1), "Conv2D: padding at both ends of an axis wants an int of at least 0"),
+        (lambda: L.Conv2D(3, 3, padding=(1, 1, 1)), "Conv2D: padding wants an int, 2 of them, or 2 pairs (low, high)"),
+        (lambda: L.MaxPooling2D(2, padding="full"), "MaxPooling2D: unknown padding 'full'; Known: same, valid"),
         (lambda: L.Conv2D(3, 3, groups=2), "Conv2D: filters (3) must be a multiple of groups (2)"),
         (
             lambda: L.Conv2DTranspose(3, 3, 2, output_padding=2),

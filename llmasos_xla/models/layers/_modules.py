@@ -19,6 +19,32 @@ def parameter(rngs: nnx.Rngs, name: str, shape: tuple[int, ...]) -> nnx.Param:
     return nnx.Param(initializer(name)(rngs.params(), shape, jnp.float32))
 
 
+def counted(rngs: nnx.Rngs) -> nnx.Rngs:
+    """Gives the keys that `rngs.params()` would give, one after the other, fast for models of many arrays.
+
+    An nnx.Rngs sets a counter at each key, and to set a variable while a program is traced flax looks through all that
+    was traced so far: for the 777 arrays of a ResNet-152 that took seven seconds. Here the counter is a plain number.
+
+    >>> fast, slow = counted(nnx.Rngs(0)), nnx.Rngs(0)
+    >>> all(bool(fast.params() == slow.params()) for _ in range(3))
+    True
+    """
+    made = nnx.Rngs(rngs.params.key[...])
+    setattr(made, "params", _Counted(rngs.params))  # noqa: B010 - a stream is an attribute that no class declares
+    return made
+
+
+class _Counted(nnx.RngStream):
+    def __init__(self, stream: nnx.RngStream):
+        super().__init__(stream.key[...], tag=stream.tag)
+        self.count = nnx.RngCount(stream.count[...], tag=stream.tag)
+        self.drawn = 0
+
+    def __call__(self) -> jax.Array:
+        self.drawn += 1
+        return jax.random.fold_in(self.key[...], self.count[...] + jnp.uint32(self.drawn - 1))
+
+
 class Pointwise(nnx.Module):
     """A module without arrays: applies `function(x, train, rngs)`.
 

@@ -1,11 +1,15 @@
 """The arithmetic of windows that slide over space, shared by convolution and pooling."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 
-from llmasos_xla.models.layers._checks import Shape, known_channels, sample_rank
+from llmasos_xla.models.layers._checks import Shape, edges, known_channels, one_of, sample_rank
 from llmasos_xla.sharding import placement
+
+Padding = str | tuple[tuple[int, int], ...]
+"""A word, or zeros at both ends of each axis."""
 
 SPACE = {1: "time", 2: "height, width", 3: "depth, height, width"}
 
@@ -16,22 +20,57 @@ def check_space(who: str, shape: Shape, rank: int) -> int:
     return known_channels(who, shape)
 
 
-def window_output(who: str, size: int | None, window: int, stride: int, padding: str, dilation: int = 1) -> int | None:
-    """How many positions a window takes over an axis of `size`.
+def check_padding(who: str, padding: Any, rank: int, known: Iterable[str] = ("valid", "same")) -> Padding:
+    """A known word, or zeros at both ends of each axis as pairs (low, high).
 
-    >>> window_output("Conv1D", 28, window=3, stride=1, padding="valid")
-    26
+    >>> check_padding("Conv2D", 1, rank=2)
+    ((1, 1), (1, 1))
     """
+    return one_of(who, "padding", padding, known) if isinstance(padding, str) else edges(who, "padding", padding, rank)
+
+
+def window_outputs(
+    who: str,
+    sizes: Iterable[int | None],
+    window: Iterable[int],
+    strides: Iterable[int],
+    padding: Padding,
+    dilation: Iterable[int] | None = None,
+) -> tuple[int | None, ...]:
+    """How many positions a window takes over each axis of `sizes`.
+
+    >>> window_outputs("Conv2D", (28, 28), window=(3, 3), strides=(1, 2), padding=((0, 0), (1, 1)))
+    (26, 14)
+    """
+    sizes = tuple(sizes)
+    paddings = [padding] * len(sizes) if isinstance(padding, str) else padding
+    dilation = [1] * len(sizes) if dilation is None else dilation
+    return tuple(
+        _window_output(who, n, k, s, p, d)
+        for n, k, s, p, d in zip(sizes, window, strides, paddings, dilation, strict=True)
+    )
+
+
+def _window_output(
+    who: str, size: int | None, window: int, stride: int, padding: str | tuple[int, int], dilation: int
+) -> int | None:
     if size is None:
         return None
     reach = (window - 1) * dilation + 1
     if padding in ("same", "causal"):
         return -(-size // stride)
-    if reach > size:
+    padded = size if isinstance(padding, str) else size + sum(padding)
+    if reach > padded:
+        zeros = "" if padded == size else f" with {padded - size} of padding"
         raise ValueError(
-            f"{who}: a window of {reach} does not fit an axis of {size}; use padding='same' or a smaller window"
+            f"{who}: a window of {reach} does not fit an axis of {size}{zeros}; use padding='same' or a smaller window"
         )
-    return (size - reach) // stride + 1
+    return (padded - reach) // stride + 1
+
+
+def as_kernels_take_it(padding: Padding) -> str | tuple[tuple[int, int], ...]:
+    """A layer's padding in the spelling of `kernels.conv`."""
+    return padding.upper() if isinstance(padding, str) else padding
 
 
 def transposed_extra(window: int, stride: int, padding: str, output_padding: int | None) -> int:

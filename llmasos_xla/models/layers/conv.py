@@ -11,16 +11,25 @@ from flax import nnx
 
 from llmasos_xla import kernels
 from llmasos_xla.models.layers._base import Layer, Shape
-from llmasos_xla.models.layers._checks import PerAxis, one_of, per_axis
+from llmasos_xla.models.layers._checks import Edges, PerAxis, per_axis
 from llmasos_xla.models.layers._modules import parameter
-from llmasos_xla.models.layers._windows import check_space, over_whole_steps, window_output
+from llmasos_xla.models.layers._windows import (
+    as_kernels_take_it,
+    check_padding,
+    check_space,
+    over_whole_steps,
+    window_outputs,
+)
 
 DIMENSIONS = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
 
 
 @dataclasses.dataclass(frozen=True)
 class _Conv(Layer):
-    """Correlation of [batch, *space, cin] with a kernel [*window, cin / groups, filters], plus bias and activation."""
+    """Correlation of [batch, *space, cin] with a kernel [*window, cin / groups, filters], plus bias and activation.
+
+    Padding is "valid", "same", or zeros as torch counts them: an int, one an axis, or a pair (low, high) an axis.
+    """
 
     ends_in_activation: ClassVar[bool] = True
     rank: ClassVar[int]
@@ -28,7 +37,7 @@ class _Conv(Layer):
     filters: int
     kernel_size: PerAxis
     strides: PerAxis = 1
-    padding: str = "valid"
+    padding: str | Edges = "valid"
     dilation_rate: PerAxis = 1
     groups: int = 1
     activation: str | None = None
@@ -41,7 +50,7 @@ class _Conv(Layer):
         for field in ("kernel_size", "strides", "dilation_rate"):
             self._set(**{field: per_axis(self.who, field, getattr(self, field), self.rank)})
         known = ("valid", "same", "causal") if self.rank == 1 else ("valid", "same")
-        self._set(padding=one_of(self.who, "padding", self.padding, known))
+        self._set(padding=check_padding(self.who, self.padding, self.rank, known))
         if self.filters % self.groups:
             raise ValueError(f"{self.who}: filters ({self.filters}) must be a multiple of groups ({self.groups})")
 
@@ -55,8 +64,8 @@ class _Conv(Layer):
         cin = check_space(self.who, shape, self.rank)
         if cin % self.groups:
             raise ValueError(f"{self.who}: the input's {cin} channels are no multiple of groups ({self.groups})")
-        sizes = zip(shape[:-1], self.kernel_size, self.strides, self.dilation_rate, strict=True)
-        return (*(window_output(self.who, n, k, s, self.padding, d) for n, k, s, d in sizes), self.filters)
+        space = window_outputs(self.who, shape[:-1], self.kernel_size, self.strides, self.padding, self.dilation_rate)
+        return (*space, self.filters)
 
 
 class _ConvModule(nnx.Module):
@@ -96,7 +105,7 @@ class _ConvModule(nnx.Module):
         self, x: jax.Array, bias: jax.Array | None, activation: str | None, kernel: jax.Array | None = None
     ) -> jax.Array:
         spec = self.spec
-        padding = spec.padding.upper()
+        padding = as_kernels_take_it(spec.padding)
         if spec.padding == "causal":
             padding = [((spec.kernel_size[0] - 1) * spec.dilation_rate[0], 0)]
 
@@ -132,6 +141,9 @@ class Conv1D(_Conv):
 @dataclasses.dataclass(frozen=True)
 class Conv2D(_Conv):
     """Convolution over images: [batch, height, width, cin] -> [batch, height', width', filters].
+
+    `padding` is "valid", "same", or zeros at both ends: an int, one an axis, or a pair (low, high) an axis; with
+    strides "same" pads as TensorFlow does, `padding=1` as torch does.
 
     Arrays: kernel [window height, window width, cin / groups, filters], bias [filters].
 

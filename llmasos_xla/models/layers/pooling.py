@@ -7,9 +7,9 @@ from flax import nnx
 
 from llmasos_xla import kernels
 from llmasos_xla.models.layers._base import Layer, Shape
-from llmasos_xla.models.layers._checks import PerAxis, one_of, per_axis
+from llmasos_xla.models.layers._checks import Edges, PerAxis, per_axis
 from llmasos_xla.models.layers._modules import Pointwise
-from llmasos_xla.models.layers._windows import check_space, window_output
+from llmasos_xla.models.layers._windows import as_kernels_take_it, check_padding, check_space, window_outputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,26 +19,26 @@ class _Pooling(Layer):
 
     pool_size: PerAxis = 2
     strides: PerAxis = None
-    padding: str = "valid"
+    padding: str | Edges = "valid"
 
     def check(self) -> None:
         """Normalizes sizes to tuples; strides default to the window."""
         self._set(pool_size=per_axis(self.who, "pool_size", self.pool_size, self.rank))
         strides = self.pool_size if self.strides is None else self.strides
         self._set(strides=per_axis(self.who, "strides", strides, self.rank))
-        self._set(padding=one_of(self.who, "padding", self.padding, ("valid", "same")))
+        self._set(padding=check_padding(self.who, self.padding, self.rank))
 
     def build(self, shape: Shape, rngs: nnx.Rngs) -> nnx.Module:
         """A module without arrays."""
         self.output_shape(shape)
         pool = kernels.max_pool if self.reduce == "max" else kernels.avg_pool
-        return Pointwise(lambda x, train, rngs: pool(x, self.pool_size, self.strides, self.padding.upper()))
+        padding = as_kernels_take_it(self.padding)
+        return Pointwise(lambda x, train, rngs: pool(x, self.pool_size, self.strides, padding))
 
     def output_shape(self, shape: Shape) -> Shape:
         """Space shrinks by window, stride and padding; channels stay."""
         channels = check_space(self.who, shape, self.rank)
-        sizes = zip(shape[:-1], self.pool_size, self.strides, strict=True)
-        return (*(window_output(self.who, n, k, s, self.padding) for n, k, s in sizes), channels)
+        return (*window_outputs(self.who, shape[:-1], self.pool_size, self.strides, self.padding), channels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +56,8 @@ class MaxPooling1D(_Pooling):
 @dataclasses.dataclass(frozen=True)
 class MaxPooling2D(_Pooling):
     """The largest of each window over an image: [batch, height, width, channels] -> [batch, height', width', channels].
+
+    `padding` is "valid", "same", or an amount at both ends as `Conv2D` takes it; padding never is the largest.
 
     >>> MaxPooling2D((2, 2)).output_shape((26, 26, 32))
     (13, 13, 32)

@@ -8,9 +8,15 @@ from flax import nnx
 
 from llmasos_xla import kernels
 from llmasos_xla.models.layers._base import Layer, Shape
-from llmasos_xla.models.layers._checks import PerAxis, one_of, per_axis
+from llmasos_xla.models.layers._checks import Edges, PerAxis, per_axis
 from llmasos_xla.models.layers._modules import parameter
-from llmasos_xla.models.layers._windows import check_space, over_whole_steps, window_output
+from llmasos_xla.models.layers._windows import (
+    as_kernels_take_it,
+    check_padding,
+    check_space,
+    over_whole_steps,
+    window_outputs,
+)
 from llmasos_xla.models.layers.conv import DIMENSIONS
 
 
@@ -31,7 +37,7 @@ class DepthwiseConv2D(Layer):
 
     kernel_size: PerAxis
     strides: PerAxis = 1
-    padding: str = "valid"
+    padding: str | Edges = "valid"
     depth_multiplier: int = 1
     dilation_rate: PerAxis = 1
     activation: str | None = None
@@ -72,7 +78,7 @@ class SeparableConv2D(Layer):
     filters: int
     kernel_size: PerAxis
     strides: PerAxis = 1
-    padding: str = "valid"
+    padding: str | Edges = "valid"
     dilation_rate: PerAxis = 1
     depth_multiplier: int = 1
     activation: str | None = None
@@ -136,7 +142,7 @@ def _depthwise(spec: DepthwiseConv2D | SeparableConv2D, x: jax.Array, kernel: ja
             # A grouped convolution wants [h, w, 1, cin * multiplier], groups outermost: the same order of values.
             kernel.reshape(height, width, 1, cin * multiplier),
             spec.strides,
-            spec.padding.upper(),
+            as_kernels_take_it(spec.padding),
             rhs_dilation=spec.dilation_rate,
             dimension_numbers=DIMENSIONS[2],
             feature_group_count=cin,
@@ -149,9 +155,8 @@ def _depthwise(spec: DepthwiseConv2D | SeparableConv2D, x: jax.Array, kernel: ja
 def _check_windows(layer: Any) -> None:
     for field in ("kernel_size", "strides", "dilation_rate"):
         layer._set(**{field: per_axis(layer.who, field, getattr(layer, field), 2)})
-    layer._set(padding=one_of(layer.who, "padding", layer.padding, ("valid", "same")))
+    layer._set(padding=check_padding(layer.who, layer.padding, 2))
 
 
-def _space(layer: Any, shape: Shape) -> list[int | None]:
-    sizes = zip(shape[:-1], layer.kernel_size, layer.strides, layer.dilation_rate, strict=True)
-    return [window_output(layer.who, n, k, s, layer.padding, d) for n, k, s, d in sizes]
+def _space(layer: Any, shape: Shape) -> tuple[int | None, ...]:
+    return window_outputs(layer.who, shape[:-1], layer.kernel_size, layer.strides, layer.padding, layer.dilation_rate)
