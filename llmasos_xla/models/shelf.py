@@ -10,6 +10,7 @@ from llmasos_xla.models.llama import LlamaConfig
 from llmasos_xla.models.resnet import ResNetConfig
 from llmasos_xla.models.silero import SileroVADConfig
 from llmasos_xla.models.vgg import VGGConfig
+from llmasos_xla.models.whisper import WhisperConfig
 
 FAMILIES: tuple[type[Config], ...] = (
     BertConfig,
@@ -19,6 +20,7 @@ FAMILIES: tuple[type[Config], ...] = (
     ResNetConfig,
     SileroVADConfig,
     VGGConfig,
+    WhisperConfig,
 )
 """The architectures, a class each."""
 
