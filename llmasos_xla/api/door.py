@@ -1,5 +1,6 @@
 """What both front doors have in common: everything that is not how a model is written down."""
 
+import dataclasses
 import os
 import warnings
 from collections.abc import Mapping
@@ -91,7 +92,7 @@ class Door:
         if self.learner.built:
             raise ValueError(f"{type(self).__name__}: it is built already; layers are added before the first use")
         shape = spec.input_shape if spec.layers else layer.input_shape or spec.input_shape
-        self.learner.spec = StackSpec((*spec.layers, layer), shape)
+        self.learner.spec = dataclasses.replace(spec, layers=(*spec.layers, layer), input_shape=shape)
 
     def _fit(
         self,

@@ -17,6 +17,7 @@ from llmasos_xla.sharding.transfer import fetch
 from llmasos_xla.training.history import History
 from llmasos_xla.training.loop import Position
 from llmasos_xla.training.step import Totals, TrainState, new_state
+from llmasos_xla.training.tuning import Tuning
 
 
 def to_file(learner: Learner, door: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -35,6 +36,7 @@ def specification(learner: Learner, door: Mapping[str, Any]) -> dict[str, Any]:
         "model": learner.spec.to_json(),
         "preprocessing": learner.preprocessing.to_json() if learner.preprocessing else None,
         "recipe": learner.recipe.to_json() if learner.recipe else None,
+        "tuning": None if learner.tuning.all else learner.tuning.to_json(),
         "epochs_done": learner.epochs_done,
     }
 
@@ -67,7 +69,7 @@ def wanted_arrays(spec: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
     if learner.recipe is None:
         return arrays_by_name(variables, None)
     recipe = learner.recipe
-    training = jax.eval_shape(lambda v: new_state(v, recipe.transformation, recipe.ema), variables)
+    training = jax.eval_shape(lambda v: new_state(v, learner.transformation, recipe.ema), variables)
     return arrays_by_name(variables, training)
 
 
@@ -87,7 +89,7 @@ def from_file(saved: Saved) -> tuple[Learner, dict[str, Any]]:
     training = None
     recipe = learner.recipe
     if recipe is not None and "step" in saved.arrays:
-        example = jax.eval_shape(recipe.transformation.init, expected.params)
+        example = jax.eval_shape(learner.transformation.init, expected.params)
         flat = _like(_by_path(example), arrays["optimizer"], "optimizer")
         optimizer = jax.tree.unflatten(jax.tree.structure(example), [flat[n] for n in _by_path(example)])
         average = None if recipe.ema is None else _like(expected.params, arrays["average"], "average")
@@ -114,6 +116,7 @@ def _bare(spec: Mapping[str, Any]) -> Learner:
         learner.preprocessing = Preprocessing.from_json(spec["preprocessing"])
     if spec["recipe"] is not None:
         learner.compile(Recipe.from_json(spec["recipe"]))
+    learner.tuning = Tuning.from_json(spec.get("tuning"))
     return learner
 
 

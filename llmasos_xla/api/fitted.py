@@ -4,14 +4,14 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llmasos_xla.api.door import Door
 from llmasos_xla.api.recipe import Recipe
+from llmasos_xla.api.tuned import Tuned
 from llmasos_xla.training.callbacks import Callback
 from llmasos_xla.training.checkpoint import Checkpoint
 from llmasos_xla.training.history import History
 
 
-class Fitted(Door):
+class Fitted(Tuned):
     """Base of `Sequential` and `Network`; never built itself."""
 
     def compile(

@@ -189,7 +189,7 @@ class Keeper:
     ) -> None:
         here = json.loads(json.dumps(files.specification(learner, self._door)))
         differences = []
-        for name in ("model", "seed", "recipe", "preprocessing"):
+        for name in ("model", "seed", "recipe", "tuning", "preprocessing"):
             differences += _differences(name, record.get(name), here[name])
         differences += _differences("fit class_weight", record.get("class_weight"), self._class_weight)
         for name in ("rows", "batch_size", "seed", "first_epoch"):

@@ -37,6 +37,7 @@ from llmasos_xla.training.pipelined import pipeline_of
 from llmasos_xla.training.placed import shardings_of, whole_batches
 from llmasos_xla.training.report import reporter
 from llmasos_xla.training.step import Objective, TrainState, new_state
+from llmasos_xla.training.tuning import Tuning
 
 if TYPE_CHECKING:
     from llmasos_xla.api.keeping import Keeper
@@ -62,6 +63,7 @@ class Learner:
     def __init__(self, spec: StackSpec, *, seed: int = 0):
         self.spec, self.seed = spec, seed
         self.recipe: Recipe | None = None
+        self.tuning = Tuning()
         self.preprocessing: Preprocessing | None = None
         self.epochs_done = 0
         self.compiled: list[CompileRecord] = []
@@ -83,7 +85,7 @@ class Learner:
         if self._net is not None:
             return
         if self.spec.input_shape is None and input_shape is not None:
-            self.spec = StackSpec(self.spec.layers, tuple(input_shape))
+            self.spec = dataclasses.replace(self.spec, input_shape=tuple(input_shape))
         net = self.spec.net()
         out = None
         if self.placement is not None:
@@ -144,6 +146,34 @@ class Learner:
             self._state = self._state.variables
             self.unfinished = None
         self.recipe, self._tools = recipe, None
+
+    def tune(self, tuning: Tuning) -> None:
+        """Sets which arrays are trained; the optimizer begins anew if that changes."""
+        if self._fitting is not None:
+            raise RuntimeError("freeze: this model is being fitted; wait for that fit to end")
+        variables = self._current
+        tuning.check([*variables.params, *variables.state])
+        if tuning != self.tuning:
+            self.tuning, self._tools, self.unfinished = tuning, None, None
+            self._state = variables
+
+    def change(self, spec: StackSpec, variables: Variables, tuning: Tuning) -> None:
+        """Takes another specification and its variables in the place of its own; the preprocessing stays."""
+        if self._fitting is not None:
+            raise RuntimeError("this model is being fitted; wait for that fit to end")
+        self.spec, self.tuning = spec, Tuning()
+        self._net, self._tools, self.unfinished = spec.net(), None, None
+        if self.placement is not None:
+            self.placement = Placement(self.placement.spec, self.placement.mesh, spec.stacked)
+            variables = self._placed(variables)
+        self._state, self._lent = variables, "all"
+        self.tune(tuning)
+
+    @property
+    def transformation(self) -> Any:
+        """The optimizer of the arrays that are trained, as an optax transformation."""
+        assert self.recipe is not None
+        return self.tuning.transformation(self.recipe.transformation(self.spec.stacked))
 
     @property
     def built(self) -> bool:
@@ -281,7 +311,7 @@ class Learner:
         )
         recipe = self.recipe
         assert recipe is not None
-        transformation = recipe.transformation
+        transformation = self.transformation
         if not isinstance(self._state, TrainState):
             self._state = self._new_state(transformation, recipe.ema)
         if keeper is not None:
@@ -431,7 +461,7 @@ class Learner:
         if self.spec.input_shape is None:
             shape = self.preprocessing.shape
             first = shape[self.spec.inputs[0]] if isinstance(shape, Mapping) else shape
-            self.spec = StackSpec(self.spec.layers, tuple(first))
+            self.spec = dataclasses.replace(self.spec, input_shape=tuple(first))
 
     def _prepare(self, dataset: Dataset) -> None:
         """Settles preprocessing and weights when the first data are seen."""
@@ -459,7 +489,7 @@ class Learner:
             assert self.preprocessing is not None
             recipe = self.recipe or Recipe.of("adam", "mean_squared_error")
             objective = Objective(
-                net=self._net,
+                net=self.tuning.net(self._net),
                 loss=recipe.loss,
                 metrics=recipe.metrics,
                 head=self.spec.head,

@@ -1,5 +1,6 @@
 """The third front door: a model of the shelf, with published weights or fresh ones."""
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -10,12 +11,15 @@ import jax.numpy as jnp
 
 from llmasos_xla.api.fitted import Fitted
 from llmasos_xla.core import Variables
+from llmasos_xla.errors import unknown
 from llmasos_xla.models import pretrained
 from llmasos_xla.models.config import Config
+from llmasos_xla.models.pretrained.loading import drawn
 from llmasos_xla.models.spec import StackSpec
 from llmasos_xla.models.streaming import Stream
 from llmasos_xla.sharding.placement import Placement, current
 from llmasos_xla.training.placed import Programs, shardings_of, whole_batches
+from llmasos_xla.training.tuning import Tuning
 
 
 class Network(Fitted):
@@ -44,7 +48,7 @@ class Network(Fitted):
         *,
         shard: Any = None,
         source: str | None = None,
-        ignored: Sequence[str] = (),
+        ignored: str | Sequence[str] = (),
     ) -> None:
         """Takes published weights in the place of those it has.
 
@@ -52,7 +56,7 @@ class Network(Fitted):
             weights: a file or folder, or arrays by the names that their source has for them.
             shard: a strategy's name or a `MeshSpec`: each device's part is read by itself, straight onto the mesh.
             source: "huggingface", "torch", "keras" or "llama2.c"; found from the names if None.
-            ignored: regular expressions of names that may be left over.
+            ignored: a regular expression, or several, of names that are taken as not there.
 
         Raises FileNotFoundError, and ValueError that lists the arrays that are missing, left over or of another shape.
         """
@@ -73,6 +77,44 @@ class Network(Fitted):
         layer = self.learner.spec.layers[0]
         assert isinstance(layer, Config)
         return layer
+
+    @property
+    def plain_variables(self) -> Variables:
+        """The weights as `config.net()` takes them: those that predict, with adapters merged in."""
+        learner = self.learner
+        variables, lora = learner.evaluation_variables, learner.spec.lora
+        return variables if lora is None else lora.merged(variables)
+
+    def new_head(self, **sizes: Any) -> tuple[str, ...]:
+        """Gives the model other sizes, of its head: arrays that keep their name and shape stay, others are drawn anew.
+
+        Args:
+            **sizes: arguments of the configuration that change, classes=5 or task="tokens".
+
+        Returns the names of the arrays that are new. The preprocessing and the optimizer's state are forgotten: they
+        were of other labels. Raises ValueError for sizes that the configuration does not have, and for a model with
+        adapters.
+        """
+        config = self.config
+        known = {field.name for field in dataclasses.fields(config) if field.init}
+        for name in sizes:
+            if name not in known:
+                raise unknown("new_head", f"size of {type(config).__name__}", name, known)
+        spec, now = self._plain("new_head")
+        config = dataclasses.replace(config, **sizes)
+        wanted = jax.eval_shape(config.net().init, jax.random.key(0))
+        old = {**now.params, **now.state}
+        new = {**wanted.params, **wanted.state}
+        fresh = tuple(name for name, a in new.items() if name not in old or old[name].shape != a.shape)
+        key = jax.random.fold_in(jax.random.key(self.learner.seed), 2)
+        arrays = {name: old[name] for name in new if name not in fresh}
+        arrays |= drawn(config, fresh, key) if fresh else {}
+        variables = Variables({n: arrays[n] for n in wanted.params}, {n: arrays[n] for n in wanted.state})
+        spec = dataclasses.replace(spec, layers=(config,))
+        self.learner.change(spec, variables, Tuning(frozen=self.learner.tuning.frozen))
+        self.learner.preprocessing = None
+        self._forget()
+        return fresh
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         """The logits of a batch of ready inputs, arrays as the network takes them: no preprocessing is applied.
@@ -98,7 +140,7 @@ class Network(Fitted):
 
         Raises ValueError for a network that does not stream.
         """
-        return Stream(self.config, self.learner.evaluation_variables, batch=batch, chunk=chunk)
+        return Stream(self.config, self.plain_variables, batch=batch, chunk=chunk)
 
     def _forward(self, variables: Variables, x: Any) -> Any:
         placement = current()
@@ -132,5 +174,8 @@ class Network(Fitted):
         super().__init__(spec, seed=seed)
         self.folder: pathlib.Path | None = None
         """Where its published weights were read from, with what else lies there: tokenizer, names of classes."""
+        self._forget()
+
+    def _forget(self) -> None:
         self._called: Callable | None = None
         self._on_mesh: dict[Any, Callable] = {}

@@ -83,7 +83,9 @@ def step_of(learner: Learner, topology: Topology, time: int | None = None) -> St
     length = time or 1
     first = spec.known_shape()[:1]
     recipe = learner.recipe or Recipe.of("adam", *default_loss(spec.head, classes=True))
-    objective = Objective(spec.net(), recipe.loss, recipe.metrics, spec.head, precision=recipe.precision)
+    objective = Objective(
+        learner.tuning.net(spec.net()), recipe.loss, recipe.metrics, spec.head, precision=recipe.precision
+    )
     abstract = jax.eval_shape(objective.net.init, jax.random.key(0))
     output = tuple(time if n is None else n for n in spec.output_shape())
     ids = "sparse" in recipe.loss.name
@@ -100,7 +102,7 @@ def step_of(learner: Learner, topology: Topology, time: int | None = None) -> St
     tokens = int(first[0] or length) if spec.tokens and first else 1
     return planned_step(
         objective,
-        recipe.transformation,
+        learner.tuning.transformation(recipe.transformation(spec.stacked)),
         batch,
         topology,
         ema=recipe.ema,

@@ -21,7 +21,7 @@ def load_pretrained(
     shard: Any = None,
     seed: int = 0,
     source: str | None = None,
-    ignored: Sequence[str] = (),
+    ignored: str | Sequence[str] = (),
     **sizes: Any,
 ) -> Network:
     """The model of a folder with config.json and weights, as Hugging Face has them, or of a llama2.c file.
@@ -35,7 +35,7 @@ def load_pretrained(
             device its own part, and none is whole in memory at any time.
         seed: of a new head, and of the data's order and dropout.
         source: whose names the arrays have; found from the names if None.
-        ignored: regular expressions of arrays' names that are not wanted, of the head that a new one replaces.
+        ignored: a regular expression, or several, of names that are taken as not there: a head that a new one replaces.
         **sizes: arguments of the configuration that stand in the place of config.json's: task, classes, dropout.
 
     Raises FileNotFoundError, and ValueError for an architecture that is not on the shelf, for damaged files and for

@@ -33,11 +33,10 @@ class Recipe:
             raise ValueError(f"compile: each metric needs a name of its own, other than 'loss', got {', '.join(names)}")
         return cls(optimizer_by_name(optimizer), found, named, precision_by_name(precision))
 
-    @property
-    def transformation(self) -> optax.GradientTransformation:
-        """The optax transformation."""
+    def transformation(self, stacked: Sequence[str] = ()) -> optax.GradientTransformation:
+        """The optax transformation; `stacked` are beginnings of the names of arrays whose first axis counts layers."""
         if isinstance(self.optimizer, Optimizer):
-            return self.optimizer.build()
+            return self.optimizer.build(stacked)
         return with_standard_promotion(self.optimizer)
 
     @property

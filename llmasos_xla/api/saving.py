@@ -39,7 +39,7 @@ def write(path: str | os.PathLike, spec: Mapping[str, Any], arrays: Mapping[str,
     if not path.parent.is_dir():
         raise FileNotFoundError(f"save: there is no folder {str(path.parent)!r}; make it first")
     text = json.dumps({"format": FORMAT, **spec}, allow_nan=False)
-    _atomically(path, lambda temporary: writer(temporary, text, arrays))
+    atomically(path, lambda temporary: writer(temporary, text, arrays))
     return path
 
 
@@ -72,7 +72,8 @@ def read(path: str | os.PathLike) -> Saved:
     return Saved(spec, arrays)
 
 
-def _atomically(path: pathlib.Path, fill: Callable[[str], None]) -> None:
+def atomically(path: pathlib.Path, fill: Callable[[str], None]) -> None:
+    """Puts what `fill(temporary path)` writes in the place of the file, which stays whole until then."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     os.close(handle)
     try:

@@ -11,6 +11,7 @@ import jax
 from llmasos_xla.core import Net, Variables, pure
 from llmasos_xla.models.layers._base import Layer, Shape, layer_from_json, layer_names
 from llmasos_xla.models.layers._modules import counted
+from llmasos_xla.models.lora import PREFIX, LoRA
 from llmasos_xla.models.stack import Stack, output_shapes, split_head
 
 
@@ -21,10 +22,12 @@ class StackSpec:
     Attributes:
         layers: the layers, the last with its softmax or sigmoid if it has one.
         input_shape: shape of one sample; None until data tells it.
+        lora: adapters beside some of the kernels, or None.
     """
 
     layers: tuple[Layer, ...]
     input_shape: Shape | None = None
+    lora: LoRA | None = None
 
     @property
     def head(self) -> str | None:
@@ -76,7 +79,8 @@ class StackSpec:
         shape = self.known_shape()
         layers, _ = split_head(self.layers)
         output_shapes(layers, shape)
-        return pure(lambda rngs: Stack(layers, shape, rngs=counted(rngs)), method)
+        net = pure(lambda rngs: Stack(layers, shape, rngs=counted(rngs)), method)
+        return net if self.lora is None else self.lora.adapted(net)
 
     def output_shape(self) -> Shape:
         """Shape of one output sample."""
@@ -100,7 +104,7 @@ class StackSpec:
         shapes = output_shapes(self.layers, self.known_shape())
         rows = [("layer", "output shape", "parameters")]
         for name, layer, shape in zip(layer_names(self.layers), self.layers, shapes, strict=True):
-            count = sum(a.size for key, a in variables.params.items() if key.split("/")[0] == name)
+            count = sum(a.size for key, a in variables.params.items() if key.removeprefix(PREFIX).split("/")[0] == name)
             rows.append((f"{name} ({type(layer).__name__})", str(("batch", *shape)).replace("'", ""), f"{count:,}"))
             if getattr(layer, "family", ""):
                 rows += [(f"  {part}", "", f"{count:,}") for part, count in _parts(name, variables).items()]
@@ -116,7 +120,8 @@ class StackSpec:
     def to_json(self) -> dict[str, Any]:
         """The specification as JSON values."""
         shape = None if self.input_shape is None else list(self.input_shape)
-        return {"layers": [layer.to_json() for layer in self.layers], "input_shape": shape}
+        config = {"layers": [layer.to_json() for layer in self.layers], "input_shape": shape}
+        return config if self.lora is None else {**config, "lora": self.lora.to_json()}
 
     @classmethod
     def from_json(cls, config: Any) -> "StackSpec":
@@ -129,7 +134,8 @@ class StackSpec:
         )
         if not fits:
             raise ValueError(f"load: the model's input_shape {str(shape)[:80]!r} is no shape")
-        return cls(tuple(layer_from_json(c) for c in config["layers"]), None if shape is None else tuple(shape))
+        lora = LoRA.from_json(config["lora"]) if config.get("lora") is not None else None
+        return cls(tuple(layer_from_json(c) for c in config["layers"]), None if shape is None else tuple(shape), lora)
 
 
 def _parts(network: str, variables: Variables) -> dict[str, int]:

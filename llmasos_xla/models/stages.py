@@ -99,6 +99,8 @@ def split(spec: StackSpec, stages: int, costs: Sequence[float | int] | None = No
     >>> [[layer.name for layer in stage.layers] for stage in split(spec, 2)]
     [['dense', 'dense_1', 'dense_2'], ['dense_3']]
     """
+    if spec.lora is not None:
+        raise ValueError('shard: a pipeline takes no adapters; call model.merge_lora() first, or split over "fsdp"')
     layers, _ = split_head(spec.layers)
     shape = spec.known_shape()
     inputs = [shape, *output_shapes(layers, shape)]

@@ -28,6 +28,8 @@ class Rule(NamedTuple):
 
 
 TENSOR: tuple[Rule, ...] = (
+    # Adapters are small, and their products lie as the kernels that they are added to.
+    Rule(r"^lora/", {}),
     # Attention is divided by heads, a gated product by its hidden units: one sum over devices a half block.
     Rule(r"(^|/)(query|key|value)/kernel$", {-2: "tensor"}),
     Rule(r"(^|/)(query|key|value)/bias$", {-2: "tensor"}),

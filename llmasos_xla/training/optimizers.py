@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ import optax
 
 from llmasos_xla.errors import unknown
 from llmasos_xla.training.losses import spelled
+from llmasos_xla.training.tuning import check_pattern, scaled_by_name
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "adabelief": optax.adabelief,
@@ -60,7 +61,7 @@ _KERAS_DEFAULTS: dict[str, dict[str, float]] = {
     "adadelta": {"learning_rate": 0.001, "rho": 0.95, "eps": 1e-7},
     "lion": {"learning_rate": 0.001},
 }
-_OWN = ("clip_norm", "clip_value", "accumulate", "ema", "decay_exclude")
+_OWN = ("clip_norm", "clip_value", "accumulate", "ema", "decay_exclude", "rates", "layer_decay")
 _OWN_ALIASES = {
     "lr": "learning_rate",
     "global_clipnorm": "clip_norm",
@@ -112,6 +113,8 @@ class Optimizer:
         weight_decay: decoupled decay (Loshchilov and Hutter 2019), for every optimizer.
         decay_exclude: names matching this regular expression are not decayed, for instance "bias|scale".
         accumulate: gradients of so many steps are averaged before one update.
+        rates: {regular expression: factor} for the updates of arrays whose names match; of several the first counts.
+        layer_decay: a layer's updates are `layer_decay ** n` times as large where n layers stand behind it.
         ema: a running average of the weights with this momentum is kept beside them, and evaluation uses it.
         **arguments: the optimizer's own, "b1" or "beta_1", "momentum", "nesterov", ...
 
@@ -148,8 +151,8 @@ class Optimizer:
         """Momentum of the weights' running average; None without one."""
         return self.arguments.get("ema")
 
-    def build(self) -> optax.GradientTransformation:
-        """The optax transformation."""
+    def build(self, stacked: Sequence[str] = ()) -> optax.GradientTransformation:
+        """The optax transformation; `stacked` are beginnings of the names of arrays whose first axis counts layers."""
         own = {k: self.arguments[k] for k in _OWN if k in self.arguments}
         arguments = {k: v for k, v in self.arguments.items() if k not in _OWN}
         chain = []
@@ -168,6 +171,8 @@ class Optimizer:
             arguments = None
         if arguments is not None:
             chain.append(factory(**arguments))
+        if own.get("rates") or own.get("layer_decay") is not None:
+            chain.append(scaled_by_name(own.get("rates") or {}, own.get("layer_decay"), stacked))
         transformation = chain[0] if len(chain) == 1 else optax.chain(*chain)
         steps = own.get("accumulate") or 1
         if steps > 1:
@@ -259,6 +264,19 @@ def _check_numbers(name: str, arguments: Mapping[str, Any]) -> None:
             f"Optimizer {name!r}: decay_exclude wants a regular expression such as 'bias|scale', got "
             f"{arguments['decay_exclude']!r}: {error}"
         ) from None
+    rates = arguments.get("rates")
+    if rates is not None and not (
+        isinstance(rates, Mapping) and all(isinstance(p, str) and _is_number(f) and f >= 0 for p, f in rates.items())
+    ):
+        raise ValueError(
+            f"Optimizer {name!r}: rates wants {{regular expression: factor >= 0}}, {{'embeddings': 0.1}} for one, "
+            f"got {rates!r}"
+        )
+    for pattern in rates or ():
+        check_pattern(f"Optimizer {name!r}", "rates", pattern)
+    layer_decay = arguments.get("layer_decay")
+    if layer_decay is not None and not (_is_number(layer_decay) and 0 < layer_decay <= 1):
+        raise ValueError(f"Optimizer {name!r}: layer_decay wants a factor above 0 and up to 1, got {layer_decay!r}")
     accumulate = arguments.get("accumulate")
     if accumulate is not None and (not isinstance(accumulate, int) or accumulate < 1):
         raise ValueError(f"Optimizer {name!r}: accumulate wants a whole number of steps >= 1, got {accumulate!r}")

@@ -203,7 +203,7 @@ def make_train_step(
     `batch` maps "x", "y", "weight" [batch] and "count" [] (samples that are not padding). The gradient is that of
     sum(weight * loss) / count. From the first loss that is not finite on, weights and statistics stay as they are, so
     that what led there can be looked at; the optimizer sees gradients of zero. `gradients_of` computes them, if not the
-    objective.
+    objective. An optimizer that gives no updates for some names leaves those arrays as they are (`tuning.Tuning`).
     """
     gradients_of = gradients_of or objective.gradients
 
@@ -222,11 +222,13 @@ def make_train_step(
         gradients = if_fine(gradients, jax.tree.map(jnp.zeros_like, gradients))
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.variables.params)
         updates = if_fine(updates, jax.tree.map(jnp.zeros_like, updates))
-        params: Any = optax.apply_updates(state.variables.params, updates)
+        # What the optimizer has no updates for is frozen: not a bit of it changes.
+        changed: Any = optax.apply_updates({n: state.variables.params[n] for n in updates}, updates)
+        params = {**state.variables.params, **changed}
         average = state.average
         if average is not None and ema is not None:
-            after = {n: (ema * a + (1.0 - ema) * params[n]).astype(a.dtype) for n, a in average.items()}
-            average = if_fine(after, average)
+            after = {n: (ema * average[n] + (1.0 - ema) * a).astype(average[n].dtype) for n, a in changed.items()}
+            average = {**average, **if_fine(after, {n: average[n] for n in after})}
         summed = if_fine(more(totals, summed_loss, sums, batch["count"]), totals)
         bad_step = jnp.where(fine | (totals.bad_step >= 0), totals.bad_step, state.step)
         state = TrainState(

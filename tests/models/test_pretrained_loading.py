@@ -114,6 +114,14 @@ def test_misfits_are_listed(shelf, folder):
         pretrained.load(TOY, {**published(TOY), "old_head.weight": np.ones(3)}, ignored=(r"^old_head\.",)),
         fill(TOY, published(TOY), "huggingface"),
     )
+    # A head of another size makes room for a new one.
+    save_file(published(TOY), folder / "model.safetensors")
+    with pytest.raises(ValueError, match="2 of another shape: classifier"):
+        lm.load_pretrained(folder, classes=7)
+    model = lm.load_pretrained(folder, classes=7, ignored="^classifier")
+    assert model.variables.params["toy/classifier/bias"].shape == (7,)
+    with pytest.raises(ValueError, match="1 missing: toy.embeddings.weight"):
+        lm.load_pretrained(folder, ignored="embeddings")
     with pytest.raises(ValueError, match="no table of names for weights of the source 'keras'"):
         pretrained.load(TOY, folder, source="keras")
 

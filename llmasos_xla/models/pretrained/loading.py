@@ -1,6 +1,7 @@
 """A model's variables from a file of published weights, on one device or piece by piece onto a mesh."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ def load(
     weights: str | os.PathLike | Mapping[str, Any],
     *,
     source: str | None = None,
-    ignored: Sequence[str] = (),
+    ignored: str | Sequence[str] = (),
     key: jax.Array | None = None,
     placement: Placement | None = None,
 ) -> Variables:
@@ -38,7 +39,8 @@ def load(
         config: the model.
         weights: what `read` opens, or what it has opened.
         source: whose names the arrays have, one of `SOURCES`; None takes the table that names most of them.
-        ignored: regular expressions of names that may be left over, besides the model's own (`Config.ignored`).
+        ignored: a regular expression, or several, of names that are taken as not there: what may be left over besides
+            the model's own (`Config.ignored`), and a head that a new one replaces.
         key: draws what the weights may lack, a task's new head; without it all arrays must be there. Only what lacks is
             drawn.
         placement: where the arrays shall lie on a mesh. Each device's part is read from the file by itself: no array is
@@ -47,14 +49,17 @@ def load(
     Raises what `read` raises, and ValueError that lists the arrays that are missing, left over or of another shape.
     """
     arrays = weights if isinstance(weights, Mapping) else read(weights)
-    source, arrays = _as_in_table(config, arrays, source)
-    found = match(config, arrays, source, ignored=(*config.ignored, *ignored), optional=key is not None)
+    source, names = _as_in_table(config, arrays, source)
+    patterns = (ignored,) if isinstance(ignored, str) else tuple(ignored)
+    there = {new: old for new, old in names.items() if not any(re.search(p, n) for p in patterns for n in (new, old))}
+    wanted = Arrays(source, {new: (lambda old=old: arrays[old]) for new, old in there.items()})
+    found = match(config, wanted, source, ignored=config.ignored, optional=key is not None)
     shapes = {**found.wanted.params, **found.wanted.state}
     where = None if placement is None else placement.shardings(shapes, shapes)
     filled = {name: _put(piece, where and where[name]) for name, piece in found.pieces.items()}
     if found.lacking:
         assert key is not None
-        filled |= _drawn(config, found.lacking, key, where)
+        filled |= drawn(config, found.lacking, key, where)
     return Variables({n: filled[n] for n in found.wanted.params}, {n: filled[n] for n in found.wanted.state})
 
 
@@ -65,7 +70,10 @@ def _put(piece: Piece, where: NamedSharding | None) -> jax.Array:
     return jax.make_array_from_callback(piece.shape, where, lambda index: np.array(piece[index]), dtype=piece.dtype)
 
 
-def _drawn(config: Config, names: Sequence[str], key: jax.Array, where: Mapping[str, Any] | None) -> dict[str, Any]:
+def drawn(
+    config: Config, names: Sequence[str], key: jax.Array, where: Mapping[str, Any] | None = None
+) -> dict[str, jax.Array]:
+    """Some of the initial arrays of a model, the same that `init` gives; the others are not made."""
     init = config.net().init
 
     def draw(key: jax.Array) -> dict[str, jax.Array]:
@@ -77,8 +85,8 @@ def _drawn(config: Config, names: Sequence[str], key: jax.Array, where: Mapping[
     return jax.jit(draw, out_shardings=out)(key)
 
 
-def _as_in_table(config: Config, arrays: Mapping[str, Any], source: str | None) -> tuple[str, Mapping[str, Any]]:
-    """The source whose table fits best, and the arrays by that table's names."""
+def _as_in_table(config: Config, arrays: Mapping[str, Any], source: str | None) -> tuple[str, dict[str, str]]:
+    """The source whose table fits best, and that table's names of the arrays with their own."""
     found = []
     for candidate in (source,) if source is not None else SOURCES:
         try:
@@ -88,16 +96,14 @@ def _as_in_table(config: Config, arrays: Mapping[str, Any], source: str | None) 
                 raise
             continue
         for prefix, add in _prefixes(arrays, theirs):
-            names = {name: _spelled(name, theirs, prefix, add) for name in arrays}
-            found.append((len(theirs.intersection(names.values())), candidate, names))
+            names = {_spelled(name, theirs, prefix, add): name for name in arrays}
+            if len(names) == len(arrays):
+                found.append((len(theirs & names.keys()), candidate, names))
     if not found:
         raise ValueError(f"{config.who}: there is no table of names for it; sources are {', '.join(SOURCES)}")
     # The first of the best, which is the names as they are where these will do.
     _, best, names = max(found, key=lambda f: f[0])
-    if all(new == old for old, new in names.items()):
-        return best, arrays
-    format = arrays.format if isinstance(arrays, Arrays) else best
-    return best, Arrays(format, {new: (lambda old=old: arrays[old]) for old, new in names.items()})
+    return best, names
 
 
 def _prefixes(arrays: Mapping[str, Any], theirs: set[str]) -> list[tuple[str, bool]]:

@@ -45,7 +45,18 @@ def read(path: str | os.PathLike) -> Arrays:
         raise ValueError(f"pretrained: the safetensors file {name!r} is damaged or cut off: {error}") from error
 
 
-def _views(memory: np.ndarray) -> dict[str, np.ndarray]:
+def metadata(path: str | os.PathLike) -> dict[str, str]:
+    """The texts that stand beside the arrays of one file; raises ValueError for a damaged one."""
+    try:
+        texts = _header(mapped(path))[0].get("__metadata__") or {}
+    except (ValueError, RecursionError) as error:
+        name = pathlib.Path(path).name
+        raise ValueError(f"pretrained: the safetensors file {name!r} is damaged or cut off: {error}") from error
+    return {k: v for k, v in texts.items() if isinstance(v, str)} if isinstance(texts, dict) else {}
+
+
+def _header(memory: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
+    """What stands before the bytes of the arrays, and these."""
     if memory.size < 8:
         raise ValueError("it is shorter than its first number")
     length = int(memory[:8].view("<u8")[0])
@@ -54,8 +65,12 @@ def _views(memory: np.ndarray) -> dict[str, np.ndarray]:
     header = json.loads(memory[8 : 8 + length].tobytes(), object_pairs_hook=_unrepeated)
     if not isinstance(header, dict):
         raise ValueError("its header is no table")
+    return header, memory[8 + length :]
+
+
+def _views(memory: np.ndarray) -> dict[str, np.ndarray]:
+    header, data = _header(memory)
     header.pop("__metadata__", None)
-    data = memory[8 + length :]
     arrays = {}
     for name, about in header.items():
         dtype = DTYPES.get(about["dtype"])
