@@ -5,6 +5,7 @@
     load_pretrained               other people's weights as a model that is ready
     layers                        what models are made of
     models                        models by their sizes, the shelf among them
+    generate                      a language model writes: sampling, beams, streams
     Dataset                       data with its preprocessing
     Optimizer, Schedule           how to train
     MeshSpec                      over how many devices, and along what
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from llmasos_xla import models as models
     from llmasos_xla import sharding as sharding
     from llmasos_xla import training as training
+    from llmasos_xla.api.generate import generate as generate
     from llmasos_xla.api.load import load as load
     from llmasos_xla.api.model import Model as Model
     from llmasos_xla.api.network import Network as Network
@@ -67,6 +69,7 @@ _HOMES = {
     "Sequential": "api.sequential",
     "Variables": "core",
     "World": "sharding.processes.world",
+    "generate": "api.generate",
     "initialize": "sharding.distributed",
     "load": "api.load",
     "load_pretrained": "api.pretrained",

@@ -33,6 +33,9 @@ from llmasos_xla.models.streaming import Stream as Stream
 from llmasos_xla.models.streaming import streaming as streaming
 
 globals().update({family.__name__: family for family in FAMILIES})
+# Importing a module put its name here: `models.gpt2` shall be the model, as `models.resnet50` is.
+for _name in SHELF:
+    globals().pop(_name, None)
 
 
 def __getattr__(name: str) -> Any:

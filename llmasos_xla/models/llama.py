@@ -76,10 +76,24 @@ class LlamaConfig(Generative):
     inputs: ClassVar[tuple[str, ...]] = ("ids", "attention_mask", "positions")
     presets: ClassVar[Mapping[str, str]] = {
         name: name
-        for name in ("llama2_7b", "llama2_13b", "llama3_8b", "llama31_8b", "llama32_1b", "tinyllama", "stories260k")
+        for name in (
+            "llama",
+            "llama2_7b",
+            "llama2_13b",
+            "llama3_8b",
+            "llama31_8b",
+            "llama32_1b",
+            "tinyllama",
+            "stories260k",
+        )
     }
     huggingface: ClassVar[tuple[str, ...]] = ("llama",)
     ignored: ClassVar[tuple[str, ...]] = (r"rotary_emb\.(original_)?inv_freq$", r"^freqs_(cos|sin)$")
+
+    @classmethod
+    def llama(cls, **sizes: Any) -> "LlamaConfig":
+        """The first one's smallest, 6.7 billion parameters; other sizes as they are said."""
+        return cls(**{"hidden": 11008, "epsilon": 1e-6, "ends": (2,), **sizes})
 
     @classmethod
     def llama2_7b(cls, **sizes: Any) -> "LlamaConfig":

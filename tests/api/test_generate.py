@@ -1,0 +1,144 @@
+"""`lm.generate`: texts, streams and stops over the loops of models/generation."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import llmasos_xla as lm
+from llmasos_xla.data.tokenizers import Characters
+
+CHARACTERS = "abcdefghijklmnopqrstuvwxyz ."
+PROMPTS = ["one", "the other day", "x"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Characters(CHARACTERS)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Weights so large that what comes next depends on what stands before."""
+    network = lm.models.gpt2(
+        vocab=len(CHARACTERS), context=64, width=16, depth=2, heads=2, end=None, activation="gelu_tanh"
+    )
+    rng = np.random.default_rng(2)
+    params = {}
+    for name, a in network.variables.params.items():
+        size = 0.1 if a.ndim < 2 else 0.4 if name.endswith("embeddings") else 2 / np.sqrt(a.shape[0])
+        params[name] = jnp.asarray(name.endswith("scale") + size * rng.standard_normal(a.shape), jnp.float32)
+    network.variables = network.variables._replace(params=params)
+    return network
+
+
+@pytest.fixture(scope="module")
+def texts(model, tokenizer):
+    """What it writes after each prompt by itself."""
+    return [lm.generate(model, prompt, max_new_tokens=20, tokenizer=tokenizer) for prompt in PROMPTS]
+
+
+def test_several_prompts_give_what_each_gives(model, tokenizer, texts):
+    assert len(set(texts)) == 3
+    assert [len(text) for text in texts] == [20, 20, 20]
+    assert lm.generate(model, PROMPTS, max_new_tokens=20, tokenizer=tokenizer) == texts
+    ids = [tokenizer.encode(prompt) for prompt in PROMPTS]
+    assert lm.generate(model, ids, max_new_tokens=20) == [tokenizer.encode(text) for text in texts]
+    assert lm.generate(model, np.array(ids[0]), max_new_tokens=20) == tokenizer.encode(texts[0])
+
+
+def test_it_is_the_whole_rows_most_probable_continuation(model, tokenizer, texts):
+    row = tokenizer.encode(PROMPTS[0] + texts[0])
+    best = np.asarray(model(np.array([row], np.int32))[0]).argmax(-1).tolist()
+    assert tokenizer.decode(best[len(PROMPTS[0]) - 1 : -1]) == texts[0]
+
+
+def test_streamed_pieces_are_the_text(model, tokenizer, texts):
+    pieces = list(lm.generate(model, PROMPTS[0], max_new_tokens=20, tokenizer=tokenizer, stream=True))
+    assert len(pieces) > 2
+    assert all(pieces)
+    assert "".join(pieces) == texts[0]
+    steps = list(lm.generate(model, PROMPTS, max_new_tokens=20, tokenizer=tokenizer, stream=True))
+    assert ["".join(pieces) for pieces in zip(*steps, strict=True)] == texts
+    ids = list(lm.generate(model, tokenizer.encode(PROMPTS[0]), max_new_tokens=20, stream=True))
+    assert ids == tokenizer.encode(texts[0])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_text_ends_ahead_of_its_stop(model, tokenizer, texts, stream):
+    stop = texts[0][5:8]
+    wanted = [text[: text.index(stop)] if stop in text else text for text in texts]
+    found = lm.generate(model, PROMPTS, max_new_tokens=20, tokenizer=tokenizer, stop=[stop, "?!"], stream=stream)
+    found = ["".join(pieces) for pieces in zip(*found, strict=True)] if stream else found
+    assert found == wanted
+    assert len(wanted[0]) < 20
+    end = tokenizer.encode(texts[0][4])[0]
+    by_id = lm.generate(model, PROMPTS[0], max_new_tokens=20, tokenizer=tokenizer, stop=end)
+    assert by_id == texts[0][: texts[0].index(texts[0][4])]
+
+
+def test_the_cache_ends_where_the_model_does(model, tokenizer, texts):
+    text = lm.generate(model, PROMPTS[0], max_new_tokens=500, tokenizer=tokenizer)
+    assert len(text) == 64 - len(PROMPTS[0])
+    assert text.startswith(texts[0])
+    with pytest.raises(ValueError, match="the prompt has 64 ids, the model reads 64 at most"):
+        lm.generate(model, "a" * 64, tokenizer=tokenizer)
+
+
+def test_drawing_follows_the_seed(model, tokenizer, texts):
+    def drawn(**more):
+        return lm.generate(model, PROMPTS, max_new_tokens=20, tokenizer=tokenizer, temperature=0.9, top_k=9, **more)
+
+    assert drawn(seed=1) == drawn(seed=1)
+    assert drawn(seed=1) != drawn(seed=2)
+    assert drawn(seed=1) != texts
+
+
+def test_beams_find_a_text_at_least_as_likely(model, tokenizer, texts):
+    def likelihood(prompt, text):
+        row = np.array([tokenizer.encode(prompt + text)], np.int32)
+        logits = np.asarray(model(row)[0], np.float64)
+        scores = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        at = np.arange(len(prompt) - 1, row.shape[1] - 1)
+        return scores[at, row[0, at + 1]].sum()
+
+    found = lm.generate(model, PROMPTS, max_new_tokens=20, tokenizer=tokenizer, num_beams=3)
+    gains = [likelihood(p, f) - likelihood(p, t) for p, f, t in zip(PROMPTS, found, texts, strict=True)]
+    assert max(gains) > 0.1
+    assert min(gains) > -1.0
+
+
+def test_new_weights_write_new_texts_with_the_same_programs(tokenizer):
+    network = lm.models.gpt2(vocab=28, context=32, width=8, depth=1, heads=2, end=None, seed=1)
+    first = lm.generate(network, "abc", max_new_tokens=5, tokenizer=tokenizer)
+    programs = len(network.learner.compiled)
+    params = {name: -a if name.endswith("last_norm/scale") else a for name, a in network.variables.params.items()}
+    network.variables = network.variables._replace(params=params)
+    assert lm.generate(network, "abc", max_new_tokens=5, tokenizer=tokenizer) != first
+    assert len(network.learner.compiled) == programs
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"prompt": "a", "tokenizer": None}, "the prompt is a text; pass tokenizer="),
+        ({"prompt": []}, "there is no prompt"),
+        ({"prompt": [[]]}, "a prompt has no ids"),
+        ({"prompt": [99]}, "'ids' has values from 0 to 27, got 99"),
+        ({"prompt": [[0.5]]}, "a prompt is a text or a list of ids"),
+        ({"max_new_tokens": 0}, "max_new_tokens wants an int of at least 1, got 0"),
+        ({"temperature": -1.0}, "temperature wants 0 or more"),
+        ({"top_k": 5}, "nothing is drawn at temperature 0"),
+        ({"top_p": 1.5, "temperature": 1.0}, "top_p wants a probability above 0, got 1.5"),
+        ({"num_beams": 2, "stream": True}, "no temperature, no stream"),
+        ({"stop": ["x"], "tokenizer": None, "prompt": [1]}, "stop texts need a tokenizer"),
+        ({"decoder_prompt": [1]}, "GPT2Config has no encoder"),
+    ],
+)
+def test_refusals(model, tokenizer, arguments, says):
+    with pytest.raises(ValueError, match=says):
+        lm.generate(model, **{"prompt": "a", "tokenizer": tokenizer, **arguments})
+
+
+def test_other_models_write_nothing():
+    with pytest.raises(TypeError, match="generate: VGGConfig writes no text"):
+        lm.generate(lm.models.vgg11(), "a")
