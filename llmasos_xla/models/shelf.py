@@ -9,6 +9,7 @@ from llmasos_xla.models.gpt2 import GPT2Config
 from llmasos_xla.models.llama import LlamaConfig
 from llmasos_xla.models.resnet import ResNetConfig
 from llmasos_xla.models.silero import SileroVADConfig
+from llmasos_xla.models.t5 import T5Config
 from llmasos_xla.models.vgg import VGGConfig
 from llmasos_xla.models.whisper import WhisperConfig
 
@@ -19,6 +20,7 @@ FAMILIES: tuple[type[Config], ...] = (
     CTCConfig,
     ResNetConfig,
     SileroVADConfig,
+    T5Config,
     VGGConfig,
     WhisperConfig,
 )

@@ -34,7 +34,7 @@ TENSOR: tuple[Rule, ...] = (
     Rule(r"(^|/)(query|key|value)/kernel$", {-2: "tensor"}),
     Rule(r"(^|/)(query|key|value)/bias$", {-2: "tensor"}),
     Rule(r"(^|/)qkv/(kernel|bias)$", {-3: "tensor"}),
-    Rule(r"(^|/)attention\w*/output/kernel$|(^|/)multi_head_attention\w*/output/kernel$", {-3: "tensor"}),
+    Rule(r"(^|/)(cross_)?attention\w*/output/kernel$|(^|/)multi_head_attention\w*/output/kernel$", {-3: "tensor"}),
     Rule(r"(^|/)relative/kernel$|(content|position)_bias$", {-2: "tensor"}),
     Rule(r"(^|/)output/bias$", {}),
     Rule(r"(^|/)(gate|up)/kernel$", {-1: "tensor"}),
