@@ -269,9 +269,11 @@ class _CTC(nnx.Module):
         state = spec._zeros(sound.shape[0], self.mels)
         return self._run(sound[:, :whole_steps], lengths, state, train=train, rngs=rngs)[0]
 
-    def stream(self, x: jax.Array, state: State) -> tuple[jax.Array, State]:
+    def stream(
+        self, x: jax.Array, state: State, *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> tuple[jax.Array, State]:
         """The logits of whole strides of sound [batch, time], and the state after them."""
-        return self._run(x, None, state, train=False, rngs=None)
+        return self._run(x, None, state, train=train, rngs=rngs)
 
     def _run(
         self, x: jax.Array, lengths: jax.Array | None, state: State, *, train: bool, rngs: nnx.Rngs | None

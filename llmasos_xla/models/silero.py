@@ -176,7 +176,9 @@ class _SileroVAD(nnx.Module):
         x = x[:, : x.shape[1] // spec.window * spec.window]
         return self.stream(x, spec.stream_state(x.shape[0]))[0]
 
-    def stream(self, x: jax.Array, state: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def stream(
+        self, x: jax.Array, state: dict[str, jax.Array], *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The logits of whole windows [batch, time], and the state after them."""
         spec = self.spec
         x = jnp.concatenate([state["context"].astype(x.dtype), x], axis=1)

@@ -1,8 +1,8 @@
 """Networks on sound that comes piece by piece: state of fixed shape carried from chunk to chunk, one compiled program.
 
 A configuration streams if it has `stride`, samples that one step of its output takes, and `stream_state(batch)`, the
-arrays carried before the first sample, and if its module has `stream(x, state) -> (output, state)` for whole strides.
-What streams gives what the whole sound would have given.
+arrays carried before the first sample, and if its module has `stream(x, state, *, train, rngs) -> (output, state)` for
+whole strides. What streams gives what the whole sound would have given.
 """
 
 import functools
@@ -12,11 +12,9 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from llmasos_xla.core import Variables, pure
+from llmasos_xla.core import Variables
 from llmasos_xla.models.config import Config
-from llmasos_xla.models.layers._base import layer_names
 from llmasos_xla.models.layers._checks import whole
 
 
@@ -34,17 +32,6 @@ class Streams(Protocol):
         ...
 
 
-class _Steps(nnx.Module):
-    """The module of a configuration, called for its `stream`; its arrays have the names that they have in a model."""
-
-    def __init__(self, config: Config, rngs: nnx.Rngs):
-        self._name = layer_names([config])[0]
-        setattr(self, self._name, config.build(config.spec().known_shape(), rngs))
-
-    def __call__(self, x: jax.Array, state: Any, *, train: bool, rngs: nnx.Rngs | None = None) -> tuple[Any, Any]:
-        return getattr(self, self._name).stream(x, state)
-
-
 @functools.lru_cache(maxsize=64)
 def streaming(config: Config) -> Callable[[Variables, jax.Array, Any], tuple[jax.Array, Any]]:
     """The pure function `step(variables, x, state) -> (output of the chunk, state after it)`.
@@ -56,10 +43,10 @@ def streaming(config: Config) -> Callable[[Variables, jax.Array, Any], tuple[jax
     if not isinstance(config, Streams):
         raise ValueError(f"{config.who}: it does not stream; it reads its input as a whole")
     config.stream_state(1)  # refuses sizes that do not stream
-    net = pure(lambda rngs: _Steps(config, rngs))
+    apply = config.spec().net(f"{config.name or config.base_name}.stream").apply
 
     def step(variables: Variables, x: jax.Array, state: Any) -> tuple[jax.Array, Any]:
-        return net.apply(variables, x, state, train=False)[0]
+        return apply(variables, x, state, train=False)[0]
 
     return step
 
