@@ -94,10 +94,10 @@ class Placement:
     def batch(self, batch: Mapping[str, Any], axis: int = 0) -> dict[str, Any]:
         """NamedShardings of a batch, `{"x": ..., "y": ..., "weight": ..., "count": ...}`: rows lie along `axis`.
 
-        With seq, axis 1 of a sample of x is its time, and of all that has as many steps.
+        With seq, axis 1 of x is its time (the longest one, of several inputs), and of all that has as many steps.
         """
-        shape = np.shape(jax.tree.leaves(batch["x"])[0])
-        time = shape[axis + 1] if len(shape) > axis + 1 else None
+        shapes = [np.shape(a) for a in jax.tree.leaves(batch["x"])]
+        time = max((shape[axis + 1] for shape in shapes if len(shape) > axis + 1), default=None)
 
         def of(a: Any) -> NamedSharding:
             return self.replicated if len(np.shape(a)) <= axis else self.rows(np.shape(a), axis, time)

@@ -1,13 +1,17 @@
 """Pipelines against the model called by hand, on tiny models and, where they are here, published ones."""
 
+import dataclasses
 import importlib.util
 import json
 import pathlib
 import wave
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import llmasos_xla as lm
 from llmasos_xla.api.network import Network
@@ -17,7 +21,9 @@ from llmasos_xla.data.pictures import PictureReader
 from llmasos_xla.data.tokenizers import Characters, HuggingFace
 from llmasos_xla.models import pretrained
 from llmasos_xla.models.bert import BertConfig
+from llmasos_xla.models.config import Config
 from llmasos_xla.models.ctc import CTCConfig
+from llmasos_xla.models.layers._base import LAYERS
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -188,6 +194,48 @@ def test_masks_are_as_large_as_the_picture(rng, classes):
 
     large = Image.fromarray(x[0, ..., 0]).resize((24, 16), Image.Resampling.NEAREST)
     np.testing.assert_array_equal(segment(large).classes, np.repeat(np.repeat(expected[0], 2, 0), 3, 1))
+
+
+class Found(NamedTuple):
+    logits: jax.Array
+    boxes: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Spots(Config):
+    """A detector of two queries, whose boxes are where they are told to be."""
+
+    def sample_shape(self):
+        return (4, 4, 3)
+
+    def output_shape(self, shape):
+        return (2, 3)
+
+    def build(self, shape, rngs):
+        return _Spots()
+
+
+class _Spots(nnx.Module):
+    def __call__(self, x, *, train, rngs=None):
+        light = x.mean((1, 2, 3))[:, None, None]
+        logits = jnp.array([[[-9.0, 2.0, -9.0], [-9.0, -9.0, 0.5]]]) + 0 * light
+        boxes = jnp.array([[[0.5, 0.5, 0.5, 1.0], [0.25, 0.75, 0.5, 0.5]]]) + 0 * light
+        return Found(logits, boxes)
+
+
+LAYERS.pop("Spots")
+
+
+def test_boxes_are_in_pixels_of_the_picture(rng):
+    reader = PictureReader(size=(4, 4))
+    detect = lm.pipeline("object-detection", Network(Spots()), reader=reader, labels=["a", "b", "c"], batch_size=2)
+    pictures = [rng.integers(0, 256, size, dtype=np.uint8) for size in ((20, 40, 3), (8, 8, 3), (10, 4, 3))]
+    found = detect(pictures)
+    assert [len(each) for each in found] == [2, 2, 2]
+    assert found[0][0] == ("b", pytest.approx(1 / (1 + np.exp(-2))), (10, 0, 30, 20))
+    assert found[0][1] == ("c", pytest.approx(1 / (1 + np.exp(-0.5))), (0, 10, 20, 20))
+    assert found[2][1].box == (0, 5, 2, 10)
+    assert [one.label for one in detect(pictures[1], threshold=0.7)] == ["b"]
 
 
 # Sound

@@ -7,6 +7,9 @@ from api.several import REGISTERED, TinyScan, TinyTagger
 
 import llmasos_xla as lm
 from llmasos_xla.api.network import Network
+from llmasos_xla.deployment.raw_input import to_tensors
+from llmasos_xla.deployment.served import Served
+from llmasos_xla.models.bert import BertConfig
 from llmasos_xla.models.layers._base import LAYERS
 from llmasos_xla.training.losses import IGNORED
 
@@ -136,6 +139,43 @@ def test_numbers_and_ids_together(tmp_path):
     model.save(tmp_path / "scan.h5")
     rest = {name: x[name] for name in ("images", "age")}
     np.testing.assert_array_equal(lm.load(tmp_path / "scan.h5").predict(rest), model.predict(rest))
+
+
+def test_a_server_takes_what_a_model_reads(data):
+    x, y = data
+    model = tagger()
+    model.fit(x, y, verbose=0)
+    served = Served(model, "tagger")
+    described = {tensor.name: (tensor.datatype, tensor.shape) for tensor in served.inputs}
+    assert described == dict.fromkeys(("ids", "attention_mask", "type_ids"), ("INT32", (-1, -1)))
+    assert [each["name"] for each in served.example()] == ["ids"]
+    served.warm()
+    np.testing.assert_array_equal(served.infer(x)["output"], model.predict(x))
+    np.testing.assert_array_equal(served.infer({"ids": x["ids"]})["output"], model.predict(x["ids"]))
+    for raw in (x, {"ids": x["ids"]}, x["ids"]):
+        sent = to_tensors(raw, model.learner.preprocessing)
+        np.testing.assert_array_equal(served.infer(sent)["output"], model.predict(raw))
+    with pytest.raises(ValueError, match="the inputs ids are missing"):
+        served.infer({"attention_mask": x["attention_mask"]})
+    with pytest.raises(ValueError, match="unknown input 'words'"):
+        served.infer({**x, "words": x["ids"]})
+    with pytest.raises(ValueError, match="the input 'ids' has values from 0 to 19"):
+        served.infer({"ids": x["ids"] + 20})
+
+
+def test_bert_tags(data, tmp_path):
+    x = {**data[0], "token_type_ids": data[0]["ids"] % 2}
+    y = np.where(x["attention_mask"], x["ids"] % 3, IGNORED)
+    sizes = {"vocab": 20, "context": 16, "width": 16, "depth": 1, "heads": 2, "hidden": 32, "classes": 3}
+    model = Network(BertConfig(task="tokens", dropout=0.0, **sizes))
+    model.compile(lm.Optimizer("adamw", 0.01), "sparse_categorical_crossentropy", ["accuracy"])
+    history = model.fit(x, y, epochs=15, batch_size=8, validation_data=(x, y), verbose=0).history
+    assert history["val_loss"][-1] < 0.6 * history["val_loss"][0]
+    assert history["val_accuracy"][-1] > 0.8
+    model.save(tmp_path / "bert.safetensors")
+    np.testing.assert_array_equal(lm.load(tmp_path / "bert.safetensors").predict(x), model.predict(x))
+    with pytest.raises(ValueError, match="the input 'token_type_ids' has values from 0 to 1, got 2 in row 0"):
+        model.predict({**x, "token_type_ids": np.full_like(x["ids"], 2)})
 
 
 REFUSED = {

@@ -6,7 +6,7 @@ from typing import Any
 
 from llmasos_xla.api.door import Door
 from llmasos_xla.api.pipelines.brought import Brought
-from llmasos_xla.api.pipelines.pictures import ImageClassification, Segmentation
+from llmasos_xla.api.pipelines.pictures import Detection, ImageClassification, Segmentation
 from llmasos_xla.api.pipelines.sound import Transcription, VoiceActivity
 from llmasos_xla.api.pipelines.text import FillMask, SentenceEmbedding, TextClassification, TokenClassification
 from llmasos_xla.errors import unknown
@@ -14,6 +14,7 @@ from llmasos_xla.errors import unknown
 TASKS: dict[str, Callable[..., Any]] = {
     "fill-mask": FillMask,
     "image-classification": ImageClassification,
+    "object-detection": Detection,
     "segmentation": Segmentation,
     "sentence-embedding": SentenceEmbedding,
     "sentiment": TextClassification,

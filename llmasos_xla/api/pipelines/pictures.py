@@ -1,8 +1,9 @@
 """Tasks on pictures: what is on them, where, and which pixels."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, final
 
+import jax
 import numpy as np
 
 from llmasos_xla.api.network import Network
@@ -25,6 +26,15 @@ class Mask(NamedTuple):
     def share(self, label: str) -> float:
         """How much of the picture is of that class."""
         return float((self.classes == self.labels.index(label)).mean())
+
+
+class Box(NamedTuple):
+    """A thing on a picture."""
+
+    label: str
+    score: float
+    box: tuple[float, float, float, float]
+    """Left, top, right and bottom, in pixels of the picture as it came."""
 
 
 class Sight:
@@ -51,16 +61,18 @@ class Sight:
         """Outputs [pictures, ...]."""
         if self.fitted:
             return self.model.predict(_as_fitted(pictures))
+        return np.concatenate([np.asarray(getattr(output, "logits", output)) for output in self.raw(pictures)])
+
+    def raw(self, pictures: Sequence[Picture]) -> Iterator[Any]:
+        """What the network gives for some of the pictures, then for the next ones."""
         network, reader = self.model, self.reader
         assert isinstance(network, Network)
         assert isinstance(reader, PictureReader)
-        found = []
         for start in range(0, len(pictures), self.batch_size):
             x = reader(pictures[start : start + self.batch_size])
             rows = min(power_of_two(len(x)), self.batch_size)
             output = network(np.concatenate([x, np.repeat(x[:1], rows - len(x), 0)]))
-            found.append(np.asarray(getattr(output, "logits", output))[: len(x)])
-        return np.concatenate(found)
+            yield jax.tree.map(lambda a, real=len(x): np.asarray(a)[:real], output)
 
     def scores(self, outputs: np.ndarray) -> np.ndarray:
         """Shares of the classes along the last axis; of a single output, those of "no" and "yes"."""
@@ -88,6 +100,50 @@ class ImageClassification:
         items, alone = one_or_many(pictures, "picture", _single)
         found = [best(row, self.labels, top) for row in self._sight.scores(self._sight(items))]
         return found[0] if alone else found
+
+
+@final
+class Detection:
+    """`detect("street.jpg")` -> `[Box(label, score, box), ...]`, the surest first; of a list of pictures, a list.
+
+    For detectors by sets of queries, such as RT-DETR, whose classes are sigmoids and need no suppression of boxes that
+    lie over each other. Boxes of a score below `threshold` are left out.
+    """
+
+    def __init__(self, brought: Brought, *, threshold: float = 0.5, batch_size: int = 8):
+        brought.network()
+        self._sight, self.threshold = Sight(brought, batch_size), threshold
+        if self._sight.fitted:
+            raise ValueError(f"pipeline: {brought.task!r} wants reader=, a data.pictures.PictureReader")
+        shape = brought.model.learner.spec.output_shape()
+        if len(shape) != 2 or shape[1] is None:
+            raise ValueError(
+                f"pipeline: {brought.task!r} wants a detector, which gives classes for each query; this one's outputs "
+                f"have the shape {shape}"
+            )
+        self.labels = brought.labels(shape[1])
+
+    def __call__(self, pictures: Picture | Sequence[Picture], *, threshold: float | None = None) -> Any:
+        """The boxes on each picture."""
+        items, alone = one_or_many(pictures, "picture", _single)
+        found, least = [], self.threshold if threshold is None else threshold
+        for output in self._sight.raw(items):
+            for logits, boxes in zip(output.logits, output.boxes):
+                found.append(self._boxes(logits, boxes, opened(items[len(found)]).size, least))
+        return found[0] if alone else found
+
+    def _boxes(self, logits: np.ndarray, boxes: np.ndarray, size: tuple[int, int], least: float) -> list[Box]:
+        scores = 1 / (1 + np.exp(-np.asarray(logits, np.float64)))
+        # As many as there are queries, of which one may be of several classes.
+        order = np.argsort(-scores, axis=None, kind="stable")[: len(scores)]
+        centers, sizes = np.asarray(boxes, np.float64)[:, :2], np.asarray(boxes, np.float64)[:, 2:]
+        corners = np.concatenate([centers - sizes / 2, centers + sizes / 2], 1) * np.tile(size, 2)
+        found = []
+        for query, label in zip(*np.unravel_index(order, scores.shape)):
+            if scores[query, label] >= least:
+                left, top, right, bottom = map(float, corners[query])
+                found.append(Box(self.labels[label], float(scores[query, label]), (left, top, right, bottom)))
+        return found
 
 
 @final
