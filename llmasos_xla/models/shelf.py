@@ -11,6 +11,7 @@ from llmasos_xla.models.resnet import ResNetConfig
 from llmasos_xla.models.silero import SileroVADConfig
 from llmasos_xla.models.t5 import T5Config
 from llmasos_xla.models.vgg import VGGConfig
+from llmasos_xla.models.vit import ViTConfig
 from llmasos_xla.models.whisper import WhisperConfig
 
 FAMILIES: tuple[type[Config], ...] = (
@@ -23,6 +24,7 @@ FAMILIES: tuple[type[Config], ...] = (
     T5Config,
     VGGConfig,
     WhisperConfig,
+    ViTConfig,
 )
 """The architectures, a class each."""
 

@@ -107,6 +107,8 @@ SAMPLES: tuple[tuple[L.Layer, tuple[int, ...]], ...] = (
     (L.Subtract([L.Dense(4), L.Dense(4)]), TIME),
     (L.Conv2D(4, 3, strides=2, padding=((1, 0), (2, 1))), IMAGE),
     (L.MaxPooling2D(3, strides=2, padding=1), IMAGE),
+    (L.RandomFlip("both"), IMAGE),
+    (L.RandomShift((1, 2)), IMAGE),
 )
 
 IDS = [f"{type(layer).__name__}-{i}" for i, (layer, _) in enumerate(SAMPLES)]

@@ -12,6 +12,7 @@
                     UpSampling2D, UpSampling3D
     activations     Activation, ReLU, LeakyReLU, PReLU, ELU, Softmax, Rescaling
     regularization  Dropout, SpatialDropout1D, SpatialDropout2D, GaussianNoise, GaussianDropout
+    augmentation    RandomFlip, RandomShift
     normalization   BatchNormalization, LayerNormalization, GroupNormalization
     rms             RMSNormalization
     embedding       Embedding, Masking
@@ -39,6 +40,8 @@ from llmasos_xla.models.layers.activations import ReLU as ReLU
 from llmasos_xla.models.layers.activations import Rescaling as Rescaling
 from llmasos_xla.models.layers.activations import Softmax as Softmax
 from llmasos_xla.models.layers.attention import MultiHeadAttention as MultiHeadAttention
+from llmasos_xla.models.layers.augmentation import RandomFlip as RandomFlip
+from llmasos_xla.models.layers.augmentation import RandomShift as RandomShift
 from llmasos_xla.models.layers.borders import Cropping1D as Cropping1D
 from llmasos_xla.models.layers.borders import Cropping2D as Cropping2D
 from llmasos_xla.models.layers.borders import Cropping3D as Cropping3D
