@@ -246,7 +246,11 @@ def _encoder_inputs(config: Generative, tokenizer: Any, prompt: Any) -> tuple[bo
     if unknown := named.keys() - set(config.encoder_inputs):
         wanted = ", ".join(config.encoder_inputs)
         raise ValueError(f"generate: the encoder reads {wanted}, not {sorted(unknown)[0]!r}")
-    return alone, config.bind(**named), len(next(iter(named.values())))
+    first = config.encoder_inputs[0]
+    if first not in named:
+        raise ValueError(f"generate: the encoder's input {first!r} is missing")
+    # Not `bind`, which wants the decoder's inputs as well.
+    return alone, named[first] if list(named) == [first] else named, len(named[first])
 
 
 def _check(

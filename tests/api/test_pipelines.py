@@ -15,6 +15,7 @@ from flax import nnx
 
 import llmasos_xla as lm
 from llmasos_xla.api.network import Network
+from llmasos_xla.api.pipelines.dictation import cut
 from llmasos_xla.api.pipelines.sound import Speech
 from llmasos_xla.api.pipelines.text import Entity
 from llmasos_xla.data.pictures import PictureReader
@@ -23,7 +24,10 @@ from llmasos_xla.models import pretrained
 from llmasos_xla.models.bert import BertConfig
 from llmasos_xla.models.config import Config
 from llmasos_xla.models.ctc import CTCConfig
+from llmasos_xla.models.gpt2 import GPT2Config
 from llmasos_xla.models.layers._base import LAYERS
+from llmasos_xla.models.t5 import T5Config
+from llmasos_xla.models.whisper import WhisperConfig
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -141,6 +145,31 @@ def test_published_sentence_embeddings():
         sentences = [str(text) for text in wanted["sentences"]]
         np.testing.assert_allclose(embed(sentences), wanted["embeddings"], atol=1e-4)
         np.testing.assert_allclose(embed(sentences[1]), wanted["embeddings"][1], atol=1e-4)
+
+
+def test_texts_are_gone_on_with(tokenizer):
+    config = GPT2Config(vocab=300, width=16, depth=1, heads=2, context=64)
+    model = Network(config, seed=2)
+    write = lm.pipeline("text-generation", model, tokenizer, max_new_tokens=6)
+    texts = ["the film", "a", "no film of this list is any better"]
+    found = write(texts)
+    assert found == [lm.generate(model, text, tokenizer=tokenizer, max_new_tokens=6) for text in texts]
+    assert write(texts[1], max_new_tokens=3) == lm.generate(model, texts[1], tokenizer=tokenizer, max_new_tokens=3)
+    assert "".join(write.stream(texts[0])) == found[0]
+    with pytest.raises(ValueError, match="wants a model that reads a text and writes another"):
+        lm.pipeline("translation", model, tokenizer)
+
+
+def test_texts_are_rewritten(tokenizer):
+    config = T5Config(vocab=300, width=16, depth=1, heads=2, key_dim=8, hidden=16)
+    model = Network(config, seed=2)
+    translate = lm.pipeline("translation", model, tokenizer, prefix="film: ", max_new_tokens=5)
+    found = translate(TEXTS)
+    assert found == [lm.generate(model, "film: " + t, tokenizer=tokenizer, max_new_tokens=5) for t in TEXTS]
+    assert "".join(translate.stream(TEXTS[1])) == found[1]
+    assert lm.pipeline("summarization", model, tokenizer, max_new_tokens=5, num_beams=2)(TEXTS[0]) is not None
+    with pytest.raises(ValueError, match="wants a model that goes on with a text"):
+        lm.pipeline("text-generation", model, tokenizer)
 
 
 # Pictures
@@ -270,6 +299,30 @@ def test_recognizers_that_look_ahead_do_not_stream(rng):
     model = Network(CTCConfig(vocab=6, width=8, depth=1, channels=4, causal=False))
     with pytest.raises(ValueError, match="it looks ahead"):
         list(lm.pipeline("transcribe", model, "_abcde").stream([sounding(rng)]))
+
+
+def test_whisper_writes_window_by_window(rng):
+    words = Characters("abcdefghijklmnopqrs", special=("pad", "start", "end"))
+    config = WhisperConfig(22, 12, 1, 1, 3, mels=8, source=50, context=16, start_ids=(1,), end=2, suppressed_first=(2,))
+    model = Network(config, seed=4)
+    transcribe = lm.pipeline("transcribe", model, words, max_new_tokens=5)
+    sound = sounding(rng, 1.0)
+    features = np.asarray(config.features(jnp.asarray(sound[None])))
+    assert transcribe(sound) == lm.generate(model, features, tokenizer=words, max_new_tokens=5)[0]
+    parts = cut(sounding(rng, 2.3), 16000, 16000)
+    assert max(map(len, parts)) <= 16000
+    whole = np.concatenate(parts)
+    assert transcribe([whole, sound]) == [" ".join(filter(None, map(transcribe, parts))), transcribe(sound)]
+    with pytest.raises(ValueError, match="language= wants Whisper's own tokenizer"):
+        lm.pipeline("transcribe", model, words, language="de")
+
+
+def test_sound_is_cut_where_it_is_quiet(rng):
+    sound = rng.normal(size=3000)
+    sound[850:880] = 0
+    parts = cut(sound, 1000, 100)
+    assert 855 <= len(parts[0]) <= 876
+    np.testing.assert_array_equal(np.concatenate(parts), sound)
 
 
 def test_speech_is_found(shared_data):

@@ -6,9 +6,11 @@ from typing import Any
 
 from llmasos_xla.api.door import Door
 from llmasos_xla.api.pipelines.brought import Brought
+from llmasos_xla.api.pipelines.dictation import transcription
 from llmasos_xla.api.pipelines.pictures import Detection, ImageClassification, Segmentation
-from llmasos_xla.api.pipelines.sound import Transcription, VoiceActivity
+from llmasos_xla.api.pipelines.sound import VoiceActivity
 from llmasos_xla.api.pipelines.text import FillMask, SentenceEmbedding, TextClassification, TokenClassification
+from llmasos_xla.api.pipelines.writing import Generation, Rewriting
 from llmasos_xla.errors import unknown
 
 TASKS: dict[str, Callable[..., Any]] = {
@@ -18,9 +20,12 @@ TASKS: dict[str, Callable[..., Any]] = {
     "segmentation": Segmentation,
     "sentence-embedding": SentenceEmbedding,
     "sentiment": TextClassification,
+    "summarization": Rewriting,
     "text-classification": TextClassification,
+    "text-generation": Generation,
     "token-classification": TokenClassification,
-    "transcribe": Transcription,
+    "transcribe": transcription,
+    "translation": Rewriting,
     "voice-activity": VoiceActivity,
 }
 """Name -> what does that task."""

@@ -69,7 +69,7 @@ class Transcription:
 
     def __call__(self, sounds: Sound | Sequence[Sound], *, rate: int | None = None) -> Any:
         """The text of each sound; `rate` is that of arrays, if not the model's."""
-        items, alone = one_or_many(sounds, "sound", _single)
+        items, alone = one_or_many(sounds, "sound", single)
         wanted = self.rate
         assert wanted is not None
         samples = [read_sound(sound, wanted, source_rate=rate) for sound in items]
@@ -145,7 +145,7 @@ class VoiceActivity:
 
     def __call__(self, sounds: Sound | Sequence[Sound], *, rate: int | None = None) -> Any:
         """Where somebody speaks in each sound."""
-        items, alone = one_or_many(sounds, "sound", _single)
+        items, alone = one_or_many(sounds, "sound", single)
         found = []
         for sound in items:
             samples = read_sound(sound, self.rate, source_rate=rate)
@@ -204,7 +204,8 @@ def _streamed(stream: Any, chunks: Iterable[Any]) -> Iterator[np.ndarray]:
         yield output
 
 
-def _single(given: Any) -> bool:
+def single(given: Any) -> bool:
+    """Whether this is one sound and no list of them."""
     return isinstance(given, str) or hasattr(given, "__fspath__") or hasattr(given, "ndim")
 
 
