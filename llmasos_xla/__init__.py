@@ -3,6 +3,7 @@
     Sequential, Model, load       the two front doors, and opening what they saved
     Network                       a model of the shelf: what `lm.models.resnet50(...)` and others give
     load_pretrained               other people's weights as a model that is ready
+    finetune, LoRA                such a model for a task of one's own
     layers                        what models are made of
     models                        models by their sizes, the shelf among them
     generate                      a language model writes: sampling, beams, streams
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from llmasos_xla import models as models
     from llmasos_xla import sharding as sharding
     from llmasos_xla import training as training
+    from llmasos_xla.api.finetuning import finetune as finetune
     from llmasos_xla.api.generate import generate as generate
     from llmasos_xla.api.load import load as load
     from llmasos_xla.api.model import Model as Model
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from llmasos_xla.data.dataset import Dataset as Dataset
     from llmasos_xla.deployment.deployer import Deployer as Deployer
     from llmasos_xla.models import layers as layers
+    from llmasos_xla.models.lora import LoRA as LoRA
     from llmasos_xla.sharding.distributed import initialize as initialize
     from llmasos_xla.sharding.mesh import MeshSpec as MeshSpec
     from llmasos_xla.sharding.processes.world import World as World
@@ -60,6 +63,7 @@ _HOMES = {
     "Checkpoint": "training.checkpoint",
     "Dataset": "data.dataset",
     "Deployer": "deployment.deployer",
+    "LoRA": "models.lora",
     "MeshSpec": "sharding.mesh",
     "Model": "api.model",
     "Net": "core",
@@ -69,6 +73,7 @@ _HOMES = {
     "Sequential": "api.sequential",
     "Variables": "core",
     "World": "sharding.processes.world",
+    "finetune": "api.finetuning",
     "generate": "api.generate",
     "initialize": "sharding.distributed",
     "load": "api.load",

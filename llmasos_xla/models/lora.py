@@ -24,6 +24,7 @@ _SHOWN = 8
 # which has adapters of its own. Of all other kernels, convolutions among them, all axes but the last go in.
 _KERNELS = (
     (re.compile(r"(^|/)(query|key|value)/kernel$"), 3, 1),
+    (re.compile(r"(^|/)qkv/kernel$"), 4, 1),
     (re.compile(r"attention\w*/output/kernel$"), 3, 2),
     (re.compile(r"(^|/)(gate|up|down)/kernel$"), 2, 1),
 )
@@ -43,7 +44,7 @@ class LoRA:
 
     rank: int = 8
     alpha: float | int = 16.0
-    where: str = r"attention\w*/(query|value)/kernel$"
+    where: str = r"attention\w*/(query|value|qkv)/kernel$"
 
     def __post_init__(self) -> None:
         if type(self.rank) is not int or self.rank < 1:
