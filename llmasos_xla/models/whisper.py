@@ -33,7 +33,8 @@ class WhisperConfig(Generative):
     input_features [batch, frames, mels], as `config.features` makes them of sound, and decoder_input_ids [batch, time]
     -> logits of the next id [batch, time, vocab]. Frames come before mels, as everywhere here; Hugging Face has them
     the other way around. 30 s are 3,000 frames, which is the most; fewer are read as they are. decoder_attention_mask
-    [batch, time] is 0 at padding. The output layer is the decoder's table of embeddings.
+    [batch, time] is 0 at padding. Without decoder_input_ids they are `start_ids`. The output layer is the decoder's
+    table of embeddings.
 
     Args:
         vocab: number of ids.
@@ -78,7 +79,6 @@ class WhisperConfig(Generative):
     family: ClassVar[str] = "whisper"
     inputs: ClassVar[tuple[str, ...]] = ("input_features", "decoder_input_ids", "decoder_attention_mask")
     encoder_inputs: ClassVar[tuple[str, ...]] = ("input_features",)
-    needed: ClassVar[int] = 2
     presets: ClassVar[Mapping[str, str]] = {
         "whisper": "tiny",
         **{f"whisper_{size}": size for size in ("tiny", "base", "small", "medium", "large", "turbo")},
@@ -119,7 +119,7 @@ class WhisperConfig(Generative):
 
     @classmethod
     def from_huggingface(cls, config: Mapping[str, Any], **sizes: Any) -> "WhisperConfig":
-        """Of WhisperForConditionalGeneration's config.json; language and task stand in no config: `start_ids=`."""
+        """Of WhisperForConditionalGeneration's config.json; where it forces no language and task, say `start_ids=`."""
         for refused, usual in (
             ("scale_embedding", False),
             ("activation_function", "gelu"),
@@ -140,7 +140,7 @@ class WhisperConfig(Generative):
             "mels": config.get("num_mel_bins", 80),
             "source": config.get("max_source_positions", 1500),
             "context": config.get("max_target_positions", 448),
-            "start_ids": (config.get("decoder_start_token_id", 50257),),
+            "start_ids": (config.get("decoder_start_token_id", 50257), *_forced(config)),
             "end": end[0] if isinstance(end, list) else end,
             "suppressed": tuple(config.get("suppress_tokens") or ()),
             "suppressed_first": tuple(config.get("begin_suppress_tokens") or ()),
@@ -237,6 +237,12 @@ class WhisperConfig(Generative):
                 yield from table.dense(f"{here}/mlp/up", f"{there}.fc1")
                 yield from table.dense(f"{here}/mlp/down", f"{there}.fc2")
             yield from table.layer_norm(f"{side}/last_norm", f"model.{side}.layer_norm")
+
+
+def _forced(config: Mapping[str, Any]) -> list[int]:
+    """The ids that a config.json puts behind the first: language, task, "no time stamps"."""
+    ids = [i for _, i in sorted(config.get("forced_decoder_ids") or [], key=lambda pair: pair[0])]
+    return [] if None in ids else ids
 
 
 def _attention(ours: str, theirs: str, heads: int) -> Iterator[Name]:
@@ -359,6 +365,8 @@ class _Whisper(nnx.Module):
     def __call__(self, x: Any, *, train: bool, rngs: nnx.Rngs | None = None) -> jax.Array:
         spec, given = self.spec, self.spec.unbind(x)
         ids, mask = given["decoder_input_ids"], given["decoder_attention_mask"]
+        if ids is None:
+            ids = jnp.tile(jnp.asarray(spec.start_ids, jnp.int32)[None], (given["input_features"].shape[0], 1))
         if ids.shape[1] > spec.context:
             raise ValueError(f"{spec.who}: rows of {ids.shape[1]} ids came, it reads {spec.context} at most (context)")
         mask = None if mask is None else mask != 0

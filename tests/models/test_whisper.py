@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import llmasos_xla as lm
+from llmasos_xla.api.network import Network
 from llmasos_xla.models.generation import tokens
 from llmasos_xla.models.generation.protocol import functions
 from llmasos_xla.models.generation.sampling import Sampling
@@ -80,6 +82,17 @@ def test_the_features_are_whispers():
     assert features.shape == (1, 100, 128)
 
 
+def test_a_configuration_says_what_a_text_begins_with():
+    config = {"decoder_start_token_id": 50258, "forced_decoder_ids": [[2, 50359], [1, 50259], [3, 50363]]}
+    assert WhisperConfig.from_huggingface(config).first_ids == (50258, 50259, 50359, 50363)
+    assert WhisperConfig.from_huggingface({**config, "forced_decoder_ids": [[1, None], [2, 50359]]}).first_ids == (
+        50258,
+    )
+    variables, apply = made()
+    ids = jnp.asarray([CONFIG.first_ids] * 3, jnp.int32)
+    np.testing.assert_array_equal(apply(variables, FEATURES), apply(variables, CONFIG.bind(FEATURES, ids)))
+
+
 def test_refusals():
     with pytest.raises(ValueError, match=r"input_features \[batch, frames, 80\] are wanted, got 3000 mels"):
         WhisperConfig().output_shape((80, 3000))
@@ -92,3 +105,11 @@ def test_refusals():
     variables, apply = made()
     with pytest.raises(ValueError, match="rows of 17 ids came, it reads 16 at most"):
         apply(variables, CONFIG.bind(FEATURES, jnp.ones((3, 17), jnp.int32)))
+
+
+def test_generate_writes_of_features():
+    network = Network(CONFIG)
+    network.variables = made()[0]
+    wanted = [uncached(row, 6) for row in range(3)]
+    ended = [row[: row.index(CONFIG.end)] if CONFIG.end in row else row for row in wanted]
+    assert lm.generate(network, FEATURES, max_new_tokens=6) == ended
