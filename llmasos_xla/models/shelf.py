@@ -3,10 +3,12 @@
 from collections.abc import Callable
 
 from llmasos_xla.models.bert import BertConfig
+from llmasos_xla.models.cnn import CNNConfig
 from llmasos_xla.models.config import Config
 from llmasos_xla.models.ctc import CTCConfig
 from llmasos_xla.models.gpt2 import GPT2Config
 from llmasos_xla.models.llama import LlamaConfig
+from llmasos_xla.models.mobilenet import MobileNetV2Config
 from llmasos_xla.models.resnet import ResNetConfig
 from llmasos_xla.models.silero import SileroVADConfig
 from llmasos_xla.models.t5 import T5Config
@@ -19,6 +21,8 @@ FAMILIES: tuple[type[Config], ...] = (
     GPT2Config,
     LlamaConfig,
     CTCConfig,
+    CNNConfig,
+    MobileNetV2Config,
     ResNetConfig,
     SileroVADConfig,
     T5Config,

@@ -48,6 +48,8 @@ CONV1D = Layout("conv1d", lambda a: a.transpose(2, 1, 0), lambda a: a.transpose(
 """[cout, cin, width] as [width, cin, cout]."""
 CONV2D = Layout("conv2d", lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1))
 """[cout, cin, height, width] as [height, width, cin, cout]."""
+DEPTHWISE2D = Layout("depthwise2d", lambda a: a.transpose(2, 3, 0, 1), lambda a: a.transpose(2, 3, 0, 1))
+"""[channels, 1, height, width] as [height, width, channels, 1]."""
 
 
 def heads_in(heads: int) -> Layout:
