@@ -10,6 +10,7 @@ from llmasos_xla.models.gpt2 import GPT2Config
 from llmasos_xla.models.llama import LlamaConfig
 from llmasos_xla.models.mobilenet import MobileNetV2Config
 from llmasos_xla.models.resnet import ResNetConfig
+from llmasos_xla.models.rtdetr.config import RTDETRConfig
 from llmasos_xla.models.silero import SileroVADConfig
 from llmasos_xla.models.t5 import T5Config
 from llmasos_xla.models.vgg import VGGConfig
@@ -24,6 +25,7 @@ FAMILIES: tuple[type[Config], ...] = (
     CNNConfig,
     MobileNetV2Config,
     ResNetConfig,
+    RTDETRConfig,
     SileroVADConfig,
     T5Config,
     VGGConfig,

@@ -1,9 +1,13 @@
 """Weights that need no file: each array is drawn by its name, the same here and where the goldens are made."""
 
 import math
+import re
 import zlib
 
 import numpy as np
+
+_NORMS = r"norm|(input_proj\.\d|enc_output)\.1\."
+"""Names of normalizations; RT-DETR has some as the second of a pair."""
 
 
 def seeded(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -13,7 +17,8 @@ def seeded(name: str, shape: tuple[int, ...]) -> np.ndarray:
     if name.endswith(("running_var", "var")):
         return (0.5 + np.abs(draw)).astype(np.float32)
     if len(shape) < 2:
-        return (0.1 * draw + (1.0 if "norm" in name.lower() and name.endswith("weight") else 0.0)).astype(np.float32)
+        scale = re.search(_NORMS, name.lower()) and name.endswith("weight")
+        return (0.1 * draw + (1.0 if scale else 0.0)).astype(np.float32)
     return (draw / math.sqrt(math.prod(shape[1:]))).astype(np.float32)
 
 
