@@ -125,7 +125,7 @@ def generate(
 
 class _Serving(NamedTuple):
     of: tuple
-    """The arrays that it was made of."""
+    """The arrays that it was made of, and how adapters among them count."""
     variables: Variables
     programs: Programs
 
@@ -135,15 +135,15 @@ _SERVED: "weakref.WeakKeyDictionary[Network, dict[Any, _Serving]]" = weakref.Wea
 
 def _serving(model: Network, dtype: Any) -> _Serving:
     """The model as it decodes, made anew when its weights are new; its programs stay."""
-    variables = model.learner.evaluation_variables
-    arrays = tuple(variables.params.values())
+    learner = model.learner
+    arrays = (*learner.evaluation_variables.params.values(), learner.spec.lora)
     kept = _SERVED.setdefault(model, {})
     key = None if dtype is None else jnp.dtype(dtype).name
     found = kept.get(key)
     if found is None or len(found.of) != len(arrays) or any(a is not b for a, b in zip(found.of, arrays)):
         assert isinstance(model.config, Generative)
-        config, ready = model.config.serving(variables)
-        programs = Programs(config, dtype=dtype, log=model.learner.compiled)
+        config, ready = model.config.serving(model.plain_variables)
+        programs = Programs(config, dtype=dtype, log=learner.compiled)
         if found is not None and found.programs.config == config:
             programs = found.programs
         found = kept[key] = _Serving(arrays, ready, programs)

@@ -86,8 +86,12 @@ def test_language():
         **FAST,
     )
     assert history.history["loss"][-1] < history.history["loss"][0]
+    # It writes with its adapters, and the same once they are merged.
+    written = lm.generate(model, "abcd", tokenizer=TOKENIZER, max_new_tokens=8)
+    adapters = model.merge_lora()
+    assert lm.generate(model, "abcd", tokenizer=TOKENIZER, max_new_tokens=8) == written
+    assert adapters.lora.rank == 4
     ids = np.tile(np.arange(9, dtype=np.int32) + 4, 30)[: 16 * 16].reshape(16, 16)
-    assert model.merge_lora().lora.rank == 4
     history = lm.finetune(model, (ids, None), task="language-modelling", epochs=30, **FAST)
     assert history.history["accuracy"][-1] > 0.9
 
