@@ -8,6 +8,7 @@ import ctypes
 import importlib
 import importlib.metadata
 import os
+import pathlib
 import signal
 import sys
 
@@ -22,6 +23,9 @@ def main(table_name: str, name: str, *arguments: str) -> None:
     os.dup2(2, 1)
     channel = Channel(sys.stdin.buffer, answers)
     table = importlib.import_module(table_name)
+    # This folder's kernels.py would be taken for the package of that name, which transformers looks for.
+    here = pathlib.Path(__file__).resolve().parent.parent
+    sys.path[:] = [path for path in sys.path if pathlib.Path(path).resolve() != here]
     contestant = table.CONTESTANTS[name]
     try:
         module = importlib.import_module(f"{table_name}.{contestant.module}")

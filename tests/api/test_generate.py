@@ -142,3 +142,32 @@ def test_refusals(model, tokenizer, arguments, says):
 def test_other_models_write_nothing():
     with pytest.raises(TypeError, match="generate: VGGConfig writes no text"):
         lm.generate(lm.models.vgg11(), "a")
+
+
+@pytest.fixture(scope="module")
+def translator(tokenizer):
+    network = lm.models.t5(
+        vocab=tokenizer.size, width=16, depth=1, decoder_depth=1, heads=2, key_dim=8, hidden=24, dropout=0.0
+    )
+    rng = np.random.default_rng(4)
+    params = {
+        n: a + jnp.asarray(0.3 * rng.standard_normal(a.shape), a.dtype) for n, a in network.variables.params.items()
+    }
+    network.variables = network.variables._replace(params=params)
+    return network
+
+
+def test_an_encoder_reads_texts_and_arrays(translator, tokenizer):
+    written = lm.generate(translator, ["a tree", "some other words"], max_new_tokens=9, tokenizer=tokenizer)
+    assert written[0] != written[1]
+    assert lm.generate(translator, "a tree", max_new_tokens=9, tokenizer=tokenizer) == written[0]
+    ids = np.zeros((1, 8), np.int32)
+    ids[0, :6] = tokenizer.encode("a tree")
+    given = {"ids": ids, "attention_mask": (np.arange(8) < 6).astype(np.int32)[None]}
+    assert lm.generate(translator, given, max_new_tokens=9, tokenizer=tokenizer) == written[:1]
+    best = lm.generate(translator, ["a tree"], max_new_tokens=9, tokenizer=tokenizer, num_beams=2)
+    assert isinstance(best[0], str)
+    other = lm.generate(translator, "a tree", max_new_tokens=9, tokenizer=tokenizer, decoder_prompt=[0, 5])
+    assert isinstance(other, str)
+    with pytest.raises(ValueError, match="the encoder reads ids, attention_mask, not 'images'"):
+        lm.generate(translator, {"images": ids})

@@ -108,8 +108,8 @@ def test_what_is_drawn_depends_on_the_seed_and_not_on_the_rows_beside(unchecked)
     assert written(config, PROMPTS[:1], 9, drawn=drawn) != written(config, PROMPTS[:1], 9)
     keys = jax.random.split(jax.random.key(5), 3)
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(3, 50)), jnp.float32)
-    alone = [int(draw(logits[i : i + 1], keys[i : i + 1], Sampling.of(*drawn))[0]) for i in range(3)]
-    assert draw(logits, keys, Sampling.of(*drawn)).tolist() == alone
+    alone = [int(draw(logits[i : i + 1], keys[i : i + 1], jnp.asarray(3), Sampling.of(*drawn))[0]) for i in range(3)]
+    assert draw(logits, keys, jnp.asarray(3), Sampling.of(*drawn)).tolist() == alone
 
 
 def test_bounds_keep_what_sorting_would(rng):
@@ -142,5 +142,5 @@ def test_ids_are_drawn_as_often_as_they_are_probable():
         ((0.5, None, None), np.array([0.25, 0.09, 0.0225, 0.0025]) / 0.365),
         ((0.0, None, None), [1, 0, 0, 0]),
     ):
-        drawn = jax.jit(draw)(rows, keys, Sampling.of(*arguments))
+        drawn = jax.jit(draw)(rows, keys, jnp.asarray(0), Sampling.of(*arguments))
         np.testing.assert_allclose(np.bincount(drawn, minlength=4) / 4000, wanted, atol=0.03)

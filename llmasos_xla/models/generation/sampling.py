@@ -29,8 +29,10 @@ class Sampling(NamedTuple):
         )
 
 
-def draw(logits: Float[Array, "batch vocab"], keys: Key[Array, "batch"], sampling: Sampling) -> Int[Array, "batch"]:
-    """One id a row; a row's draw depends on its own key and logits alone.
+def draw(
+    logits: Float[Array, "batch vocab"], keys: Key[Array, "batch"], count: Int[Array, ""], sampling: Sampling
+) -> Int[Array, "batch"]:
+    """The id number `count` of each row; a row's draw depends on that, its own key and its own logits alone.
 
     Bounds hold in the order temperature, top-k, top-p (Holtzman et al. 2020), as in Hugging Face's `generate`. Ids that
     tie with the last one kept are kept.
@@ -41,7 +43,8 @@ def draw(logits: Float[Array, "batch vocab"], keys: Key[Array, "batch"], samplin
         warm = logits / jnp.maximum(sampling.temperature, 1e-6)
         warm = lax.cond(sampling.top_k > 0, lambda: top_k(warm, sampling.top_k), lambda: warm)
         warm = lax.cond(sampling.top_p < 1, lambda: top_p(warm, sampling.top_p), lambda: warm)
-        noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:], jnp.float32))(keys)
+        steps = jax.vmap(jax.random.fold_in, (0, None))(keys, count)
+        noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:], jnp.float32))(steps)
         return jnp.argmax(warm + noise, axis=-1).astype(jnp.int32)
 
     return lax.cond(sampling.temperature > 0, sampled, lambda: jnp.argmax(logits, axis=-1).astype(jnp.int32))

@@ -104,7 +104,7 @@ def _written(
 ) -> State:
     """The state with one more id, drawn of the logits that follow `state.last`."""
     logits = adjust(logits, state.ids, state.count)
-    drawn = draw(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, state.count), sampling)
+    drawn = draw(logits, keys, state.count, sampling)
     ended = jnp.any(drawn[:, None] == ends[None, :], axis=1)
     done = state.done | ended
     # What stands behind the end of a row means nothing; 0 is a valid id to go on with.
