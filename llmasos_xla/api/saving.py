@@ -175,7 +175,9 @@ def _read_safetensors(path: pathlib.Path) -> tuple[str, dict[str, np.ndarray]]:
     except (SafetensorError, OSError, struct.error) as error:
         raise ValueError(f"load: {path.name!r} is no HDF5 or safetensors file, or it is damaged: {error}") from error
     if text is None:
-        raise ValueError(f"load: {path.name!r} holds arrays but no model of llmasos_xla")
+        raise ValueError(
+            f"load: {path.name!r} holds arrays but no model of llmasos_xla; lm.load_pretrained reads published weights"
+        )
     return text, arrays
 
 

@@ -130,7 +130,10 @@ class VGGConfig(Config):
         return output_shapes(self.layers(), shape)[-1]
 
     def names(self, source: str) -> Iterator[Name]:
-        """torchvision's names ("torch")."""
+        """torchvision's names ("torch"); those of Keras' VGG16 and VGG19 ("keras"), which have no normalization."""
+        if source == "keras" and not self.batch_norm:
+            yield from self._names_of_keras()
+            return
         if source != "torch":
             yield from super().names(source)  # raises
         at = 0
@@ -150,3 +153,14 @@ class VGGConfig(Config):
         yield Name("hidden0/bias", "classifier.0.bias", SAME)
         yield from dense("hidden1", "classifier.3")
         yield from dense("classifier", "classifier.6")
+
+    def _names_of_keras(self) -> Iterator[Name]:
+        # Its images are channels last as ours are: nothing lies otherwise.
+        layers = [
+            (f"conv{block}_{i}", f"block{block + 1}_conv{i + 1}")
+            for block, depth in enumerate(self.depths)
+            for i in range(depth)
+        ]
+        for ours, theirs in (*layers, ("hidden0", "fc1"), ("hidden1", "fc2"), ("classifier", "predictions")):
+            yield Name(f"{ours}/kernel", f"{theirs}/kernel", SAME)
+            yield Name(f"{ours}/bias", f"{theirs}/bias", SAME)

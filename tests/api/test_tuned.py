@@ -183,6 +183,41 @@ def test_adapters_on_a_mesh_are_those_of_one_device(shard):
     np.testing.assert_allclose(many(IDS[:3]), one(IDS[:3]), rtol=1e-4, atol=1e-5)
 
 
+def test_stages_leave_what_is_frozen_alone():
+    def stack():
+        model = lm.Sequential([lm.layers.Dense(8, input_shape=(6,)), *[lm.layers.Dense(8) for _ in range(3)]])
+        model.compile(lm.Optimizer("adam", 0.01), "mean_squared_error")
+        return model
+
+    x = np.random.default_rng(0).standard_normal((16, 6)).astype(np.float32)
+    y = np.ones((16, 8), np.float32)
+    one, many = stack(), stack()
+    before = copied(one)
+    for model, shard in ((one, None), (many, lm.MeshSpec(pipe=2))):
+        model.freeze("dense_1/|bias")
+        model.fit(x, y, epochs=2, batch_size=8, verbose=0, shard=shard)
+        kernels = {"dense/kernel", "dense_2/kernel", "dense_3/kernel"}
+        assert changed(before, jax.device_get(model.variables)) == kernels
+    for name, array in one.variables.params.items():
+        np.testing.assert_allclose(jax.device_get(many.variables.params[name]), array, rtol=1e-4, atol=1e-6)
+    one.add_lora(2, where="dense_2/kernel")
+    with pytest.raises(ValueError, match=r"a pipeline takes no adapters; call model.merge_lora\(\) first"):
+        one.fit(x, y, shard=lm.MeshSpec(pipe=2), verbose=0)
+
+
+def test_plans_know_what_is_trained():
+    def optimizer(model):
+        best = lm.plan(model, batch_size=8, topology="cpu:1", shard="data", time=6).best
+        return best.memory.parts["optimizer"], best.memory.temporary
+
+    whole, some = (Network(ToyConfig(vocab=4096)) for _ in range(2))
+    some.freeze("embeddings")
+    (all_bytes, all_values), (some_bytes, some_values) = optimizer(whole), optimizer(some)
+    # Two moments of the embeddings, and no gradient.
+    assert all_bytes - some_bytes == 2 * 4096 * 32 * 4
+    assert some_values < all_values
+
+
 def test_what_is_trained_beside_adapters_is_in_their_file(tmp_path):
     model = network()
     model.add_lora(where="query", also="classifier/bias")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import h5py
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -201,6 +202,24 @@ def test_export_is_the_way_back(folder):
     _same(again, arrays)
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         pretrained.export(TOY, pretrained.load(TOY, arrays), folder / "none" / "out.safetensors")
+
+
+def test_keras_weights_lie_as_ours(tmp_path):
+    config = VGGConfig((1, 2), (4, 8), classes=6, hidden=16, input_shape=(8, 8, 3))
+    wanted = jax.jit(config.net().init)(jax.random.key(0))
+    keras = {
+        "conv0_0": "block1_conv1",
+        "conv1_0": "block2_conv1",
+        "conv1_1": "block2_conv2",
+        "hidden0": "fc1",
+        "hidden1": "fc2",
+        "classifier": "predictions",
+    }
+    with h5py.File(tmp_path / "vgg.h5", "w") as file:
+        for name, array in wanted.params.items():
+            _, layer, kind = name.split("/")
+            file.create_dataset(f"{keras[layer]}/{keras[layer]}/{kind}:0", data=np.asarray(array))
+    _same(pretrained.load(config, tmp_path / "vgg.h5"), wanted)
 
 
 def test_weights_of_a_model_by_name(tmp_path):
