@@ -76,7 +76,8 @@ def finetune(
         epochs, batch_size: as in `fit`.
         learning_rate: at the end of the warm-up; `LEARNING_RATES` if None.
         layer_decay: as in `Optimizer`.
-        tokenizer: one of `data.tokenizers`, or a path; that of the folder the model was read from if None.
+        tokenizer: one of `data.tokenizers`, or a path, which becomes `model.tokenizer`; that of the folder the model
+            was read from if None.
         max_length: ids in a row at most; what the model reads if None, for language modelling up to 256.
         validation_data: as `dataset`, evaluated after each epoch.
         precision: "float32", or "bfloat16" for bfloat16 arithmetic.
@@ -130,14 +131,15 @@ def _tokenizer(model: Network, given: Any) -> Callable[[], Tokenizer]:
     """The tokenizer, opened when a text is met."""
 
     def opened() -> Tokenizer:
-        if isinstance(given, Tokenizer):
-            return given
-        path = given if given is not None else model.folder
-        if path is None:
+        if isinstance(given, str | os.PathLike):
+            model.tokenizer = load_tokenizer(given)
+        elif isinstance(given, Tokenizer):
+            model.tokenizer = given
+        elif given is not None:
+            raise ValueError(f"finetune: tokenizer wants a path or one of data.tokenizers, got {type(given).__name__}")
+        if model.tokenizer is None:
             raise ValueError("finetune: the data are texts; pass tokenizer=, a path or one of data.tokenizers")
-        if not isinstance(path, str | os.PathLike):
-            raise ValueError(f"finetune: tokenizer wants a path or one of data.tokenizers, got {type(path).__name__}")
-        return load_tokenizer(path)
+        return model.tokenizer
 
     return opened
 

@@ -58,8 +58,8 @@ def generate(
         length_penalty: with beams, above 0 favors long texts, below 0 short ones.
         early_stopping: with beams, whether a row is done as soon as it has `num_beams` ended texts.
         stop: ids and texts at which to stop, besides the model's own; they are not part of the result.
-        tokenizer: one of `lm.data.tokenizers`, or anything with `encode(text)` and `decode(ids)`; the model's own
-            `tokenizer` if it has one.
+        tokenizer: one of `lm.data.tokenizers`, or anything with `encode(text)` and `decode(ids)`; `model.tokenizer`,
+            that of the folder its weights came from, if None and texts came.
         decoder_prompt: ids that the decoder of a model with an encoder starts with; the model's own if None.
         seed: of what is drawn.
         stream: gives an iterator of pieces as they are written.
@@ -77,10 +77,10 @@ def generate(
     if not isinstance(model, Network) or not isinstance(config, Generative):
         what = type(config).__name__ if config is not None else type(model).__name__
         raise TypeError(f"generate: {what} writes no text; lm.models has gpt2, llama3_8b and others that do")
-    if tokenizer is None:
-        tokenizer = getattr(model, "tokenizer", None)
     stops = [stop] if isinstance(stop, str | int) else list(stop or ())
     strings = [s for s in stops if isinstance(s, str)]
+    if tokenizer is None and (strings or _is_text(prompt)):
+        tokenizer = model.tokenizer
     _check(tokenizer, strings, num_beams, temperature, top_k, top_p, max_new_tokens, stream)
     alone, rows, x = _prompts(config, tokenizer, prompt, decoder_prompt)
     room = max_new_tokens
@@ -121,6 +121,10 @@ def generate(
     if tokenizer is None:
         return (piece for step in pieces for piece in step[0])
     return (step[0] for step in pieces if step[0])
+
+
+def _is_text(prompt: Any) -> bool:
+    return isinstance(prompt, str) or (isinstance(prompt, list | tuple) and any(isinstance(p, str) for p in prompt))
 
 
 class _Serving(NamedTuple):

@@ -1,5 +1,6 @@
 """The third front door: a model of the shelf, with published weights or fresh ones."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -11,6 +12,8 @@ import jax.numpy as jnp
 
 from llmasos_xla.api.fitted import Fitted
 from llmasos_xla.core import Variables
+from llmasos_xla.data.tokenizers.opening import load_tokenizer
+from llmasos_xla.data.tokenizers.protocol import Tokenizer
 from llmasos_xla.errors import unknown
 from llmasos_xla.models import pretrained
 from llmasos_xla.models.config import Config
@@ -62,7 +65,7 @@ class Network(Fitted):
         """
         if isinstance(weights, str | os.PathLike):
             path = pathlib.Path(weights)
-            self.folder = path if path.is_dir() else path.parent
+            self.folder, self._tokenizer = path if path.is_dir() else path.parent, None
         learner = self.learner
         learner.shard(shard)
         # What the weights may lack, a new head, is that of a fresh model of this seed.
@@ -70,6 +73,18 @@ class Network(Fitted):
         learner.begin(
             pretrained.load(self.config, weights, source=source, ignored=ignored, key=key, placement=placement)
         )
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """What `generate`, `finetune` and pipelines make ids of texts with: what was set, or that of `folder`."""
+        if self._tokenizer is None and self.folder is not None:
+            with contextlib.suppress(FileNotFoundError):
+                self._tokenizer = load_tokenizer(self.folder)
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Tokenizer | None) -> None:
+        self._tokenizer = tokenizer
 
     @property
     def config(self) -> Config:
@@ -177,5 +192,6 @@ class Network(Fitted):
         self._forget()
 
     def _forget(self) -> None:
+        self._tokenizer: Tokenizer | None = None
         self._called: Callable | None = None
         self._on_mesh: dict[Any, Callable] = {}

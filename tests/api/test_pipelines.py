@@ -82,9 +82,25 @@ def test_a_folder_brings_tokenizer_and_labels(tokenizer, tmp_path):
     tokenizer.save(tmp_path)
     found = lm.pipeline("text-classification", tmp_path)(TEXTS)
     assert found == lm.pipeline("sentiment", lm.load_pretrained(tmp_path))(TEXTS)
-    given = lm.pipeline("sentiment", model, tmp_path, labels=["low", "middle", "high"])(TEXTS)
+    model.tokenizer = tokenizer
+    given = lm.pipeline("sentiment", model, labels=["low", "middle", "high"])(TEXTS)
     assert [one.label for one in found] == [one.label for one in given]
     np.testing.assert_allclose([one.score for one in found], [one.score for one in given], rtol=1e-5)
+
+
+def test_what_was_finetuned_is_asked_with_the_same_tokenizer_and_labels(tokenizer):
+    model = bert("masked-lm", dropout=0.0)
+    labels = ["fine", "bad", "bad"]
+    lm.finetune(
+        model,
+        (TEXTS, labels),
+        task="text-classification",
+        tokenizer=tokenizer,
+        epochs=20,
+        learning_rate=0.02,
+        verbose=0,
+    )
+    assert [one.label for one in lm.pipeline("sentiment", model)(TEXTS)] == labels
 
 
 def test_a_model_that_learnt_from_text_needs_no_tokenizer():

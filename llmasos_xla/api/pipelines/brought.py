@@ -49,11 +49,12 @@ class Brought:
                 f"pipeline: tokenizer wants a path or one of data.tokenizers, got {type(given).__name__}; what "
                 "`tokenizers` made goes into data.tokenizers.HuggingFace(...)"
             )
-        if self.folder is None:
+        found = getattr(self.model, "tokenizer", None)
+        if found is None:
             raise ValueError(
                 f"pipeline: {self.task!r} needs tokenizer=: this model was not read from a folder that has one"
             )
-        return load_tokenizer(self.folder)
+        return found
 
     def labels(self, classes: int) -> list[str]:
         """The classes' names: given, those of the training labels, config.json's, or "0", "1" ..."""
