@@ -13,6 +13,7 @@ from llmasos_xla.models.resnet import ResNetConfig
 from llmasos_xla.models.rtdetr.config import RTDETRConfig
 from llmasos_xla.models.silero import SileroVADConfig
 from llmasos_xla.models.t5 import T5Config
+from llmasos_xla.models.unet import UNetConfig
 from llmasos_xla.models.vgg import VGGConfig
 from llmasos_xla.models.vit import ViTConfig
 from llmasos_xla.models.whisper import WhisperConfig
@@ -28,6 +29,7 @@ FAMILIES: tuple[type[Config], ...] = (
     RTDETRConfig,
     SileroVADConfig,
     T5Config,
+    UNetConfig,
     VGGConfig,
     WhisperConfig,
     ViTConfig,

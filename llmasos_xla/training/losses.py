@@ -107,6 +107,18 @@ def _binary_focal(logits: jax.Array, y: jax.Array) -> jax.Array:
     return optax.sigmoid_focal_loss(logits, y, gamma=2.0)
 
 
+def _dice(logits: jax.Array, y: jax.Array) -> jax.Array:
+    """Cross-entropy plus 1 - the Dice coefficient of each sample's probabilities (Milletari et al. 2016), [batch].
+
+    The 1 in both parts keeps a sample without anything to be found differentiable, and right where nothing is said.
+    """
+    y = _same(logits, y)
+    axes = tuple(range(1, y.ndim))
+    p = jax.nn.sigmoid(logits)
+    dice = (2.0 * jnp.sum(p * y, axes) + 1.0) / (jnp.sum(p, axes) + jnp.sum(y, axes) + 1.0)
+    return jnp.mean(optax.sigmoid_binary_cross_entropy(logits, y), axes) + 1.0 - dice
+
+
 def _ctc(logits: jax.Array, y: jax.Array) -> jax.Array:
     if y.ndim != 2 or logits.ndim != 3:
         raise ValueError(
@@ -146,6 +158,7 @@ LOSSES: dict[str, Loss] = {
         Loss("categorical_crossentropy", _regression(optax.softmax_cross_entropy), "logits", "share", "softmax"),
         Loss("binary_crossentropy", _regression(optax.sigmoid_binary_cross_entropy), "logits", "share", "sigmoid"),
         Loss("binary_focal_crossentropy", _regression(_binary_focal), "logits", "share", "sigmoid"),
+        Loss("dice_crossentropy", _dice, "logits", "share", "sigmoid"),
         Loss("mean_squared_error", _regression(lambda p, y: jnp.square(p - y))),
         Loss("mean_absolute_error", _regression(lambda p, y: jnp.abs(p - y))),
         Loss(

@@ -43,6 +43,11 @@ REFERENCES = {
             )
         )
     ),
+    "dice_crossentropy": lambda z, y: (
+        -(y * np.log(special.expit(z)) + (1 - y) * np.log(1 - special.expit(z))).mean(-1)
+        + 1
+        - (2 * (special.expit(z) * y).sum(-1) + 1) / (special.expit(z).sum(-1) + y.sum(-1) + 1)
+    ),
     "mean_squared_error": mean_last(lambda p, y: (p - y) ** 2),
     "mean_absolute_error": mean_last(lambda p, y: abs(p - y)),
     "mean_absolute_percentage_error": mean_last(lambda p, y: 100 * abs((y - p) / np.maximum(abs(y), 1e-7))),
@@ -63,7 +68,7 @@ def example(name, rng):
     z = rng.normal(size=(B, C))
     if name == "sparse_categorical_crossentropy":
         return z, rng.integers(0, C, B)
-    if name in ("categorical_crossentropy", "binary_crossentropy", "binary_focal_crossentropy") or "hinge" in name:
+    if name.endswith("crossentropy") or "hinge" in name:
         return z, np.eye(C)[rng.integers(0, C, B)]
     if name in ("kl_divergence", "poisson", "mean_squared_logarithmic_error"):
         return softmax(z), softmax(rng.normal(size=(B, C)))
