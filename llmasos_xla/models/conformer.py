@@ -15,6 +15,7 @@ from flax import nnx
 
 from llmasos_xla import kernels
 from llmasos_xla.models.layers._modules import parameter, random_key
+from llmasos_xla.models.layers._windows import over_whole_steps
 from llmasos_xla.models.layers.conv import DIMENSIONS
 from llmasos_xla.models.layers.dense import Dense, affine
 from llmasos_xla.models.layers.normalization import BatchNormalization, LayerNormalization
@@ -237,9 +238,8 @@ class _Depthwise(nnx.Module):
 
     def __call__(self, x: jax.Array, padding: tuple[int, int]) -> jax.Array:
         kernel, bias = self.kernel[...].astype(x.dtype), self.bias[...].astype(x.dtype)
-        return kernels.conv(
-            x, kernel, (1,), [padding], dimension_numbers=DIMENSIONS[1], feature_group_count=x.shape[-1], bias=bias
-        )
+        options = {"dimension_numbers": DIMENSIONS[1], "feature_group_count": x.shape[-1], "bias": bias}
+        return over_whole_steps(lambda x: kernels.conv(x, kernel, (1,), [padding], **options), x)
 
 
 def stream_state(sizes: Sizes, batch: int) -> State:

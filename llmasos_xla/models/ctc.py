@@ -15,6 +15,7 @@ from llmasos_xla.models.config import Config
 from llmasos_xla.models.layers._base import Shape
 from llmasos_xla.models.layers._checks import number, one_of, sample_rank, whole
 from llmasos_xla.models.layers._modules import parameter, random_key
+from llmasos_xla.models.layers._windows import over_whole_steps
 from llmasos_xla.models.layers.conv import DIMENSIONS
 from llmasos_xla.models.layers.dense import Dense
 from llmasos_xla.models.layers.log_mel import LogMel
@@ -227,15 +228,9 @@ class _Strided(nnx.Module):
     def __call__(self, x: jax.Array, before: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The output, and the last frame."""
         x = jnp.concatenate([before.astype(x.dtype), x], axis=1)
-        y = kernels.conv(
-            x,
-            self.kernel[...].astype(x.dtype),
-            (2, 2),
-            [(0, 0), (1, 1)],
-            dimension_numbers=DIMENSIONS[2],
-            bias=self.bias[...].astype(x.dtype),
-            activation="relu",
-        )
+        kernel, bias = self.kernel[...].astype(x.dtype), self.bias[...].astype(x.dtype)
+        options = {"dimension_numbers": DIMENSIONS[2], "bias": bias, "activation": "relu"}
+        y = over_whole_steps(lambda x: kernels.conv(x, kernel, (2, 2), [(0, 0), (1, 1)], **options), x)
         return y, x[:, -1:].astype(before.dtype)
 
 

@@ -14,6 +14,7 @@ from llmasos_xla.models.layers._base import Shape
 from llmasos_xla.models.layers._checks import sample_rank
 from llmasos_xla.models.layers._mel import frames, root
 from llmasos_xla.models.layers._modules import parameter
+from llmasos_xla.models.layers._windows import over_whole_steps
 from llmasos_xla.models.layers.conv import DIMENSIONS
 from llmasos_xla.models.layers.dense import Dense
 from llmasos_xla.models.pretrained.names import CONV1D, DENSE, SAME, Layout, Name
@@ -133,15 +134,9 @@ class _Conv(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         bias, activation = (None, None) if self.bias is None else (self.bias[...].astype(x.dtype), "relu")
-        return kernels.conv(
-            x,
-            self.kernel[...].astype(x.dtype),
-            (self.stride,),
-            [self.padding],
-            dimension_numbers=DIMENSIONS[1],
-            bias=bias,
-            activation=activation,
-        )
+        options = {"dimension_numbers": DIMENSIONS[1], "bias": bias, "activation": activation}
+        kernel = self.kernel[...].astype(x.dtype)
+        return over_whole_steps(lambda x: kernels.conv(x, kernel, (self.stride,), [self.padding], **options), x)
 
 
 class _Recurrence(nnx.Module):

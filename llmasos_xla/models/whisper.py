@@ -17,6 +17,7 @@ from llmasos_xla.models.generation.protocol import Cache, Generative, Memory, St
 from llmasos_xla.models.layers._attend import attend
 from llmasos_xla.models.layers._base import Shape
 from llmasos_xla.models.layers._checks import number, sample_rank
+from llmasos_xla.models.layers._windows import over_whole_steps
 from llmasos_xla.models.layers.conv import DIMENSIONS
 from llmasos_xla.models.layers.log_mel import LogMel
 from llmasos_xla.models.pretrained import names as table
@@ -264,15 +265,9 @@ class _Conv(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         dtype = jnp.result_type(x, self.kernel[...])
-        return kernels.conv(
-            x.astype(dtype),
-            self.kernel[...].astype(dtype),
-            (self.stride,),
-            [(1, 1)],
-            dimension_numbers=DIMENSIONS[1],
-            bias=self.bias[...].astype(dtype),
-            activation="gelu",
-        )
+        kernel, bias = self.kernel[...].astype(dtype), self.bias[...].astype(dtype)
+        options = {"dimension_numbers": DIMENSIONS[1], "bias": bias, "activation": "gelu"}
+        return over_whole_steps(lambda x: kernels.conv(x, kernel, (self.stride,), [(1, 1)], **options), x.astype(dtype))
 
 
 class _Attention(nnx.Module):
