@@ -37,7 +37,7 @@ def fit_input(dataset: "Dataset", input_shape: Any, tokens: bool | tuple[str, ..
         return _fit_text(dataset, input_shape)
     if content.kind == TABLE:
         return _fit_table(dataset, input_shape, bool(tokens))
-    if isinstance(content.x, dict):
+    if dataset.inputs is not None:
         return _fit_inputs(dataset, input_shape, tokens)
     if isinstance(content.x, Lazy):
         return _fit_lazy(dataset, input_shape, bool(tokens))
@@ -69,15 +69,25 @@ def _fit_text(dataset: "Dataset", input_shape: Shape | None) -> TextInput:
 
 
 def _fit_inputs(dataset: "Dataset", shapes: Any, tokens: bool | tuple[str, ...]) -> tuple[tuple[str, ArrayInput], ...]:
-    inputs = dataset.rows().x
+    lazy, top = not dataset.in_memory, dataset.content.pixel_max
+    if lazy and dataset.normalize == "standard":
+        raise ValueError(
+            f"fit: normalize='standard' wants all rows of several inputs at once, {dataset.name} gives one by one; "
+            "standardize them there"
+        )
+    inputs = dataset.take(np.arange(1)).x if lazy else dataset.rows().x
     shapes = dict.fromkeys(inputs) if shapes is None else dict(shapes)
     if shapes.keys() != inputs.keys():
         raise ValueError(f"fit: the model takes the inputs {', '.join(shapes)}; the data have {', '.join(inputs)}")
     ids = set(inputs) if tokens is True else set(tokens or ())
-    return tuple(
-        (name, _fit_array(x, shapes[name], dataset.normalize, name in ids, dataset.content.pixel_max, f"x[{name!r}]"))
-        for name, x in inputs.items()
-    )
+    found = []
+    for name, x in inputs.items():
+        who = f"x[{name!r}]"
+        if lazy:
+            found.append((name, _of_one_row(x, shapes[name], dataset, name in ids, who)))
+        else:
+            found.append((name, _fit_array(x, shapes[name], dataset.normalize, name in ids, top, who)))
+    return tuple(found)
 
 
 def _fit_table(dataset: "Dataset", input_shape: Shape | None, tokens: bool) -> ArrayInput | TableInput:
@@ -118,15 +128,18 @@ def _fit_table(dataset: "Dataset", input_shape: Shape | None, tokens: bool) -> A
 def _fit_lazy(dataset: "Dataset", input_shape: Shape | None, tokens: bool) -> ArrayInput:
     # One row is enough for the shape; only standardizing needs all of them.
     x = np.asarray(dataset.take(np.arange(1)).x)
-    fitted = _fit_array(x, input_shape, None, tokens, dataset.content.pixel_max, dataset.name)
-    if tokens:
+    fitted = _of_one_row(x, input_shape, dataset, tokens, dataset.name)
+    if dataset.normalize != "standard" or tokens:
         return fitted
-    if dataset.normalize == "standard":
-        chunks = (np.arange(i, min(i + _CHUNK, len(dataset))) for i in range(0, len(dataset), _CHUNK))
-        mean, std = _moments(fitted.encode(dataset.take(chunk).x, who="fit: x") for chunk in chunks)
-        return dataclasses.replace(fitted, mean=mean, std=std)
-    if dataset.normalize == "pixels" or (dataset.normalize == "auto" and x.dtype == np.uint8):
-        return ArrayInput(fitted.shape, "uint8", fitted.free, scale=1 / dataset.content.pixel_max)
+    chunks = (np.arange(i, min(i + _CHUNK, len(dataset))) for i in range(0, len(dataset), _CHUNK))
+    mean, std = _moments(fitted.encode(dataset.take(chunk).x, who="fit: x") for chunk in chunks)
+    return dataclasses.replace(fitted, mean=mean, std=std)
+
+
+def _of_one_row(x: np.ndarray, wanted: Shape | None, dataset: "Dataset", tokens: bool, who: str) -> ArrayInput:
+    fitted, top = _fit_array(x, wanted, None, tokens, dataset.content.pixel_max, who), dataset.content.pixel_max
+    if not tokens and (dataset.normalize == "pixels" or (dataset.normalize == "auto" and x.dtype == np.uint8)):
+        return ArrayInput(fitted.shape, "uint8", fitted.free, scale=1 / top)
     return fitted
 
 

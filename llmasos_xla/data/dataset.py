@@ -29,8 +29,8 @@ class Dataset:
     - a folder of images or of audio files, a folder in it for each class.
     - `"lines.txt"`: text, a row a line; `{"neg": path, "pos": path}`: a file for each class.
     - `(x, y)`, or x with `labels=`: arrays of NumPy, jax, torch and others; a list of str is text; a dict of arrays is
-      several inputs, for `data.batches` and networks of your own: `Sequential` and `Model` take one.
-    - any object with `len` and `[i]` that gives pairs (x, y), for instance a PyTorch data set.
+      several inputs, for models that read several, `data.batches` and networks of your own.
+    - any object with `len` and `[i]` that gives pairs (x, y), for instance a PyTorch data set; x may be a dict.
 
     Args:
         source: see above.
@@ -150,6 +150,8 @@ class Dataset:
     def inputs(self) -> tuple[str, ...] | None:
         """The names of several inputs; None for one, which a table's columns are."""
         x = self.content.x
+        if isinstance(x, Lazy):
+            return getattr(x, "inputs", None)
         return tuple(x) if isinstance(x, dict) and self.content.columns is None else None
 
     @property

@@ -60,6 +60,51 @@ def test_a_dict_is_fitted_evaluated_predicted_and_saved(data, tmp_path):
     loaded.fit(lm.Dataset(x, y), epochs=1, batch_size=8, verbose=0)
 
 
+def test_pairs_of_dicts_are_prepared_as_arrays_are():
+    x = {"images": np.arange(64, dtype=np.uint8).reshape(4, 4, 4, 1), "age": np.full((4, 1), 30.0, np.float32)}
+    rows = [({name: a[i] for name, a in x.items()}, i) for i in range(4)]
+
+    class Pairs:
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, i):
+            return rows[i]
+
+    found, expected = (lm.data.Preprocessing.fit(lm.Dataset(given)) for given in (Pairs(), (x, np.arange(4))))
+    assert found == expected
+    assert found.describe() == "images: uint8 (rows, 4, 4, 1), times 1/255; age: float32 (rows, 1)"
+    with pytest.raises(ValueError, match="normalize='standard' wants all rows of several inputs at once"):
+        lm.data.Preprocessing.fit(lm.Dataset(Pairs(), normalize="standard"))
+
+
+def test_pairs_of_dicts_are_read_on_demand(data):
+    x, y = data
+
+    class Pairs:
+        def __len__(self):
+            return ROWS
+
+        def __getitem__(self, i):
+            return {name: a[i] for name, a in x.items()}, y[i]
+
+    dataset = lm.Dataset(Pairs())
+    assert dataset.inputs == ("ids", "attention_mask")
+    losses = [tagger().fit(given, epochs=2, batch_size=8, verbose=0).history["loss"] for given in
+              (dataset, lm.Dataset(x, y))]  # fmt: skip
+    np.testing.assert_allclose(*losses, rtol=1e-6)
+    model = tagger()
+    model.fit(dataset, verbose=0)
+    np.testing.assert_array_equal(model.predict(dataset), model.predict(x))
+
+    class Ragged(Pairs):
+        def __getitem__(self, i):
+            return ({"ids": x["ids"][i]}, y[i]) if i == 3 else super().__getitem__(i)
+
+    with pytest.raises(ValueError, match="row 3 gave a dict of ids for x, the first row a dict of ids, attention_mask"):
+        tagger().fit(lm.Dataset(Ragged()), verbose=0)
+
+
 def test_what_is_not_needed_may_come_later_or_stay_away(data):
     x, y = data
     model = tagger()

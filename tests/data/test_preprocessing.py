@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import jax
@@ -326,3 +327,15 @@ def test_a_table_takes_columns_of_values_and_nothing_else(tmp_path):
     ):
         with pytest.raises(ValueError, match=f"predict: {text}"):
             preprocessing.encode(raw, who="predict")
+
+
+def test_how_many_inputs_are_needed_is_read_back_and_checked():
+    preprocessing = dataclasses.replace(
+        Preprocessing.fit(Dataset({"ids": np.ones((2, 3), int), "mask": np.ones((2, 3), int)}), tokens=("ids", "mask")),
+        needed=1,
+    )
+    value = json.loads(json.dumps(preprocessing.to_json()))
+    assert Preprocessing.from_json(value) == preprocessing
+    for needed in (0, 3, "1", True):
+        with pytest.raises(ValueError, match="needed is .*; a whole number from 1 to 2 is wanted"):
+            Preprocessing.from_json(value | {"needed": needed})

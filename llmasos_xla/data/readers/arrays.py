@@ -1,5 +1,6 @@
 """Reads what is in memory already: arrays, another framework's tensors, pandas frames, indexables of pairs."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,10 @@ class Pairs:
 
     def __init__(self, source: Any):
         self._source = source
+        first = source[0] if len(source) else None
+        x = first[0] if isinstance(first, tuple | list) and first else None
+        self.inputs: tuple[str, ...] | None = tuple(map(str, x)) if isinstance(x, Mapping) else None
+        """The names of several inputs, where x are dicts."""
 
     def __len__(self) -> int:
         return len(self._source)
@@ -96,9 +101,21 @@ class Pairs:
                 )
         labels = [y for _, y in pairs]
         return (
-            as_array([np.asarray(x) for x, _ in pairs], "Dataset: x"),
+            self._stacked([x for x, _ in pairs], indices),
             None if any(y is None for y in labels) else as_array(labels, "Dataset: y"),
         )
+
+    def _stacked(self, rows: list[Any], indices: np.ndarray) -> Any:
+        if self.inputs is None:
+            return as_array([np.asarray(x) for x in rows], "Dataset: x")
+        for i, x in zip(indices, rows):
+            if not isinstance(x, Mapping) or x.keys() != set(self.inputs):
+                came = f"a dict of {', '.join(map(str, x))}" if isinstance(x, Mapping) else type(x).__name__
+                raise ValueError(
+                    f"Dataset: row {i} gave {came} for x, the first row a dict of {', '.join(self.inputs)}; all rows "
+                    "are to be alike"
+                )
+        return {name: as_array([np.asarray(x[name]) for x in rows], f"Dataset: x[{name!r}]") for name in self.inputs}
 
 
 def from_pairs(source: Any) -> Content:
