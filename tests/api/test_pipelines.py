@@ -176,6 +176,14 @@ def test_texts_are_gone_on_with(tokenizer):
         lm.pipeline("translation", model, tokenizer)
 
 
+def test_the_published_story_is_written(shared_data):
+    folder = shared_data / "weights_stories260k"
+    write = lm.pipeline("text-generation", lm.load_pretrained(folder / "stories260K.bin"), max_new_tokens=60)
+    text = "Once upon a time" + write("Once upon a time")
+    assert len(text) > 100
+    assert (folder / "expected_stdout.txt").read_text().startswith(text)
+
+
 def test_texts_are_rewritten(tokenizer):
     config = T5Config(vocab=300, width=16, depth=1, heads=2, key_dim=8, hidden=16)
     model = Network(config, seed=2)
@@ -239,6 +247,17 @@ def test_masks_are_as_large_as_the_picture(rng, classes):
 
     large = Image.fromarray(x[0, ..., 0]).resize((24, 16), Image.Resampling.NEAREST)
     np.testing.assert_array_equal(segment(large).classes, np.repeat(np.repeat(expected[0], 2, 0), 3, 1))
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_pixels_are_what_the_network_says(rng, classes):
+    model = lm.models.unet_small(widths=(4, 4), classes=classes, input_shape=(16, 16, 3))
+    reader = PictureReader(size=(16, 16))
+    pictures = [rng.integers(0, 256, (16, 16, 3), dtype=np.uint8) for _ in range(2)]
+    logits = np.asarray(model(reader(pictures)))
+    expected = logits[..., 0] > 0 if classes == 1 else logits.argmax(-1)
+    found = lm.pipeline("segmentation", model, reader=reader)(pictures)
+    np.testing.assert_array_equal([one.classes for one in found], expected)
 
 
 class Found(NamedTuple):
