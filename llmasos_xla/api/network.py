@@ -67,6 +67,8 @@ class Network(Fitted):
             path = pathlib.Path(weights)
             self.folder, self._tokenizer = path if path.is_dir() else path.parent, None
         learner = self.learner
+        if learner.spec.lora is not None:
+            raise ValueError("read: the model has adapters, which were learnt beside other weights; merge_lora() first")
         learner.shard(shard)
         # What the weights may lack, a new head, is that of a fresh model of this seed.
         key, placement = jax.random.key(learner.seed), learner.placement

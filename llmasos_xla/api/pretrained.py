@@ -83,7 +83,8 @@ def _family(described: Mapping[str, Any], file: str) -> type[Config]:
     kind = described.get("model_type")
     if kind is None:
         # Files from before model_type was written name a class, "BertForMaskedLM".
-        classes = tuple(str(name).lower() for name in described.get("architectures") or ())
+        named = described.get("architectures")
+        classes = tuple(str(name).lower() for name in named) if isinstance(named, list) else ()
         known = [t for f in FAMILIES for t in f.huggingface]
         fits = [t for t in known if any(c.startswith(re.sub("[_-]", "", t)) for c in classes)]
         kind = max(fits, key=len, default=None)

@@ -126,6 +126,8 @@ def test_patterns_that_make_no_sense_are_refused(unchecked):
         model.add_lora(where="query")
     with pytest.raises(ValueError, match="has adapters already"):
         model.new_head(classes=5)
+    with pytest.raises(ValueError, match="beside other weights"):
+        model.read({})
 
 
 @pytest.mark.parametrize("where", ["query/kernel", "kernel|embeddings"])
@@ -216,6 +218,19 @@ def test_plans_know_what_is_trained():
     # Two moments of the embeddings, and no gradient.
     assert all_bytes - some_bytes == 2 * 4096 * 32 * 4
     assert some_values < all_values
+
+
+def test_a_fit_of_adapters_goes_on_from_its_folder(tmp_path):
+    whole, first, second = network(), network(), network()
+    for model in (whole, first, second):
+        model.add_lora(rank=2, where="query")
+    fit(whole, epochs=3)
+    fit(first, epochs=1, checkpoint=tmp_path / "fit")
+    loaded = lm.load(tmp_path / "fit")
+    np.testing.assert_array_equal(loaded(IDS), first(IDS))
+    assert loaded.trained == first.trained
+    fit(second, epochs=3, checkpoint=tmp_path / "fit", resume=True)
+    jax.tree.map(np.testing.assert_array_equal, second.variables, whole.variables)
 
 
 def test_what_is_trained_beside_adapters_is_in_their_file(tmp_path):

@@ -132,6 +132,7 @@ def test_unknown_models_are_refused_with_what_is_known(shelf, folder):
     for text, wanted in (
         ('{"model_type": "mamba"}', r"of type 'mamba' .* not on the shelf; known are .*toy-net"),
         ('{"architectures": ["MambaForCausalLM"]}', "MambaForCausalLM"),
+        ('{"architectures": 3}', "architectures 3"),
         ('{"model_type": "toy-net"}', "does not say 'hidden_size' of a toy"),
         ("[1]", "is no table of sizes"),
         ("{", "is damaged"),
