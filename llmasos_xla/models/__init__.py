@@ -8,6 +8,7 @@
     config      what a model of the shelf is
     shelf       the models of the shelf by name
     ctc_decoding what the logits of a CTC model say
+    face_detection FaceDetector: faces in a picture by the three networks of MTCNN
     streaming   networks on sound that comes piece by piece
     generation/ writing token after token: what a model defines for it, and the loops
     pretrained/ published weights: formats, names, reading
@@ -26,6 +27,8 @@ from llmasos_xla.models.ctc_decoding import beam_search as beam_search
 from llmasos_xla.models.ctc_decoding import ctc_text as ctc_text
 from llmasos_xla.models.ctc_decoding import greedy as greedy
 from llmasos_xla.models.decoder import DecoderConfig as DecoderConfig
+from llmasos_xla.models.face_detection import FaceDetector as FaceDetector
+from llmasos_xla.models.face_detection import Faces as Faces
 from llmasos_xla.models.shelf import FAMILIES as FAMILIES
 from llmasos_xla.models.shelf import SHELF as SHELF
 from llmasos_xla.models.stack import Stack as Stack

@@ -9,6 +9,7 @@ from llmasos_xla.models.ctc import CTCConfig
 from llmasos_xla.models.gpt2 import GPT2Config
 from llmasos_xla.models.llama import LlamaConfig
 from llmasos_xla.models.mobilenet import MobileNetV2Config
+from llmasos_xla.models.mtcnn import MTCNNConfig
 from llmasos_xla.models.resnet import ResNetConfig
 from llmasos_xla.models.rtdetr.config import RTDETRConfig
 from llmasos_xla.models.silero import SileroVADConfig
@@ -25,6 +26,7 @@ FAMILIES: tuple[type[Config], ...] = (
     CTCConfig,
     CNNConfig,
     MobileNetV2Config,
+    MTCNNConfig,
     ResNetConfig,
     RTDETRConfig,
     SileroVADConfig,
