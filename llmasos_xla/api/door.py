@@ -57,7 +57,7 @@ class Door:
         dataset = self._dataset(x, y, "test", sample_weight)
         return self.learner.evaluate(dataset, batch_size=batch_size, verbose=verbose, workers=workers, shard=shard)
 
-    def predict(self, x: Any, *, shard: Any = None) -> np.ndarray:
+    def predict(self, x: Any, *, shard: Any = None) -> Any:
         """Outputs [rows, ...] in float32: probabilities after a softmax or sigmoid. `x` is raw input or a `Dataset`.
 
         `shard` is as in `fit`. In several processes all are given the same rows and get all outputs.

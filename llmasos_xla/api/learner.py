@@ -401,7 +401,7 @@ class Learner:
         report.print("evaluate  " + "  ".join(f"{name} {value:.4f}" for name, value in logs.items()))
         return logs
 
-    def predict(self, x: Any, shard: Any = None) -> np.ndarray:
+    def predict(self, x: Any, shard: Any = None) -> Any:
         """Outputs [rows, ...] in float32 for raw input, an array or a Dataset."""
         self.shard(shard)
         if isinstance(x, Dataset):
@@ -424,7 +424,7 @@ class Learner:
             self.spec.check_tokens(x)
         return x
 
-    def predict_encoded(self, x: Any) -> np.ndarray:
+    def predict_encoded(self, x: Any) -> Any:
         """Outputs for input that `encode` has brought into shape."""
         return self._toolbox()[2](self.evaluation_variables, x)
 

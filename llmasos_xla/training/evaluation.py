@@ -95,8 +95,8 @@ class Predictor:
         self.objective, self.batch_size, self.log, self.placement = objective, batch_size, log, placement
         self._programs: dict[Any, Callable] = {}
 
-    def __call__(self, variables: Variables, x: Any) -> np.ndarray:
-        """Outputs [rows, ...] float32 of encoded input [rows, ...]."""
+    def __call__(self, variables: Variables, x: Any) -> Any:
+        """Outputs [rows, ...] float32 of encoded input [rows, ...]; several where the model gives several."""
         rows = len(jax.tree.leaves(x)[0])
         if not rows:
             raise ValueError("predict: the input has no rows")
@@ -111,15 +111,15 @@ class Predictor:
             programs = Programs(self.placement, bucket)
             mine = padded if programs.share is None else jax.tree.map(lambda a, rows=programs.share: a[rows], padded)
             outputs = self._program(programs, padded, variables)(variables, programs.batch({"x": mine}, axis=0)["x"])
-            parts.append(outputs[:size])
-        return np.concatenate([np.asarray(part) for part in parts])
+            parts.append(jax.tree.map(lambda a, size=size: a[:size], outputs))
+        return jax.tree.map(lambda *part: np.concatenate([np.asarray(a) for a in part]), *parts)
 
     def _program(self, programs: Programs, x: Any, variables: Variables) -> Callable:
         shapes = str(jax.tree.map(lambda a: (a.shape, a.dtype), x))
         if shapes not in self._programs:
             objective = self.objective
 
-            def outputs(variables: Variables, x: Any) -> jax.Array:
+            def outputs(variables: Variables, x: Any) -> Any:
                 return objective.outputs(objective.forward(variables, x, train=False)[0])
 
             rows = len(jax.tree.leaves(x)[0])

@@ -20,8 +20,9 @@ import optax
 from llmasos_xla.data.labels import IGNORED as IGNORED
 from llmasos_xla.data.labels import outside
 from llmasos_xla.errors import unknown
+from llmasos_xla.training.detection import check_boxes, detection_loss
 
-Function = Callable[[jax.Array, jax.Array], jax.Array]
+Function = Callable[[Any, jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Loss:
         function: (predictions, targets) -> one loss a sample [batch], or a scalar.
         reads: "logits", before the model's last softmax or sigmoid, or "outputs", after it.
         targets: "class" for integer class ids, "labels" for rows of them padded with 0, "like" for arrays shaped as the
-            output, "share" for such arrays of values from 0 to 1, "any" for what the function takes.
+            output, "share" for such arrays of values from 0 to 1, "boxes" for rows of (class, box), "any" for what the
+            function takes.
         head: the activation that makes probabilities of the logits which a loss reads, "softmax" or "sigmoid".
     """
 
@@ -43,9 +45,9 @@ class Loss:
     targets: str = "like"
     head: str | None = None
 
-    def __call__(self, logits: jax.Array, outputs: jax.Array, y: jax.Array) -> jax.Array:
+    def __call__(self, logits: Any, outputs: Any, y: jax.Array) -> jax.Array:
         """The loss of each sample, [batch], in float32."""
-        predictions = (logits if self.reads == "logits" else outputs).astype(jnp.float32)
+        predictions = jax.tree.map(lambda a: a.astype(jnp.float32), logits if self.reads == "logits" else outputs)
         values = self.function(predictions, y)
         if values.ndim and values.shape[0] != y.shape[0]:
             raise ValueError(
@@ -57,7 +59,7 @@ class Loss:
         )
 
 
-def logits_for(loss: Loss, head: str | None, logits: jax.Array, outputs: jax.Array) -> jax.Array:
+def logits_for(loss: Loss, head: str | None, logits: Any, outputs: Any) -> Any:
     """The logits that `loss` is to read of a model that ends in `head`.
 
     A softmax's logits are none of a sigmoid. Where a model ends in the other of the two, its outputs are taken as the
@@ -176,6 +178,7 @@ LOSSES: dict[str, Loss] = {
         Loss("poisson", _regression(lambda p, y: p - y * jnp.log(p + 1e-7))),
         Loss("kl_divergence", _regression(_kl_divergence)),
         Loss("ctc", _ctc, "logits", "labels", "softmax"),
+        Loss("detection", detection_loss, "logits", "boxes", "sigmoid"),
         Loss("cosine_similarity", _regression(lambda p, y: -optax.cosine_similarity(p, y, epsilon=1e-7))),
     )
 }
@@ -263,6 +266,9 @@ def _share(text: str, name: str) -> float:
 def check_targets(loss: Loss, y: np.ndarray, output_shape: tuple, label_names: tuple[str, ...] | None = None) -> None:
     """Raises ValueError if targets `y` cannot be compared with outputs of `output_shape` (without the batch axis)."""
     if loss.targets == "any":
+        return
+    if loss.targets == "boxes":
+        check_boxes(y, output_shape)
         return
     if loss.targets == "labels":
         _check_labels(loss.name, y, output_shape)

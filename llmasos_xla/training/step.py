@@ -76,13 +76,13 @@ class Objective:
     precision: str = "float32"
     class_weight: tuple[float, ...] | None = None
 
-    def outputs(self, logits: jax.Array) -> jax.Array:
+    def outputs(self, logits: Any) -> Any:
         """The model's outputs from its logits, in float32."""
-        return activation(self.head)(logits.astype(jnp.float32))
+        return jax.tree.map(lambda a: activation(self.head)(a.astype(jnp.float32)), logits)
 
     def forward(
         self, variables: Variables, x: Any, *, train: bool, key: jax.Array | None = None, **inputs: Any
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    ) -> tuple[Any, dict[str, jax.Array]]:
         """Logits and the new state, computed in `precision`."""
         params, x, placement = self.in_precision(variables.params), self.in_precision(self.prepare(x)), current()
         if placement is not None:
@@ -110,7 +110,7 @@ class Objective:
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         return Totals(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32), zeros, jnp.full((), -1, jnp.int32))
 
-    def losses(self, logits: jax.Array, y: jax.Array, weight: jax.Array) -> jax.Array:
+    def losses(self, logits: Any, y: jax.Array, weight: jax.Array) -> jax.Array:
         """Weighted loss of each sample, [batch]."""
         outputs = self.outputs(logits)
         values = self.loss(logits_for(self.loss, self.head, logits, outputs), outputs, y)
@@ -119,7 +119,7 @@ class Objective:
             values = values * jnp.asarray(self.class_weight, jnp.float32)[ids]
         return values * weight
 
-    def _sums(self, logits: jax.Array, y: jax.Array, weight: jax.Array) -> dict[str, dict[str, jax.Array]]:
+    def _sums(self, logits: Any, y: jax.Array, weight: jax.Array) -> dict[str, dict[str, jax.Array]]:
         outputs = self.outputs(logits)
         sums = {}
         for metric in self.metrics:
@@ -132,7 +132,7 @@ class Objective:
                 ) from error
         return sums
 
-    def sums(self, logits: jax.Array, batch: Mapping[str, Any]) -> tuple[jax.Array, dict[str, dict[str, jax.Array]]]:
+    def sums(self, logits: Any, batch: Mapping[str, Any]) -> tuple[jax.Array, dict[str, dict[str, jax.Array]]]:
         """Sum of the weighted losses and the metrics' sums: of a batch's parts they add up to the batch's."""
         y, weight = batch["y"], batch["weight"]
         # A metric need not be differentiable.
@@ -141,7 +141,7 @@ class Objective:
     def gradients(self, params: dict[str, jax.Array], state: dict[str, jax.Array], batch: Any, key: Any) -> Any:
         """The gradient of sum(weight * loss) / count, as `Gradients` says."""
 
-        def forward(params: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+        def forward(params: dict[str, jax.Array]) -> tuple[Any, dict[str, jax.Array]]:
             return self.forward(Variables(params, state), batch["x"], train=True, key=key)
 
         placement = current()
