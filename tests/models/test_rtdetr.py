@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from goldens.golden import folder, read
 from jax.test_util import check_grads
 
 from llmasos_xla.models import RTDETRConfig
 from llmasos_xla.models.rtdetr.deformable import deformable_attention
 from llmasos_xla.models.rtdetr.encoder import doubled
-from llmasos_xla.models.rtdetr.network import anchor_logits
+from llmasos_xla.models.rtdetr.network import Detections, anchor_logits
+from llmasos_xla.training.detection import detection_loss
 
 TINY = RTDETRConfig.rtdetr_r18(
     depths=(1, 1), widths=(4, 8), stem=4, maps=2, attended=(1,), classes=3, queries=6, width=8, depth=1, heads=2,
@@ -102,6 +104,15 @@ def test_anchors_over_the_border_are_none():
     # 1/128 is nearer to the border than 0.01; the sixth map's anchors are larger than the image.
     assert valid[:, 0].tolist() == [False, *[True] * 62, False, *[True] * 7, False]
     np.testing.assert_allclose(boxes[0], [0.5, 1.5 / 64, 0.05, 0.05], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["rtdetr_basic", "rtdetr_bottleneck"])
+def test_the_loss_is_the_originals(name):
+    case = read(folder() / f"{name}.npz").cases[0]
+    found = Detections(*(jnp.asarray(case[part]) for part in Detections._fields))
+    # The original divides by the objects of the whole batch; here each image has as many.
+    loss = jnp.mean(detection_loss(found, jnp.asarray(case["targets"])))
+    np.testing.assert_allclose(loss, case["loss"], rtol=1e-5)
 
 
 def test_what_is_not_built_is_refused():

@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 from makers._torch import Golden, torch
 from seeded import inputs, seeded
 from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrResNetConfig
@@ -52,6 +53,13 @@ def _clear(model, size, queries):
     raise AssertionError(f"no images of {size} without near ties")
 
 
+def _targets(classes):
+    """Three objects for each of two images."""
+    rng = np.random.default_rng(0)
+    kinds, boxes = rng.integers(0, classes, (2, 3, 1)), rng.uniform(0.2, 0.6, (2, 3, 4))
+    return np.concatenate([kinds, boxes], axis=-1).astype(np.float32)
+
+
 def goldens():
     made = {}
     for name, (backbone, sizes, images) in KINDS.items():
@@ -72,11 +80,14 @@ def goldens():
         cases = []
         for size in images:
             x, given = _clear(module.model, size, config.num_queries)
-            whole = module(x.permute(0, 3, 1, 2))
+            targets = torch.from_numpy(_targets(config.num_labels))
+            labels = [{"class_labels": rows[:, 0].long(), "boxes": rows[:, 1:]} for rows in targets]
+            whole = module(x.permute(0, 3, 1, 2), labels=labels)
             logits, boxes = given.intermediate_logits, given.intermediate_reference_points
             early_logits = torch.cat([given.enc_topk_logits[:, None], logits[:, :-1]], 1)
             early_boxes = torch.cat([given.enc_topk_bboxes[:, None], boxes[:, :-1]], 1)
             case = {"images": x, "logits": whole.logits, "boxes": whole.pred_boxes}
+            case |= {"targets": targets, "loss": whole.loss}
             case |= {"early_logits": early_logits, "early_boxes": early_boxes}
             cases.append({key: value.numpy() for key, value in case.items()})
         made[name] = Golden("RTDETRConfig", "huggingface", config.to_dict(), {}, arrays, cases)
