@@ -43,14 +43,15 @@ class Transcription:
         brought: model and pieces.
         rate: samples a second that the model reads, where it does not say so itself.
         beams: readings that a search keeps, for whole sounds; 1 takes the best path.
+        batch_size: sounds that go through the network together.
     """
 
-    def __init__(self, brought: Brought, *, rate: int | None = None, beams: int = 1):
+    def __init__(self, brought: Brought, *, rate: int | None = None, beams: int = 1, batch_size: int = 8):
         self._network = brought.network()
         config = self._network.config
         if not isinstance(config, CTCConfig):
             raise ValueError(f"pipeline: {brought.task!r} wants a recognizer by CTC, got {config.who}")
-        self._config, self._beams = config, beams
+        self._config, self._beams, self._batch_size = config, beams, batch_size
         features = config.features
         self.rate = rate or (features.rate if features is not None else None)
         if features is None:
@@ -73,18 +74,29 @@ class Transcription:
         wanted = self.rate
         assert wanted is not None
         samples = [read_sound(sound, wanted, source_rate=rate) for sound in items]
-        stride = self._config.stride
-        # Few lengths, so that few programs serve all sounds.
-        steps = power_of_two(max(-(-len(one) // stride) for one in samples))
-        found = []
-        for one in samples:
-            x = np.pad(one, (0, steps * stride - len(one)))[None]
-            logits = self._network(x, lengths=np.array([len(one)], np.int32))
+        found = [""] * len(samples)
+        for places, logits in self._logits(samples):
             if self._beams > 1:
-                found.append(self._text(beam_search(logits, width=self._beams)[0][0].labels))
+                rows = [each[0].labels for each in beam_search(logits, width=self._beams)]
             else:
-                found.append(self._text([i for i in np.asarray(greedy(logits))[0] if i]))
+                rows = [[i for i in row if i] for row in np.asarray(greedy(logits)).tolist()]
+            for place, row in zip(places, rows):
+                found[place] = self._text(row)
         return found[0] if alone else found
+
+    def _logits(self, samples: Sequence[np.ndarray]) -> Iterator[tuple[list[int], Any]]:
+        """Sounds of like length together, and where they stood: few shapes, so that few programs serve all."""
+        stride = self._config.stride
+        by_steps: dict[int, list[int]] = {}
+        for place, one in enumerate(samples):
+            by_steps.setdefault(power_of_two(max(1, -(-len(one) // stride))), []).append(place)
+        for steps, places in sorted(by_steps.items()):
+            for start in range(0, len(places), self._batch_size):
+                part = places[start : start + self._batch_size]
+                rows = [part[0]] * (min(power_of_two(len(part)), self._batch_size) - len(part)) + part
+                x = np.stack([np.pad(samples[i], (0, steps * stride - len(samples[i]))) for i in rows])
+                lengths = np.array([len(samples[i]) for i in rows], np.int32)
+                yield part, np.asarray(self._network(x, lengths=lengths))[len(rows) - len(part) :]
 
     def stream(self, chunks: Iterable[Any], *, rate: int | None = None) -> Iterator[str]:
         """What is said, piece by piece as it is heard: chunks of samples in, texts out.
