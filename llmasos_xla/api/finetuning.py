@@ -63,7 +63,7 @@ def finetune(
         model: a model of the shelf, read from published weights: `lm.load_pretrained(folder)`.
         dataset: (x, y), or a `Dataset`.
 
-            "text-classification": texts and a label each.
+            "text-classification": texts, or pairs of texts, and a label each.
             "token-classification": rows of words, and of as many labels; a word's first piece carries its label.
             "image-classification": images as the model takes them, and a label each.
             "language-modelling": texts (y is None), which are joined and cut into rows of `max_length`.
@@ -219,7 +219,8 @@ def _longest(model: Network, max_length: int | None) -> int | None:
 
 def _is_text(x: Any) -> bool:
     first = x[0] if not isinstance(x, Mapping) and len(x) else None
-    return isinstance(first, str)
+    pair = isinstance(first, tuple | list) and len(first) == 2 and all(isinstance(text, str) for text in first)
+    return isinstance(first, str) or pair
 
 
 def _texts(x: Any, y: Any, model: Network, tokenizer: Callable[[], Tokenizer], max_length: int | None) -> Any:

@@ -103,6 +103,23 @@ def test_what_was_finetuned_is_asked_with_the_same_tokenizer_and_labels(tokenize
     assert [one.label for one in lm.pipeline("sentiment", model)(TEXTS)] == labels
 
 
+def test_two_texts_are_classified_together(tokenizer):
+    model = bert("classification", classes=2, dropout=0.0)
+    pairs = [("a fine film", "no"), ("no", "a fine film"), ("film", "the film")]
+    history = lm.finetune(
+        model, (pairs, ["x", "y", "x"]), task="text-classification", tokenizer=tokenizer, epochs=40,
+        learning_rate=0.03, verbose=0,
+    )  # fmt: skip
+    assert history.history["loss"][-1] < 0.2
+    classify = lm.pipeline("text-classification", model)
+    assert [one.label for one in classify(pairs)] == ["x", "y", "x"]
+    assert classify(pairs[1]).label == "y"
+    logits = model(**tokenizer.batch(pairs))
+    np.testing.assert_allclose([one.score for one in classify(pairs)], softmax(logits).max(-1), rtol=1e-4)
+    with pytest.raises(ValueError, match="all of them alike"):
+        classify([pairs[0], "a text"])
+
+
 def test_a_model_that_learnt_from_text_needs_no_tokenizer():
     model = lm.Sequential(
         [lm.layers.Embedding(50, 4), lm.layers.GlobalAveragePooling1D(), lm.layers.Dense(1, activation="sigmoid")]

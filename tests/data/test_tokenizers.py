@@ -93,6 +93,28 @@ def test_batches_are_padded_and_cut(minilm):
     assert tokenizer.batch(TEXTS, 10, multiple=16)["ids"].shape == (4, 10)
 
 
+def test_two_texts_are_one_row(minilm):
+    tokenizer = load_tokenizer(minilm)
+    ids, types = tokenizer.encode_pair("the cat", "a dog")
+    assert ids == [101, 1996, 4937, 102, 1037, 3899, 102]
+    assert types == [0, 0, 0, 0, 1, 1, 1]
+    assert super(HuggingFace, tokenizer).encode_pair("the cat", "a dog") == (ids, types)
+    long = "the dog " * 20
+    for pair, sizes in {("the cat", long): (4, 6), (long, "the cat"): (7, 3), (long, long): (6, 4)}.items():
+        for encode in (tokenizer.encode_pair, super(HuggingFace, tokenizer).encode_pair):
+            ids, types = encode(*pair, max_length=10)
+            assert (types.count(0), types.count(1)) == sizes
+            assert ids[0] == 101
+            assert [i for i, piece in enumerate(ids) if piece == 102] == [sizes[0] - 1, 9]
+    batch = tokenizer.batch([("the cat", "a dog"), ("a", "b")])
+    assert batch["token_type_ids"].tolist() == [[0, 0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 0, 0]]
+    assert batch["attention_mask"].sum(1).tolist() == [7, 5]
+    with pytest.raises(ValueError, match="max_length=4 leaves no room for two texts, around which 3 ids go"):
+        tokenizer.encode_pair("a", "b", max_length=4)
+    with pytest.raises(TypeError, match="pairs of texts, all of them alike"):
+        tokenizer.batch([("a", "b"), "c"])
+
+
 def test_trained_pairs_give_every_text_back(trained, tmp_path):
     assert trained.size == 300
     assert trained.special[:1] == (0,)
@@ -104,6 +126,8 @@ def test_trained_pairs_give_every_text_back(trained, tmp_path):
         ids = trained.encode(text)
         assert loaded.encode(text) == ids
         assert trained.decode(ids) == text
+    a, b = trained.pieces("the fox"), trained.pieces("dog")
+    assert trained.encode_pair("the fox", "dog") == ([1, *a, 2, *b, 2], [0] * (len(a) + 2) + [1] * (len(b) + 1))
     assert len(trained.pieces("the quick")) < len("the quick")
     spans = trained.spans("the lazy")
     assert [i for i, _, _ in spans] == trained.pieces("the lazy")

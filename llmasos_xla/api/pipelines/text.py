@@ -59,13 +59,29 @@ class Encoder:
         """Each text's ids, cut to what the network reads."""
         return [self.tokenizer.encode(text, max_length=self.longest) for text in texts]
 
-    def __call__(self, rows: Sequence[Sequence[int]]) -> list[np.ndarray]:
-        """The network's output for each row of ids, the steps of padding left out where it has one for each step."""
+    def of_texts(self, texts: Sequence[Any]) -> list[np.ndarray]:
+        """The network's output for each text, or pair of texts."""
+        pairs = [self.tokenizer.encode_pair(*text, max_length=self.longest) for text in texts if is_pair(text)]
+        if not pairs:
+            return self(self.ids(texts))
+        if len(pairs) < len(texts):
+            raise ValueError("pipeline: texts are wanted, or pairs of texts, all of them alike")
+        return self([ids for ids, _ in pairs], [types for _, types in pairs])
+
+    def __call__(self, rows: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None = None) -> list[np.ndarray]:
+        """The network's output for each row of ids, the steps of padding left out where it has one for each step.
+
+        `types` say which of two texts each id is of.
+        """
         found: list[Any] = [None] * len(rows)
         fill = self.tokenizer.special.pad or 0
         for bucket in buckets(rows, fill=fill, most=self.batch_size, longest=self.longest):
-            mask = {"attention_mask": bucket.mask} if self._masked else {}
-            output = self.network(ids=bucket.ids, **mask)
+            more = {"attention_mask": bucket.mask} if self._masked else {}
+            if types is not None and "token_type_ids" in self.network.config.inputs:
+                more["token_type_ids"] = np.zeros_like(bucket.ids)
+                for row, place in zip(more["token_type_ids"], bucket.places):
+                    row[: len(types[place])] = types[place]
+            output = self.network(ids=bucket.ids, **more)
             output = np.asarray(getattr(output, "logits", output))
             steps = output.ndim > 2
             for place, row in zip(bucket.places, output):
@@ -75,7 +91,7 @@ class Encoder:
 
 @final
 class TextClassification:
-    """`classify("a fine film")` -> `Label(label, score)`; of a list of texts, a list.
+    """`classify("a fine film")` -> `Label(label, score)`; of a list of texts, a list. A tuple of two texts is a pair.
 
     With `top=k`, the k most probable labels of each text. A model without tokenizer whose training data were text
     (`Sequential` with an `Embedding`) does as well.
@@ -94,14 +110,14 @@ class TextClassification:
             )
         self.labels = brought.labels(max(shape[0], 2))
 
-    def __call__(self, texts: str | Sequence[str], *, top: int | None = None) -> Any:
+    def __call__(self, texts: str | tuple[str, str] | Sequence[Any], *, top: int | None = None) -> Any:
         """The most probable label of each text, or the `top` most probable ones."""
-        items, alone = one_or_many(texts, "text", lambda given: isinstance(given, str))
+        items, alone = one_or_many(texts, "text", lambda given: isinstance(given, str) or is_pair(given))
         if self._encoder is None:
             outputs = self._brought.model.predict(items)
             scores = np.concatenate([1 - outputs, outputs], 1) if outputs.shape[1] == 1 else outputs
         else:
-            scores = shares(np.stack(self._encoder(self._encoder.ids(items))))
+            scores = shares(np.stack(self._encoder.of_texts(items)))
         found = [best(row, self.labels, top) for row in scores]
         return found[0] if alone else found
 
@@ -215,6 +231,11 @@ class SentenceEmbedding:
         items, alone = one_or_many(texts, "text", lambda given: isinstance(given, str))
         found = np.stack(self._encoder(self._encoder.ids(items))).astype(np.float32)
         return found[0] if alone else found
+
+
+def is_pair(given: Any) -> bool:
+    """Whether this is a tuple of two texts, which are read together."""
+    return isinstance(given, tuple) and len(given) == 2 and all(isinstance(text, str) for text in given)
 
 
 def shares(logits: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, final
 
-from llmasos_xla.data.tokenizers.protocol import Special, Tokenizer, read
+from llmasos_xla.data.tokenizers.protocol import Special, Tokenizer, read, rooms
 from llmasos_xla.errors import missing_package
 
 _NAMES = {
@@ -130,9 +130,12 @@ class HuggingFace(Tokenizer):
         inner.train_from_iterator(texts, trainer)
         found = {name: inner.token_to_id(name) for name in ("<start>", "<end>") if name in special}
         if found:
-            template = " ".join([*(n for n in found if n == "<start>"), "$A", *(n for n in found if n == "<end>")])
+            start, end = (f"{name} " if name in found else "" for name in ("<start>", "<end>"))
+            ending = f" {end.strip()}:1" if end else ""
             inner.post_processor = tokenizers.processors.TemplateProcessing(
-                single=template, special_tokens=list(found.items())
+                single=f"{start}$A {end}".strip(),
+                pair=f"{start}$A {end}$B:1{ending}",
+                special_tokens=list(found.items()),
             )
         return cls(inner)
 
@@ -144,6 +147,15 @@ class HuggingFace(Tokenizer):
     def pieces(self, text: str) -> list[int]:
         """The ids of a text alone."""
         return self.inner.encode(text, add_special_tokens=False).ids
+
+    def encode_pair(self, first: str, second: str, *, max_length: int | None = None) -> tuple[list[int], list[int]]:
+        """Two texts as one row of ids, as the file's post-processor puts them together, and which each is of."""
+        whole = [self.inner.encode(text, add_special_tokens=False) for text in (first, second)]
+        around = self.inner.num_special_tokens_to_add(True)
+        for encoding, room in zip(whole, rooms([len(encoding.ids) for encoding in whole], max_length, around)):
+            encoding.truncate(room)
+        found = self.inner.post_process(*whole, True)
+        return found.ids, found.type_ids
 
     def spans(self, text: str) -> list[tuple[int, int, int]]:
         """`pieces` with their places: (id, first character, the character behind the last)."""

@@ -66,13 +66,29 @@ class Tokenizer(abc.ABC):
             ids = ids[:room]
         return [*prefix, *ids, *suffix]
 
+    def encode_pair(self, first: str, second: str, *, max_length: int | None = None) -> tuple[list[int], list[int]]:
+        """Two texts as one row of ids, [CLS] first [SEP] second [SEP], and which of the two each is of, 0 or 1.
+
+        The longer one is cut until the row fits into `max_length`.
+        """
+        whole = [self.pieces(first), self.pieces(second)]
+        around = len(self.prefix) + 2 * len(self.suffix)
+        a, b = (ids[:room] for ids, room in zip(whole, rooms(list(map(len, whole)), max_length, around)))
+        first_part, second_part = [*self.prefix, *a, *self.suffix], [*b, *self.suffix]
+        return first_part + second_part, [0] * len(first_part) + [1] * len(second_part)
+
     def batch(
-        self, texts: Sequence[str], max_length: int | None = None, *, special: bool = True, multiple: int = 1
+        self,
+        texts: Sequence[str] | Sequence[tuple[str, str]],
+        max_length: int | None = None,
+        *,
+        special: bool = True,
+        multiple: int = 1,
     ) -> dict[str, np.ndarray]:
-        """Texts as `{"ids", "attention_mask"}`, int32 [rows, time], padded at the right.
+        """Texts as `{"ids", "attention_mask"}`, int32 [rows, time], padded at the right; of pairs "token_type_ids" too.
 
         Args:
-            texts: one str a row.
+            texts: one str a row, or a pair of them.
             max_length: where longer rows are cut.
             special: whether prefix and suffix go around each text.
             multiple: the rows' length is rounded up to a multiple of it (but not above `max_length`).
@@ -81,8 +97,34 @@ class Tokenizer(abc.ABC):
             raise TypeError("batch: a list of texts is wanted, one text came; pass [text]")
         if not len(texts):
             raise ValueError("batch: there is no text")
-        return padded([self.encode(text, special=special, max_length=max_length) for text in texts], self, max_length,
-                      multiple)  # fmt: skip
+        alone = [text for text in texts if isinstance(text, str)]
+        if len(alone) == len(texts):
+            rows = [self.encode(text, special=special, max_length=max_length) for text in alone]
+            return padded(rows, self, max_length, multiple)
+        if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in texts):
+            raise TypeError("batch: texts are wanted, or pairs of texts, all of them alike")
+        pairs = [self.encode_pair(*pair, max_length=max_length) for pair in texts]
+        found = padded([ids for ids, _ in pairs], self, max_length, multiple)
+        types = np.zeros_like(found["ids"])
+        for row, (_, of_pair) in enumerate(pairs):
+            types[row, : len(of_pair)] = of_pair
+        return {**found, "token_type_ids": types}
+
+
+def rooms(lengths: Sequence[int], most: int | None, around: int) -> tuple[int, int]:
+    """How many ids of each of two texts fit into `most`, of which `around` are special; the longer one gives way.
+
+    >>> rooms([5, 20], 16, 3), rooms([5, 4], None, 3)
+    ((5, 8), (5, 4))
+    """
+    a, b = lengths
+    if most is None or a + b + around <= most:
+        return a, b
+    room = most - around
+    if room < 2:
+        raise ValueError(f"encode_pair: max_length={most} leaves no room for two texts, around which {around} ids go")
+    a, b = (a, room - a) if a <= room // 2 else (room - b, b) if b <= room // 2 else (room - room // 2, room // 2)
+    return a, b
 
 
 def padded(
