@@ -39,8 +39,9 @@ class Served:
     """A loaded model behind names: tensors in, tensors out.
 
     A single input is called "input". A table has an input for each of its columns, and takes "input" with all columns
-    in order too. The outputs are "output", what `model.predict` gives, and for classifiers "label": the name of the
-    most probable class, or its id where classes have no names.
+    in order too. The outputs are "output", what `model.predict` gives, or its parts by name where it gives several
+    ("logits" and "boxes" of a detector), and for classifiers "label": the name of the most probable class, or its id
+    where classes have no names.
 
     Raises ValueError for a model that was never fitted: how its input is prepared is not known then.
     """
@@ -56,8 +57,13 @@ class Served:
         self.preprocessing: Preprocessing = preprocessing
         self.inputs = _inputs(preprocessing.input)
         self._label, label = _labeller(model, preprocessing)
-        shape = (-1, *(-1 if n is None else n for n in model.learner.spec.output_shape()))
-        self.outputs = (Tensor(OUTPUT, "FP32", shape), *label)
+        several = model.learner.spec.several()
+        self._several = bool(several)
+        shapes = several or {OUTPUT: model.learner.spec.output_shape()}
+        self.outputs = (
+            *(Tensor(name, "FP32", (-1, *(-1 if n is None else n for n in shape))) for name, shape in shapes.items()),
+            *(() if several else label),
+        )
         # One call at a time: the cores are shared anyway, and memory is needed once.
         self._running = threading.Lock()
 
@@ -111,7 +117,7 @@ class Served:
         except (ValueError, TypeError) as error:
             # The input was accepted, so this is no fault of the sender's.
             raise RuntimeError(f"infer: the model failed: {error}") from error
-        found = {OUTPUT: y}
+        found = dict(y._asdict()) if self._several else {OUTPUT: y}
         if LABEL in wanted:
             found[LABEL] = self._label(y)
         return {name: found[name] for name in wanted}
@@ -153,7 +159,7 @@ class Served:
         if isinstance(part, ArrayInput) and part.free:
             output_shapes(self.model.learner.spec.layers, encoded.shape[1:])
 
-    def _forward(self, encoded: Any) -> np.ndarray:
+    def _forward(self, encoded: Any) -> Any:
         with self._running:
             return self.model.learner.predict_encoded(encoded)
 

@@ -124,6 +124,10 @@ class Config(Layer):
         arrays = {name: abstract(shapes[name], rows, length, name in whole) for name in names}
         return arrays[self.inputs[0]] if list(arrays) == [self.inputs[0]] else arrays
 
+    def several(self, shape: Shape) -> dict[str, Shape]:
+        """The shapes of one sample's outputs by name, where the model gives a tuple of them; {} where it gives one."""
+        return {}
+
     def bind(self, *arrays: Any, **named: Any) -> Any:
         """Arguments of a call as the module takes them: the array itself where it is the first alone, else a dict.
 

@@ -86,6 +86,13 @@ class StackSpec:
         """Shape of one output sample."""
         return output_shapes(self.layers, self.known_shape())[-1]
 
+    def several(self) -> dict[str, Shape]:
+        """The shapes of one sample's outputs by name, where the last layer gives a tuple of them, else {}."""
+        several = getattr(self.layers[-1], "several", None)
+        if several is None:
+            return {}
+        return several([self.known_shape(), *output_shapes(self.layers[:-1], self.known_shape())][-1])
+
     def known_shape(self) -> Shape:
         """The input shape; an error if nothing has told it yet."""
         if not self.layers:

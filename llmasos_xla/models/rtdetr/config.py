@@ -205,6 +205,10 @@ class RTDETRConfig(Config):
         known_channels(self.who, shape)
         return (self.queries, self.classes)
 
+    def several(self, shape: Shape) -> dict[str, Shape]:
+        """Those of `Detections` that are of use after training."""
+        return {"logits": self.output_shape(shape), "boxes": (self.queries, 4)}
+
     def build(self, shape: Shape, rngs: nnx.Rngs) -> nnx.Module:
         """The module."""
         self.output_shape(shape)
