@@ -44,7 +44,8 @@ $(PEERS)/.installed: tests/goldens/requirements.txt
 parity: $(VENV)/.installed-dev $(PEERS)/.installed
 	rm -rf .cache/goldens
 	$(PEERS)/bin/python tests/goldens/make.py --out .cache/goldens
-	LLMASOS_GOLDENS=$(CURDIR)/.cache/goldens $(BIN)/python -m pytest -n $(WORKERS) tests/models/test_parity.py tests/models/test_beams.py tests/models/test_log_mel.py tests/models/test_t5.py tests/models/test_log_mel.py
+	LLMASOS_GOLDENS=$(CURDIR)/.cache/goldens $(BIN)/python -m pytest -n $(WORKERS) tests/models/test_parity.py tests/models/test_beams.py \
+		tests/models/test_log_mel.py tests/models/test_parakeet.py tests/models/test_t5.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

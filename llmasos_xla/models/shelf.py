@@ -10,6 +10,7 @@ from llmasos_xla.models.gpt2 import GPT2Config
 from llmasos_xla.models.llama import LlamaConfig
 from llmasos_xla.models.mobilenet import MobileNetV2Config
 from llmasos_xla.models.mtcnn import MTCNNConfig
+from llmasos_xla.models.parakeet import ParakeetConfig
 from llmasos_xla.models.resnet import ResNetConfig
 from llmasos_xla.models.rtdetr.config import RTDETRConfig
 from llmasos_xla.models.silero import SileroVADConfig
@@ -29,6 +30,7 @@ FAMILIES: tuple[type[Config], ...] = (
     MTCNNConfig,
     ResNetConfig,
     RTDETRConfig,
+    ParakeetConfig,
     SileroVADConfig,
     T5Config,
     UNetConfig,

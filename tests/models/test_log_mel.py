@@ -9,7 +9,7 @@ from goldens.seeded import sound
 
 from llmasos_xla.models.layers import LogMel
 
-GOLDENS = sorted((folder() / "features").glob("*.npz"))
+GOLDENS = [path for path in sorted((folder() / "features").glob("*.npz")) if read(path).kind == "LogMel"]
 
 
 @pytest.mark.parametrize("path", GOLDENS, ids=lambda path: path.stem)

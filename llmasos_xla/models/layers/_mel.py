@@ -11,9 +11,9 @@ SCALES = ("slaney", "htk")
 LOGARITHMS = ("none", "natural", "decibel", "whisper")
 
 
-def hann(length: int, fft_length: int) -> np.ndarray:
-    """The periodic Hann window of `length` in the middle of `fft_length` values, float64."""
-    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / length)
+def hann(length: int, fft_length: int, periodic: bool = True) -> np.ndarray:
+    """The Hann window of `length`, periodic or ending in the 0 it began with, amid `fft_length` values, float64."""
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / (length if periodic else length - 1))
     before = (fft_length - length) // 2
     return np.pad(window, (before, fft_length - length - before))
 
