@@ -80,7 +80,7 @@ class Door:
                 "are saved without the training state, and after load compile must be called again",
                 stacklevel=2,
             )
-        self.learner.save(path, self._door())
+        self.learner.save(path, {**self._door(), **self._kept()})
 
     def _append(self, layer: Layer) -> None:
         if not isinstance(layer, Layer):
@@ -129,6 +129,10 @@ class Door:
                 raise ValueError("a Dataset brings its own labels and weights; pass it without y and sample_weight")
             return x
         return Dataset(x, y, mode=mode, weights=sample_weight)
+
+    def _kept(self) -> dict[str, Any]:
+        """What a file of the model holds besides, as JSON values."""
+        return {}
 
     def _door(self) -> dict[str, Any]:
         raise NotImplementedError

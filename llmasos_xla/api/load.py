@@ -8,6 +8,7 @@ from llmasos_xla.api.door import Door
 from llmasos_xla.api.model import Model
 from llmasos_xla.api.network import Network
 from llmasos_xla.api.sequential import Sequential
+from llmasos_xla.data.tokenizers.keeping import from_json
 
 DOORS = {"Sequential": Sequential, "Model": Model, "Network": Network}
 
@@ -37,4 +38,6 @@ def load(path: str | os.PathLike, *, step: int | Literal["best"] | None = None) 
     if model is None:
         raise ValueError(f"load: the file's door {str(entries)[:80]!r} is not one of {', '.join(DOORS)}")
     model.learner = learner
+    if isinstance(model, Network) and entries.get("tokenizer") is not None:
+        model.tokenizer = from_json(entries["tokenizer"])
     return model

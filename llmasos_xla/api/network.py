@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from llmasos_xla.api.fitted import Fitted
 from llmasos_xla.core import Variables
+from llmasos_xla.data.tokenizers.keeping import to_json
 from llmasos_xla.data.tokenizers.opening import load_tokenizer
 from llmasos_xla.data.tokenizers.protocol import Tokenizer
 from llmasos_xla.errors import unknown
@@ -78,7 +79,10 @@ class Network(Fitted):
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """What `generate`, `finetune` and pipelines make ids of texts with: what was set, or that of `folder`."""
+        """What `generate`, `finetune` and pipelines make ids of texts with: what was set, or that of `folder`.
+
+        A file that `save` writes holds it, once it was used or set.
+        """
         if self._tokenizer is None and self.folder is not None:
             with contextlib.suppress(FileNotFoundError):
                 self._tokenizer = load_tokenizer(self.folder)
@@ -177,6 +181,10 @@ class Network(Fitted):
                 self._forward, variables, x, shardings=shardings, what=f"call of {rows} rows", log=self.learner.compiled
             )
         return self._on_mesh[shapes]
+
+    def _kept(self) -> dict[str, Any]:
+        kept = None if self._tokenizer is None else to_json(self._tokenizer)
+        return {} if kept is None else {"tokenizer": kept}
 
     def _door(self) -> dict[str, Any]:
         return {"door": "Network"}

@@ -88,7 +88,7 @@ def test_a_folder_brings_tokenizer_and_labels(tokenizer, tmp_path):
     np.testing.assert_allclose([one.score for one in found], [one.score for one in given], rtol=1e-5)
 
 
-def test_what_was_finetuned_is_asked_with_the_same_tokenizer_and_labels(tokenizer):
+def test_what_was_finetuned_is_asked_with_the_same_tokenizer_and_labels(tokenizer, tmp_path):
     model = bert("masked-lm", dropout=0.0)
     labels = ["fine", "bad", "bad"]
     lm.finetune(
@@ -100,7 +100,11 @@ def test_what_was_finetuned_is_asked_with_the_same_tokenizer_and_labels(tokenize
         learning_rate=0.02,
         verbose=0,
     )
-    assert [one.label for one in lm.pipeline("sentiment", model)(TEXTS)] == labels
+    found = lm.pipeline("sentiment", model)(TEXTS)
+    assert [one.label for one in found] == labels
+    # The file has all that it takes.
+    model.save(tmp_path / "sentiment.safetensors")
+    assert lm.pipeline("sentiment", lm.load(tmp_path / "sentiment.safetensors"))(TEXTS) == found
 
 
 def test_two_texts_are_classified_together(tokenizer):

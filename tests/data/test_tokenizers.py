@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from llmasos_xla.data.tokenizers import Characters, HuggingFace, Llama2C, SentencePiece, load_tokenizer
+from llmasos_xla.data.tokenizers.keeping import from_json, to_json
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -180,6 +181,42 @@ def test_characters(tmp_path):
     assert [tokenizer.decode(row) for row in batch["ids"]] == [TEXTS[0], "fox\N{REPLACEMENT CHARACTER}"]
     tokenizer.save(tmp_path)
     assert load_tokenizer(tmp_path).encode(TEXTS[1]) == tokenizer.encode(TEXTS[1])
+
+
+# In a model's file
+
+
+def test_a_file_of_a_model_holds_every_kind(trained, piece, shared_data):
+    kinds = [
+        trained,
+        SentencePiece(piece, start=True),
+        Characters.fit(TEXTS, special=("pad", "unknown")),
+        Llama2C(shared_data / "weights_stories260k" / "tok512.bin"),
+    ]
+    for tokenizer in kinds:
+        again = from_json(json.loads(json.dumps(to_json(tokenizer))))
+        assert type(again) is type(tokenizer)
+        assert (again.special, again.size) == (tokenizer.special, tokenizer.size)
+        for text in TEXTS:
+            assert again.encode(text) == tokenizer.encode(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda v: [], "of an unknown kind, 'None'"),
+        (lambda v: {**v, "kind": "pickle"}, "of an unknown kind, 'pickle'"),
+        (lambda v: {**v, "tokenizer": "{}"}, "damaged: HuggingFace: this is no tokenizer.json"),
+        (lambda v: {**v, "special": [0, 1]}, r"damaged: special ids \[0, 1\]"),
+        (lambda v: {**v, "special": [10**6] * 5}, "damaged: special ids"),
+        (lambda v: {"kind": "characters", "characters": 3, "special": []}, "damaged: characters wants a text"),
+        (lambda v: {"kind": "llama2c", "model": "%"}, "damaged"),
+        (lambda v: {"kind": "sentencepiece", "model": "QUJD", "start": False, "end": True}, "no sentencepiece model"),
+    ],
+)
+def test_a_damaged_one_is_refused(trained, change, text):
+    with pytest.raises(ValueError, match=text):
+        from_json(change(to_json(trained)))
 
 
 # Refusals

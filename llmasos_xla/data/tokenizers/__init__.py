@@ -1,6 +1,7 @@
 """Tokenizers: texts to rows of ids and back, as published models and own vocabularies have them.
 
     protocol        Tokenizer: encode, decode, batch, special ids
+    keeping         in a model's file
     opening         load_tokenizer: a file or folder, whatever its format
     characters      Characters: each character an id, by a vocabulary of the training text
     huggingface     HuggingFace: tokenizer.json, WordPiece's vocab.txt, GPT-2's vocab.json and merges.txt; trains BPE

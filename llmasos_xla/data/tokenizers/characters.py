@@ -4,7 +4,7 @@ import json
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
-from typing import final
+from typing import Any, final
 
 from llmasos_xla.data.tokenizers.protocol import Special, Tokenizer, read
 
@@ -62,18 +62,25 @@ class Characters(Tokenizer):
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes "characters.json" into a folder, or the file of that path."""
-        path = pathlib.Path(path)
-        value = {"characters": self.characters, "special": list(self._names)}
+        path, value = pathlib.Path(path), self.to_json()
         (path / FILE if path.is_dir() else path).write_text(json.dumps(value), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Characters":
         """Reads what `save` wrote."""
         try:
-            value = json.loads(read(path, "Characters"))
-            characters, special = value["characters"], value["special"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            return cls.from_json(json.loads(read(path, "Characters")))
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"Characters: {path} holds no vocabulary of characters: {error!r}") from None
+
+    def to_json(self) -> dict[str, Any]:
+        """The vocabulary as JSON values."""
+        return {"characters": self.characters, "special": list(self._names)}
+
+    @classmethod
+    def from_json(cls, value: Any) -> "Characters":
+        """The inverse of `to_json`."""
+        characters, special = value["characters"], value["special"]
         if not isinstance(characters, str) or not isinstance(special, list):
-            raise ValueError(f"Characters: {path} holds no vocabulary of characters")
+            raise TypeError("characters wants a text, special a list")
         return cls(characters, special)

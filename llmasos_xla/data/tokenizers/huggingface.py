@@ -61,6 +61,15 @@ class HuggingFace(Tokenizer):
             raise ValueError(f"HuggingFace: {path} is no tokenizer.json: {error}") from None
 
     @classmethod
+    def of_text(cls, text: str) -> "HuggingFace":
+        """The content of a tokenizer.json."""
+        tokenizers = _tokenizers()
+        try:
+            return cls(tokenizers.Tokenizer.from_str(text))
+        except Exception as error:  # `tokenizers` raises bare Exceptions.
+            raise ValueError(f"HuggingFace: this is no tokenizer.json: {error}") from None
+
+    @classmethod
     def wordpiece(
         cls, path: str | os.PathLike, *, lowercase: bool = True, special: Mapping[str, Any] | None = None
     ) -> "HuggingFace":

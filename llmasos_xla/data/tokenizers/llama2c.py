@@ -27,8 +27,10 @@ class Llama2C(Tokenizer):
     special = Special(unknown=_UNKNOWN, start=_START, end=_END)
     prefix = (_START,)
 
-    def __init__(self, path: str | os.PathLike):
-        content = pathlib.Path(path).read_bytes()
+    def __init__(self, path: str | os.PathLike | bytes):
+        content = path if isinstance(path, bytes) else pathlib.Path(path).read_bytes()
+        self.content = content
+        path = "the vocabulary" if isinstance(path, bytes) else path
         self._vocabulary: list[bytes] = []
         self._scores: list[float] = []
         at = 4

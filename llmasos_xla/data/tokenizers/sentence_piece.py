@@ -1,6 +1,7 @@
 """sentencepiece's models: T5's spiece.model, Llama's tokenizer.model."""
 
 import os
+import pathlib
 from collections.abc import Iterable
 from typing import Any, final
 
@@ -13,21 +14,23 @@ class SentencePiece(Tokenizer):
     """A .model file of sentencepiece.
 
     Args:
-        path: the file.
+        path: the file, or its content.
         start: whether the start id goes ahead of a text, as Llama has it.
         end: whether the end id goes behind it, as T5 has it.
 
     Raises ValueError for a file that is none, and for a start or end that the vocabulary does not have.
     """
 
-    def __init__(self, path: str | os.PathLike, *, start: bool = False, end: bool = True):
+    def __init__(self, path: str | os.PathLike | bytes, *, start: bool = False, end: bool = True):
         try:
             import sentencepiece
         except ImportError:
             raise missing_package("SentencePiece", "sentencepiece", "text") from None
         self._model: Any = sentencepiece.SentencePieceProcessor()
+        self.content = path if isinstance(path, bytes) else pathlib.Path(path).read_bytes()
+        path = "the vocabulary" if isinstance(path, bytes) else path
         try:
-            self._model.LoadFromFile(os.fspath(path))
+            self._model.LoadFromSerializedProto(self.content)
         except RuntimeError as error:
             raise ValueError(f"SentencePiece: {path} is no sentencepiece model: {error}") from None
         self.size = self._model.vocab_size()
