@@ -275,7 +275,8 @@ class _Block(nnx.Module):
 
     def __call__(self, x: jax.Array, look: Look, dropped: Callable[[jax.Array], jax.Array]) -> tuple[jax.Array, Cache]:
         qkv = self.attention.qkv(self.attention_norm(x, train=False))
-        query, key, value = (qkv[..., i, :] for i in range(3))
+        # Slices would be padded with zeros and summed up in the backward pass.
+        query, key, value = (jnp.squeeze(a, -2) for a in jnp.split(qkv, 3, axis=-2))
         seen, cache = look(query, key, value)
         x = x + dropped(self.attention.output(seen))
         h = self.mlp.up(self.mlp_norm(x, train=False), self.spec.activation)
