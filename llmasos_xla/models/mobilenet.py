@@ -149,7 +149,7 @@ class MobileNetV2Config(Config):
         return output_shapes(self.layers(), shape)[-1]
 
     def names(self, source: str) -> Iterator[Name]:
-        """Hugging Face's names, and torchvision's ("torch")."""
+        """Hugging Face's names, and torchvision's ("torch"); the head may be lacking."""
         if source not in ("huggingface", "torch"):
             yield from super().names(source)  # raises
         face = source == "huggingface"
@@ -171,7 +171,8 @@ class MobileNetV2Config(Config):
                     yield from conv2d(f"{block.prefix}{part}_conv", f"{theirs}.{i}", bias=False)
                     yield from batch_norm(f"{block.prefix}{part}_norm", f"{theirs}.{i + 1}")
         yield from _pair("last", "mobilenet_v2.conv_1x1" if face else f"features.{count + 1}", face)
-        yield from dense("classifier", "classifier" if face else "classifier.1")
+        for name in dense("classifier", "classifier" if face else "classifier.1"):
+            yield name._replace(optional=True)
 
     @property
     def _last(self) -> int:

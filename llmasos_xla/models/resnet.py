@@ -184,7 +184,10 @@ class ResNetConfig(Config):
         return output_shapes(self.layers(), shape)[-1]
 
     def names(self, source: str) -> Iterator[Name]:
-        """Hugging Face's names, and torchvision's ("torch"); of a "cifar" stem those of Idelbayev's CIFAR models."""
+        """Hugging Face's names, and torchvision's ("torch"); of a "cifar" stem those of Idelbayev's CIFAR models.
+
+        The head may be lacking.
+        """
         if source not in ("huggingface", "torch"):
             yield from super().names(source)  # raises
         face = source == "huggingface"
@@ -209,7 +212,8 @@ class ResNetConfig(Config):
                 yield from conv2d(f"{here}/shortcut/projection_conv", f"{there}.{conv}", bias=False)
                 yield from batch_norm(f"{here}/shortcut/projection_norm", f"{there}.{norm}")
         head = "classifier.1" if face else "fc" if self.stem == "imagenet" else "linear"
-        yield from dense("classifier", head)
+        for name in dense("classifier", head):
+            yield name._replace(optional=True)
 
     def _blocks(self) -> Iterator[tuple[int, int, int, int, int]]:
         """Stage, number in it, features that come in and go out, and stride of each block."""

@@ -86,7 +86,7 @@ class UNetConfig(Config):
         return (*shape[:2], self.classes)
 
     def names(self, source: str) -> Iterator[Name]:
-        """Those of Pytorch-UNet (milesial) with transposed convolutions ("torch")."""
+        """Those of Pytorch-UNet (milesial) with transposed convolutions ("torch"); the head may be lacking."""
         if source != "torch":
             yield from super().names(source)  # raises
         last = len(self.widths) - 1
@@ -98,7 +98,8 @@ class UNetConfig(Config):
             yield Name(f"up/{i}/conv2d_transpose/kernel", f"{there}.up.weight", CONV2D)
             yield Name(f"up/{i}/conv2d_transpose/bias", f"{there}.up.bias", SAME)
             yield from _both(f"join/{i}", f"{there}.conv")
-        yield from conv2d("classifier", "outc.conv")
+        for name in conv2d("classifier", "outc.conv"):
+            yield name._replace(optional=True)
 
 
 def _twice(features: int) -> tuple[Layer, ...]:

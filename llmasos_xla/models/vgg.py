@@ -152,7 +152,8 @@ class VGGConfig(Config):
         yield Name("hidden0/kernel", "classifier.0.weight", flattened)
         yield Name("hidden0/bias", "classifier.0.bias", SAME)
         yield from dense("hidden1", "classifier.3")
-        yield from dense("classifier", "classifier.6")
+        for name in dense("classifier", "classifier.6"):
+            yield name._replace(optional=True)
 
     def _names_of_keras(self) -> Iterator[Name]:
         # Its images are channels last as ours are: nothing lies otherwise.

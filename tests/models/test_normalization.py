@@ -155,3 +155,21 @@ def test_a_convolution_takes_up_the_normalization_behind_it(
     plain, _ = net.apply(Variables(params, state), x, train=False)
     assert len(taken) == 1
     assert_close(folded, plain, scale=5)
+
+
+@pytest.mark.parametrize("use_bias", [False, True])
+def test_a_depthwise_convolution_takes_up_the_normalization_behind_it(rng, monkeypatch, use_bias):
+    from llmasos_xla.models.layers.separable import _Depthwise
+
+    layers = [L.DepthwiseConv2D(3, depth_multiplier=2, use_bias=use_bias), L.BatchNormalization(), L.ReLU()]
+    x = jnp.asarray(rng.normal(size=(3, 6, 5, 4)), jnp.float32)
+    net = pure(lambda rngs: Stack(layers, x.shape[1:], rngs=rngs))
+    variables = net.init(jax.random.key(0))
+    params = {n: jnp.asarray(rng.normal(size=a.shape), jnp.float32) for n, a in variables.params.items()}
+    state = {n: jnp.asarray(rng.uniform(0.5, 2, size=a.shape), jnp.float32) for n, a in variables.state.items()}
+    folded, _ = net.apply(Variables(params, state), x, train=False)
+    called = []
+    monkeypatch.setattr(_Depthwise, "absorbs", lambda self, x: called.append(1))
+    plain, _ = net.apply(Variables(params, state), x, train=False)
+    assert called
+    assert_close(folded, plain, scale=5)

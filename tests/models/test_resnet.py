@@ -42,6 +42,18 @@ def test_published_weights_give_the_published_logits(shared_data):
     assert np.mean(np.argmax(logits, -1) == labels) > 0.7
 
 
+def test_other_classes_get_a_head_of_their_own(shared_data):
+    arrays = pretrained.read(shared_data / "weights_resnet20_cifar" / "resnet20-12fca82f.th")
+    body = {name: arrays[name] for name in arrays if "linear" not in name}
+    config = ResNetConfig.resnet20_cifar(classes=3)
+    with pytest.raises(ValueError, match=r"2 missing: linear\.bias, linear\.weight"):
+        pretrained.load(config, body)
+    variables = pretrained.load(config, body, key=jax.random.key(0))
+    assert variables.params["resnet/classifier/kernel"].shape == (64, 3)
+    stem = variables.params["resnet/stem_conv/kernel"]
+    np.testing.assert_array_equal(stem, np.transpose(arrays["conv1.weight"], (2, 3, 1, 0)))
+
+
 def test_models_of_equal_seeds_are_equal():
     a, b = (models.ResNetConfig((1,), (4,), block="basic").net().init(jax.random.key(3)) for _ in range(2))
     jax.tree.map(np.testing.assert_array_equal, a, b)

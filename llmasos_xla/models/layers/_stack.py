@@ -16,6 +16,7 @@ from llmasos_xla.models.layers.activations import Activation, ReLU
 from llmasos_xla.models.layers.conv import Conv1D, Conv2D, Conv3D
 from llmasos_xla.models.layers.normalization import BatchNormalization
 from llmasos_xla.models.layers.pooling import MaxPooling1D, MaxPooling2D, MaxPooling3D
+from llmasos_xla.models.layers.separable import DepthwiseConv2D
 
 
 class Stack(MaskModule):
@@ -99,7 +100,7 @@ class Stack(MaskModule):
 
 def _folds(layer: Layer, after: Layer) -> bool:
     """Whether the normalization is one of a convolution's output features, which no activation stands before."""
-    conv = isinstance(layer, Conv1D | Conv2D | Conv3D) and layer.activation in (None, "linear")
+    conv = isinstance(layer, Conv1D | Conv2D | Conv3D | DepthwiseConv2D) and layer.activation in (None, "linear")
     return conv and isinstance(after, BatchNormalization) and after.axis in (-1, len(layer.kernel_size) + 1)
 
 

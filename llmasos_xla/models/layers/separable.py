@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from llmasos_xla import kernels
@@ -111,6 +112,16 @@ class _Depthwise(nnx.Module):
     def __call__(self, x: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None) -> jax.Array:
         bias = None if self.bias is None else self.bias[...]
         return _depthwise(self.spec, x, self.kernel[...], bias=bias, activation=self.spec.activation)
+
+    def absorbs(self, x: jax.Array) -> bool:
+        """Whether a normalization may go into the kernel, which is small beside any output: at full precision."""
+        return x.dtype == self.kernel[...].dtype == jnp.float32
+
+    def normalized(self, x: jax.Array, factor: jax.Array, offset: jax.Array, activation: str | None) -> jax.Array:
+        """activation(convolution * factor + offset), with the factor of each output feature put into the kernel."""
+        bias = offset if self.bias is None else self.bias[...] * factor + offset
+        kernel = self.kernel[...] * factor.reshape(self.kernel[...].shape[2:])[None, None]
+        return _depthwise(self.spec, x, kernel, bias=bias, activation=activation)
 
 
 class _Separable(nnx.Module):
