@@ -26,6 +26,7 @@ from llmasos_xla.models.config import Config
 from llmasos_xla.models.ctc import CTCConfig
 from llmasos_xla.models.gpt2 import GPT2Config
 from llmasos_xla.models.layers._base import LAYERS
+from llmasos_xla.models.parakeet import ParakeetConfig
 from llmasos_xla.models.t5 import T5Config
 from llmasos_xla.models.whisper import WhisperConfig
 
@@ -372,6 +373,21 @@ def test_whisper_writes_window_by_window(rng):
     assert transcribe([whole, sound]) == [" ".join(filter(None, map(transcribe, parts))), transcribe(sound)]
     with pytest.raises(ValueError, match="language= wants Whisper's own tokenizer"):
         lm.pipeline("transcribe", model, words, language="de")
+
+
+def test_parakeet_is_read_by_its_own_tokenizer(rng):
+    config = ParakeetConfig(vocab=6, width=8, depth=1, num_heads=2, window=3, channels=4, subsampling=4, mels=8)
+    model, sound = Network(config, seed=1), sounding(rng, 1.0)
+    features = config.features(jnp.asarray(sound[None]), jnp.array([len(sound)]))
+    ids = [int(i) for i in lm.models.greedy(model(**features))[0] if i]
+    assert ids
+    wanted = "".join("_abcde"[i] for i in ids)
+    # Five pieces of its own, the blank not among them.
+    assert lm.pipeline("transcribe", model, Characters("abcde"))(sound) == wanted
+    transcribe = lm.pipeline("transcribe", model, "_abcde")
+    assert transcribe([sound, sound[:3000]])[0] == wanted
+    with pytest.raises(ValueError, match="it does not stream"):
+        list(transcribe.stream([sound]))
 
 
 def test_sound_is_cut_where_it_is_quiet(rng):

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, final
 
+import jax
 import numpy as np
 
 from llmasos_xla.api.pipelines.brought import Brought, one_or_many
@@ -11,6 +12,7 @@ from llmasos_xla.data.sound import read_sound
 from llmasos_xla.data.tokenizers.protocol import Tokenizer
 from llmasos_xla.models.ctc import CTCConfig
 from llmasos_xla.models.ctc_decoding import beam_search, greedy
+from llmasos_xla.models.parakeet import HOP, RATE, ParakeetConfig
 from llmasos_xla.models.silero import SileroVADConfig
 
 Sound = Any
@@ -36,8 +38,8 @@ class Window(NamedTuple):
 class Transcription:
     """`transcribe("a.wav")` -> its text; of a list, a list. `transcribe.stream(chunks)` yields it as it comes.
 
-    For a recognizer by CTC. `tokenizer=` says what its ids are: a text or list with a piece for each id, the blank's
-    (id 0) first and unused, or one of `data.tokenizers`.
+    For a recognizer by CTC, `models.ctc_...` or Parakeet, which does not stream. `tokenizer=` says what its ids are: a
+    text or list with a piece for each id, the blank's (id 0) first and unused, or one of `data.tokenizers`.
 
     Args:
         brought: model and pieces.
@@ -49,20 +51,26 @@ class Transcription:
     def __init__(self, brought: Brought, *, rate: int | None = None, beams: int = 1, batch_size: int = 8):
         self._network = brought.network()
         config = self._network.config
-        if not isinstance(config, CTCConfig):
+        if not isinstance(config, CTCConfig | ParakeetConfig):
             raise ValueError(f"pipeline: {brought.task!r} wants a recognizer by CTC, got {config.who}")
-        self._config, self._beams, self._batch_size = config, beams, batch_size
-        features = config.features
-        self.rate = rate or (features.rate if features is not None else None)
-        if features is None:
-            raise ValueError(
-                f"pipeline: {brought.task!r} wants a recognizer that reads sound, {config.who} reads features"
-            )
+        self._beams, self._batch_size = beams, batch_size
+        if isinstance(config, ParakeetConfig):
+            self._features, self._stride = jax.jit(config.features), config.subsampling * HOP
+            self.rate = rate or RATE
+        else:
+            self._features, self._stride = None, config.stride
+            if config.features is None:
+                raise ValueError(
+                    f"pipeline: {brought.task!r} wants a recognizer that reads sound, {config.who} reads features"
+                )
+            self.rate = rate or config.features.rate
         given = brought.given_tokenizer
         pieces = isinstance(given, str | list | tuple) and not _is_path(given, config.vocab)
         self._pieces: Sequence[str] | Tokenizer = given if pieces else brought.tokenizer()
         size = self._pieces.size if isinstance(self._pieces, Tokenizer) else len(self._pieces)
-        if size != config.vocab:
+        # Parakeet's own tokenizer begins behind the blank, whether it counts it as its last or not.
+        self._behind_blank = isinstance(config, ParakeetConfig) and isinstance(self._pieces, Tokenizer)
+        if size != config.vocab and not (self._behind_blank and size == config.vocab - 1):
             raise ValueError(
                 f"pipeline: the model has {config.vocab} ids, the tokenizer {size}; the first is the blank's, which no "
                 "text has"
@@ -86,7 +94,7 @@ class Transcription:
 
     def _logits(self, samples: Sequence[np.ndarray]) -> Iterator[tuple[list[int], Any]]:
         """Sounds of like length together, and where they stood: few shapes, so that few programs serve all."""
-        stride = self._config.stride
+        stride = self._stride
         by_steps: dict[int, list[int]] = {}
         for place, one in enumerate(samples):
             by_steps.setdefault(power_of_two(max(1, -(-len(one) // stride))), []).append(place)
@@ -96,7 +104,8 @@ class Transcription:
                 rows = [part[0]] * (min(power_of_two(len(part)), self._batch_size) - len(part)) + part
                 x = np.stack([np.pad(samples[i], (0, steps * stride - len(samples[i]))) for i in rows])
                 lengths = np.array([len(samples[i]) for i in rows], np.int32)
-                yield part, np.asarray(self._network(x, lengths=lengths))[len(rows) - len(part) :]
+                given = {"sound": x, "lengths": lengths} if self._features is None else self._features(x, lengths)
+                yield part, np.asarray(self._network(**given))[len(rows) - len(part) :]
 
     def stream(self, chunks: Iterable[Any], *, rate: int | None = None) -> Iterator[str]:
         """What is said, piece by piece as it is heard: chunks of samples in, texts out.
@@ -124,7 +133,7 @@ class Transcription:
 
     def _text(self, ids: Sequence[int]) -> str:
         if isinstance(self._pieces, Tokenizer):
-            return self._pieces.decode(ids)
+            return self._pieces.decode([i - self._behind_blank for i in ids])
         return "".join(self._pieces[int(i)] for i in ids)
 
 
