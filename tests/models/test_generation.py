@@ -19,7 +19,6 @@ MODELS = {
     "gpt2": GPT2Config(VOCAB, context=24, width=12, depth=2, heads=3),
     "llama": LlamaConfig(VOCAB, width=12, depth=2, heads=3, hidden=20),
     "grouped": LlamaConfig(VOCAB, width=12, depth=2, heads=6, kv_heads=2, hidden=20, tied=True, scan=False),
-    "lstm_lm": RecurrentLMConfig(VOCAB, width=12, hidden=14, depth=2),
     "gru_lm": RecurrentLMConfig(VOCAB, width=12, hidden=16, depth=1, cell="gru"),
 }
 every_model = pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
