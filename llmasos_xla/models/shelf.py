@@ -11,6 +11,7 @@ from llmasos_xla.models.llama import LlamaConfig
 from llmasos_xla.models.mobilenet import MobileNetV2Config
 from llmasos_xla.models.mtcnn import MTCNNConfig
 from llmasos_xla.models.parakeet import ParakeetConfig
+from llmasos_xla.models.recurrent_lm import RecurrentLMConfig
 from llmasos_xla.models.resnet import ResNetConfig
 from llmasos_xla.models.rtdetr.config import RTDETRConfig
 from llmasos_xla.models.silero import SileroVADConfig
@@ -31,6 +32,7 @@ FAMILIES: tuple[type[Config], ...] = (
     ResNetConfig,
     RTDETRConfig,
     ParakeetConfig,
+    RecurrentLMConfig,
     SileroVADConfig,
     T5Config,
     UNetConfig,

@@ -45,7 +45,11 @@ TENSOR: tuple[Rule, ...] = (
     Rule(r"(^|/)embeddings$", {-1: "tensor"}, gathered=True),
     # A recurrence or a depthwise window divided by features would talk at each step or window: kept split, used whole.
     Rule(r"recurrent_(kernel|bias|scale)$|(input|cell)_(scale|offset)$", {-1: "tensor"}, gathered=True),
-    Rule(r"(^|/)(lstm|gru|simple_rnn|min_gru)\w*/|(forward|backward)/(kernel|bias)$", {-1: "tensor"}, gathered=True),
+    Rule(
+        r"(^|/)(lstm|gru|simple_rnn|min_gru|recurrence)\w*/|(forward|backward)/(kernel|bias)$",
+        {-1: "tensor"},
+        gathered=True,
+    ),
     Rule(r"depthwise_kernel$|depthwise_conv\w*/(kernel|bias)$", {-1: "tensor"}, gathered=True),
     Rule(r"conv2d_transpose\w*/kernel$", {-2: "tensor"}),
     # Columns of products and of convolutions, and what goes with each output feature.

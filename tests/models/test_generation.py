@@ -12,12 +12,14 @@ from llmasos_xla.models.generation.protocol import functions
 from llmasos_xla.models.generation.sampling import Sampling, draw
 from llmasos_xla.models.gpt2 import GPT2Config
 from llmasos_xla.models.llama import LlamaConfig
+from llmasos_xla.models.recurrent_lm import RecurrentLMConfig
 
 VOCAB = 29
 MODELS = {
     "gpt2": GPT2Config(VOCAB, context=24, width=12, depth=2, heads=3),
     "llama": LlamaConfig(VOCAB, width=12, depth=2, heads=3, hidden=20),
     "grouped": LlamaConfig(VOCAB, width=12, depth=2, heads=6, kv_heads=2, hidden=20, tied=True, scan=False),
+    "gru_lm": RecurrentLMConfig(VOCAB, width=12, hidden=16, depth=1, cell="gru"),
 }
 every_model = pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
 PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5]]
