@@ -100,8 +100,9 @@ class Stack(MaskModule):
 
 def _folds(layer: Layer, after: Layer) -> bool:
     """Whether the normalization is one of a convolution's output features, which no activation stands before."""
-    conv = isinstance(layer, Conv1D | Conv2D | Conv3D | DepthwiseConv2D) and layer.activation in (None, "linear")
-    return conv and isinstance(after, BatchNormalization) and after.axis in (-1, len(layer.kernel_size) + 1)
+    if not isinstance(layer, Conv1D | Conv2D | Conv3D | DepthwiseConv2D) or not isinstance(after, BatchNormalization):
+        return False
+    return layer.activation in (None, "linear") and after.axis in (-1, len(layer.kernel_size) + 1)
 
 
 def _pools_first(layer: Layer, after: Layer) -> bool:
