@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import llmasos_xla as lm
-from llmasos_xla.data.tokenizers import Characters
+from llmasos_xla.data.tokenizers import Characters, load_tokenizer
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz ."
 PROMPTS = ["one", "the other day", "x"]
@@ -171,3 +171,15 @@ def test_an_encoder_reads_texts_and_arrays(translator, tokenizer):
     assert isinstance(other, str)
     with pytest.raises(ValueError, match="the encoder reads ids, attention_mask, not 'images'"):
         lm.generate(translator, {"images": ids})
+
+
+def test_stories260k_tells_its_story_to_the_letter(shared_data):
+    folder = shared_data / "weights_stories260k"
+    network = lm.models.stories260k(weights=folder / "stories260K.bin")
+    tokenizer = load_tokenizer(folder / "tok512.bin")
+    wanted = (folder / "expected_stdout.txt").read_text()
+    assert lm.generate(network, "", tokenizer=tokenizer, max_new_tokens=200) == wanted
+    assert "".join(lm.generate(network, "", tokenizer=tokenizer, max_new_tokens=200, stream=True)) == wanted
+    first, stop = wanted[:40], wanted[60:80]
+    gone_on = lm.generate(network, first, tokenizer=tokenizer, max_new_tokens=200, stop=stop)
+    assert first + gone_on == wanted[:60]
