@@ -342,7 +342,9 @@ def test_what_streams_is_what_is_transcribed(recognizer, rng):
     whole = transcribe(sound)
     assert whole
     assert set(whole) <= set("abcde")
-    assert "".join(transcribe.stream(np.split(sound, [100, 5000, 5000, 20000]))) == whole
+    for given in ("_abcde", Characters("abcde"), Characters("abcde", special=("pad",))):
+        streamed = lm.pipeline("transcribe", recognizer, given).stream(np.split(sound, [100, 5000, 5000, 20000]))
+        assert "".join(streamed) == whole
     pieces = Characters("abcde", special=("pad",))
     assert lm.pipeline("transcribe", recognizer, pieces)(sound) == whole
     logits = recognizer(sound[None])

@@ -19,6 +19,10 @@ Sound = Any
 """A path, or an array of samples [time] or [time, channels]."""
 
 
+_CONTEXT = 16
+"""Ids before a piece of text that are read with it."""
+
+
 class Speech(NamedTuple):
     """Where somebody speaks, in seconds."""
 
@@ -38,8 +42,9 @@ class Window(NamedTuple):
 class Transcription:
     """`transcribe("a.wav")` -> its text; of a list, a list. `transcribe.stream(chunks)` yields it as it comes.
 
-    For a recognizer by CTC, `models.ctc_...` or Parakeet, which does not stream. `tokenizer=` says what its ids are: a
-    text or list with a piece for each id, the blank's (id 0) first and unused, or one of `data.tokenizers`.
+    For a recognizer by CTC. `tokenizer=` says what its ids are: a text or list with a piece for each id, the blank's
+    (id 0) first and unused, or one of `data.tokenizers`; where that has no blank, and of Parakeet, its id i is the
+    model's i + 1.
 
     Args:
         brought: model and pieces.
@@ -55,22 +60,23 @@ class Transcription:
             raise ValueError(f"pipeline: {brought.task!r} wants a recognizer by CTC, got {config.who}")
         self._beams, self._batch_size = beams, batch_size
         if isinstance(config, ParakeetConfig):
-            self._features, self._stride = jax.jit(config.features), config.subsampling * HOP
-            self.rate = rate or RATE
+            self.rate, self._stride = rate or RATE, HOP * config.subsampling
+            self._features: Any = jax.jit(config.features)
+        elif config.features is not None:
+            self.rate, self._stride, self._features = rate or config.features.rate, config.stride, None
         else:
-            self._features, self._stride = None, config.stride
-            if config.features is None:
-                raise ValueError(
-                    f"pipeline: {brought.task!r} wants a recognizer that reads sound, {config.who} reads features"
-                )
-            self.rate = rate or config.features.rate
+            raise ValueError(
+                f"pipeline: {brought.task!r} wants a recognizer that reads sound, {config.who} reads features"
+            )
         given = brought.given_tokenizer
         pieces = isinstance(given, str | list | tuple) and not _is_path(given, config.vocab)
         self._pieces: Sequence[str] | Tokenizer = given if pieces else brought.tokenizer()
         size = self._pieces.size if isinstance(self._pieces, Tokenizer) else len(self._pieces)
-        # Parakeet's own tokenizer begins behind the blank, whether it counts it as its last or not.
-        self._behind_blank = isinstance(config, ParakeetConfig) and isinstance(self._pieces, Tokenizer)
-        if size != config.vocab and not (self._behind_blank and size == config.vocab - 1):
+        behind = isinstance(self._pieces, Tokenizer) and (
+            size == config.vocab - 1 or isinstance(config, ParakeetConfig)
+        )
+        self._shift = 1 if behind else 0
+        if size not in (config.vocab, config.vocab - self._shift):
             raise ValueError(
                 f"pipeline: the model has {config.vocab} ids, the tokenizer {size}; the first is the blank's, which no "
                 "text has"
@@ -79,9 +85,7 @@ class Transcription:
     def __call__(self, sounds: Sound | Sequence[Sound], *, rate: int | None = None) -> Any:
         """The text of each sound; `rate` is that of arrays, if not the model's."""
         items, alone = one_or_many(sounds, "sound", single)
-        wanted = self.rate
-        assert wanted is not None
-        samples = [read_sound(sound, wanted, source_rate=rate) for sound in items]
+        samples = [read_sound(sound, self.rate, source_rate=rate) for sound in items]
         found = [""] * len(samples)
         for places, logits in self._logits(samples):
             if self._beams > 1:
@@ -115,25 +119,23 @@ class Transcription:
         """
         if rate not in (None, self.rate):
             raise ValueError(f"pipeline: this model streams sound of {self.rate} samples a second, got {rate}")
-        stream, last, ids = self._network.stream(), 0, []
-        said = 0
-        for logits in _streamed(stream, chunks):
-            for i in logits[0].argmax(-1):
+        last, context, new = 0, [], []
+        for logits in _streamed(self._network.stream(), chunks):
+            for i in logits[0].argmax(-1).tolist():
                 if i not in (0, last):
-                    ids.append(int(i))
-                last = int(i)
-            text = self._text(ids)
-            # Pieces of a character may come one by one.
-            whole = text.removesuffix("\N{REPLACEMENT CHARACTER}")
-            if len(whole) > said:
-                yield whole[said:]
-                said = len(whole)
-        if len(text := self._text(ids)) > said:
-            yield text[said:]
+                    new.append(i)
+                last = i
+            # A few ids before, since what a piece says may hang on them; not all, or each chunk would cost more.
+            text = self._text(context + new)
+            if new and not text.endswith("\N{REPLACEMENT CHARACTER}"):
+                yield text[len(self._text(context)) :]
+                context, new = (context + new)[-_CONTEXT:], []
+        if new:
+            yield self._text(context + new)[len(self._text(context)) :]
 
     def _text(self, ids: Sequence[int]) -> str:
         if isinstance(self._pieces, Tokenizer):
-            return self._pieces.decode([i - self._behind_blank for i in ids])
+            return self._pieces.decode([i - self._shift for i in ids])
         return "".join(self._pieces[int(i)] for i in ids)
 
 
