@@ -12,10 +12,14 @@ import optax
 from llmasos_xla.core import Net, Variables
 
 _SHOWN = 8
+# "blocks/3/", "stages/0/blocks/3/", "stage0_block3/", "block3_expand_conv/", "conv0_3/".
+_NUMBER = re.compile(
+    r"(?:^|/)(?:(blocks|layers|stages)/(\d+)(?=/)|(?:stage|block|conv|norm|slope)(\d+)(?:_(?:block)?(\d+))?(?=/|_[a-z]))"
+)
 # Blocks of a decoder lie in one array, whose first axis counts them.
 _STACK = re.compile(r"(^|/)decoder/(attention|mlp|experts|router|feed_forward)")
 # What stands before the first numbered layer; all else without a number stands behind the last one.
-_FIRST = re.compile(r"embedding|token|position|patch|stem|class_vector|(^|/)w[tp]e(/|$)")
+_FIRST = re.compile(r"embedding|token|position|patch|stem|stft|features|subsampling|(^|/)(w[tp]e|projection)/")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,28 +164,39 @@ def _factors(
 def layers_behind(shapes: Mapping[str, Sequence[int]], stacked: Sequence[str] = ()) -> dict[str, Any]:
     """How many layers stand behind that of each array: a number, or one for each layer of a stack.
 
-    Raises ValueError if no name tells a layer's number.
+    Raises ValueError if no name tells a layer's number, and for several sequences, an encoder's and a decoder's.
 
     >>> layers_behind({"embeddings": (9, 4), "blocks/0/bias": (4,), "blocks/1/bias": (4,), "head/bias": (4,)})
     {'embeddings': 3, 'blocks/0/bias': 2, 'blocks/1/bias': 1, 'head/bias': 0}
     """
-    stacked = tuple(stacked)
-    numbers = {name: tuple(int(part) for part in name.split("/") if part.isdecimal()) for name in shapes}
-    stacks = {n for n in shapes if (stacked and n.startswith(stacked)) or (not numbers[n] and _STACK.search(n))}
-    places: list[Any] = sorted({number for name, number in numbers.items() if number and name not in stacks})
-    depths = {shapes[name][0] for name in stacks}
-    if len(depths) > 1 or (depths and places) or not (depths or places):
+    places = {name: _place(name.removeprefix("lora/")) for name in shapes}
+    stacks = {n for n in shapes if (stacked and n.startswith(tuple(stacked))) or (not places[n] and _STACK.search(n))}
+    numbered = {name: place for name, place in places.items() if place is not None and name not in stacks}
+    chains = {chain for chain, _ in numbered.values()} | {f"a stack of {shapes[name][0]}" for name in stacks}
+    if len(chains) != 1:
+        told = f"name several, {', '.join(sorted(chains)[:4])}" if chains else "tell none"
         raise ValueError(
-            "Optimizer: layer_decay: the arrays' names do not tell in which order the layers stand (blocks/0/, "
-            f"blocks/1/); give rates={{pattern: factor}} instead; there are {shown(list(shapes))}"
+            "Optimizer: layer_decay wants one sequence of layers that are numbered in their arrays' names, blocks/0/, "
+            f"blocks/1/; these {told}. Give rates={{pattern: factor}} instead; there are {shown(list(shapes))}"
         )
-    depth = depths.pop() if depths else len(places)
+    order = sorted({number for _, number in numbered.values()})
+    depth = len(order) or shapes[next(iter(stacks))][0]
     behind: dict[str, Any] = {}
     for name in shapes:
         if name in stacks:
             behind[name] = np.arange(depth, 0, -1)
-        elif numbers[name]:
-            behind[name] = depth - places.index(numbers[name])
+        elif name in numbered:
+            behind[name] = depth - order.index(numbered[name][1])
         else:
             behind[name] = depth + 1 if _FIRST.search(name) else 0
     return behind
+
+
+def _place(name: str) -> tuple[str, tuple[int, ...]] | None:
+    """Where an array's layer stands: what is before its number, and its number, or that of stage and block."""
+    found = list(_NUMBER.finditer(name))
+    if not found:
+        return None
+    # Numbers within a block count its parts.
+    found = found[: 2 if found[0][1] == "stages" else 1]
+    return name[: found[0].start()], tuple(int(n) for match in found for n in match.groups()[1:] if n is not None)

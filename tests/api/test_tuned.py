@@ -340,8 +340,21 @@ def test_layers_behind_slow_down():
         updates, _ = transformation.update(stack, transformation.init(stack), stack)
         np.testing.assert_allclose(-updates["decoder/mlp/up/kernel"][:, 0, 0], [0.125, 0.25, 0.5])
         np.testing.assert_allclose(-updates["embedding/embeddings"][0, 0], 0.0625)
-    with pytest.raises(ValueError, match="do not tell in which order"):
-        layers_behind({"conv0/kernel": (3, 3)})
+    assert layers_behind(
+        dict.fromkeys(("r/stem/kernel", "r/stage0_block1/kernel", "r/stage1_block0/kernel"), (3, 3))
+    ) == {
+        "r/stem/kernel": 3,
+        "r/stage0_block1/kernel": 2,
+        "r/stage1_block0/kernel": 1,
+    }
+    adapters = {"lora/b/blocks/0/query/kernel/up": (2, 3), "b/blocks/1/query/kernel": (3, 3), "b/head/kernel": (3, 3)}
+    assert list(layers_behind(adapters).values()) == [2, 1, 0]
+    for names, text in (
+        (["dense/kernel"], "these tell none"),
+        (["encoder/blocks/0/a", "decoder/blocks/0/a"], "several"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            layers_behind(dict.fromkeys(names, (3, 3)))
     again = lm.Optimizer.from_json(optimizer.to_json())
     assert repr(again) == repr(optimizer)
 
