@@ -144,6 +144,13 @@ def test_other_models_write_nothing():
         lm.generate(lm.models.vgg11(), "a")
 
 
+def test_a_model_on_several_devices_writes_the_same(model, tokenizer, texts):
+    network = lm.Network(model.config)
+    network.variables = model.variables
+    network.learner.shard(lm.MeshSpec(data=2, tensor=2))
+    assert lm.generate(network, PROMPTS, max_new_tokens=20, tokenizer=tokenizer) == texts
+
+
 @pytest.fixture(scope="module")
 def translator(tokenizer):
     network = lm.models.t5(

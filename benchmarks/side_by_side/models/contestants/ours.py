@@ -69,7 +69,7 @@ def _nanogpt(row: Row) -> Callable[[], Any]:
     data = lm.Dataset((ids[:, :-1], ids[:, 1:]), mode="test")
 
     def call() -> Any:
-        # Twenty steps a call; the arena divides by what a peer's call is, which has twenty as well.
+        # Twenty steps a call, as a peer's has; in another order, since fit shuffles, so that the losses are only near.
         history = network.fit(data, epochs=1, batch_size=row.batch, verbose=0)
         return [history.history["loss"][-1]]
 
