@@ -14,6 +14,7 @@ from llmasos_xla.models.parakeet import ParakeetConfig
 from llmasos_xla.models.recurrent_lm import RecurrentLMConfig
 from llmasos_xla.models.resnet import ResNetConfig
 from llmasos_xla.models.rtdetr.config import RTDETRConfig
+from llmasos_xla.models.seq2seq import Seq2SeqConfig
 from llmasos_xla.models.silero import SileroVADConfig
 from llmasos_xla.models.t5 import T5Config
 from llmasos_xla.models.unet import UNetConfig
@@ -33,6 +34,7 @@ FAMILIES: tuple[type[Config], ...] = (
     RTDETRConfig,
     ParakeetConfig,
     RecurrentLMConfig,
+    Seq2SeqConfig,
     SileroVADConfig,
     T5Config,
     UNetConfig,
