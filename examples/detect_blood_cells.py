@@ -77,10 +77,8 @@ config = lm.models.RTDETRConfig.rtdetr_r18(
 )  # fmt: skip
 model = lm.Network(config, seed=0)
 steps = EPOCHS * (len(x) // BATCH)
-rate = lm.Schedule("warmup_cosine_decay", init_value=0.0, peak_value=1e-3, warmup_steps=steps // 20, decay_steps=steps)
-model.compile(
-    lm.Optimizer("adamw", rate, weight_decay=1e-4, clip_norm=1.0, ema=0.998, rates={"offsets": 0.1}), "detection"
-)
+rate = lm.Schedule("warmup_cosine_decay", init_value=0.0, peak_value=2e-3, warmup_steps=steps // 20, decay_steps=steps)
+model.compile(lm.Optimizer("adamw", rate, weight_decay=1e-4, clip_norm=10.0, ema=0.998), "detection")
 start = time.time()
 model.fit(x, y, epochs=EPOCHS, batch_size=BATCH, validation_data=read("val"))
 minutes = (time.time() - start) / 60

@@ -12,6 +12,7 @@ import llmasos_xla as lm
 from llmasos_xla.api.network import Network
 from llmasos_xla.models import RTDETRConfig
 from llmasos_xla.models.rtdetr import Detections
+from llmasos_xla.sharding.mesh import MeshSpec
 from llmasos_xla.training.detection import check_boxes, corners, detection_loss, overlaps, set_loss
 from llmasos_xla.training.matching import assignment
 
@@ -130,6 +131,12 @@ def test_targets_that_are_none_are_refused(change, says):
         check_boxes(change(y), (6, 3))
 
 
+TINY = RTDETRConfig.rtdetr_r18(
+    depths=(1, 1, 1), widths=(8, 12, 16), stem=8, maps=2, attended=(1,), classes=2, queries=8, width=16, depth=1,
+    heads=2, points=2, hidden=16, encoder_width=16, encoder_heads=2, encoder_hidden=16, input_shape=(32, 32, 3),
+)  # fmt: skip
+
+
 def _rectangles(rows, seed=0):
     """Bright rectangles, wide ones of class 0 and high ones of class 1, on noise."""
     rng = np.random.default_rng(seed)
@@ -146,12 +153,8 @@ def _rectangles(rows, seed=0):
 
 
 def test_a_detector_learns_through_the_front_door():
-    config = RTDETRConfig.rtdetr_r18(
-        depths=(1, 1, 1), widths=(8, 12, 16), stem=8, maps=2, attended=(1,), classes=2, queries=8, width=16, depth=1,
-        heads=2, points=2, hidden=16, encoder_width=16, encoder_heads=2, encoder_hidden=16, input_shape=(32, 32, 3),
-    )  # fmt: skip
     images, targets = _rectangles(8)
-    model = Network(config)
+    model = Network(TINY)
     model.compile(lm.Optimizer("adamw", learning_rate=3e-3, clip_norm=1.0), loss="detection")
     history = model.fit(images, targets, epochs=30, batch_size=8, verbose=0)
     losses = history.history["loss"]
@@ -160,3 +163,15 @@ def test_a_detector_learns_through_the_front_door():
     assert isinstance(found, Detections)
     assert found.boxes.shape == (5, 8, 4)
     assert found.logits.dtype == np.float32
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", [MeshSpec(data=2), MeshSpec(fsdp=2)])
+def test_divided_fits_match_as_a_single_one_does(spec):
+    images, targets = _rectangles(8)
+    losses = []
+    for shard in (None, spec):
+        model = Network(TINY)
+        model.compile(lm.Optimizer("sgd", 1e-2), "detection")
+        losses.append(model.fit(images, targets, epochs=3, batch_size=8, verbose=0, shard=shard).history["loss"])
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
