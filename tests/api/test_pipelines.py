@@ -27,8 +27,10 @@ from llmasos_xla.models.ctc import CTCConfig
 from llmasos_xla.models.gpt2 import GPT2Config
 from llmasos_xla.models.layers._base import LAYERS
 from llmasos_xla.models.parakeet import ParakeetConfig
+from llmasos_xla.models.rtdetr import RTDETRConfig
 from llmasos_xla.models.t5 import T5Config
 from llmasos_xla.models.whisper import WhisperConfig
+from llmasos_xla.training.detection_scores import best_boxes
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -322,6 +324,25 @@ def test_boxes_are_in_pixels_of_the_picture(rng):
     assert found[0][1] == ("c", pytest.approx(1 / (1 + np.exp(-0.5))), (0, 10, 20, 20))
     assert found[2][1].box == (0, 5, 2, 10)
     assert [one.label for one in detect(pictures[1], threshold=0.7)] == ["b"]
+
+
+def test_a_detector_that_was_fitted_prepares_pictures_itself(rng):
+    config = RTDETRConfig.rtdetr_r18(
+        depths=(1, 1), widths=(4, 8), stem=4, maps=2, attended=(1,), classes=2, queries=4, width=8, depth=1, heads=2,
+        points=2, hidden=8, encoder_width=8, encoder_heads=2, encoder_hidden=8, input_shape=(16, 24, 3),
+    )  # fmt: skip
+    pictures = rng.integers(0, 256, (3, 16, 24, 3), dtype=np.uint8)
+    model = Network(config)
+    outputs = model.predict(pictures)
+    found = lm.pipeline("object-detection", model, labels=["a", "b"], threshold=0.0, batch_size=2)(list(pictures))
+    for boxes, wanted in zip(found, best_boxes(outputs, limit=4), strict=True):
+        assert [one.label for one in boxes] == ["ab"[kind] for kind in wanted.classes]
+        np.testing.assert_allclose([one.score for one in boxes], wanted.scores, rtol=1e-5)
+        left = (wanted.boxes[:, 0] - wanted.boxes[:, 2] / 2) * 24
+        np.testing.assert_allclose([one.box[0] for one in boxes], left, rtol=1e-4, atol=1e-4)
+    large = np.kron(pictures[0], np.ones((2, 2, 1), np.uint8))
+    again = lm.pipeline("object-detection", model, labels=["a", "b"], threshold=0.0)([large, pictures[1]])
+    assert [len(boxes) for boxes in again] == [4, 4]
 
 
 # Sound

@@ -66,10 +66,14 @@ class Sight:
     def raw(self, pictures: Sequence[Picture]) -> Iterator[Any]:
         """What the network gives for some of the pictures, then for the next ones."""
         network, reader = self.model, self.reader
-        assert isinstance(network, Network)
-        assert isinstance(reader, PictureReader)
         for start in range(0, len(pictures), self.batch_size):
-            x = reader(pictures[start : start + self.batch_size])
+            some = pictures[start : start + self.batch_size]
+            if self.fitted:
+                yield network.predict(_as_fitted(some))
+                continue
+            assert isinstance(network, Network)
+            assert isinstance(reader, PictureReader)
+            x = reader(some)
             rows = min(power_of_two(len(x)), self.batch_size)
             output = network(np.concatenate([x, np.repeat(x[:1], rows - len(x), 0)]))
             yield jax.tree.map(lambda a, real=len(x): np.asarray(a)[:real], output)
@@ -113,8 +117,6 @@ class Detection:
     def __init__(self, brought: Brought, *, threshold: float = 0.5, batch_size: int = 8):
         brought.network()
         self._sight, self.threshold = Sight(brought, batch_size), threshold
-        if self._sight.fitted:
-            raise ValueError(f"pipeline: {brought.task!r} wants reader=, a data.pictures.PictureReader")
         shape = brought.model.learner.spec.output_shape()
         if len(shape) != 2 or shape[1] is None:
             raise ValueError(
@@ -182,6 +184,6 @@ def _single(given: Any) -> bool:
 
 def _as_fitted(pictures: Sequence[Picture]) -> Any:
     """Arrays as they are, files and pictures as pictures, which the model's own preprocessing resizes."""
-    if all(isinstance(picture, np.ndarray) for picture in pictures):
+    if all(isinstance(picture, np.ndarray) for picture in pictures) and len({p.shape for p in pictures}) == 1:
         return np.stack(pictures)
     return [opened(picture) for picture in pictures]
