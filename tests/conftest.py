@@ -16,6 +16,9 @@ import jaxtyping
 import numpy as np
 import pytest
 
+# What makes goldens wants packages that are not installed here, and is no test.
+collect_ignore_glob = ["goldens/*"]
+
 LARGE = 2_000_000_000
 """Bytes of a worker above which it lets go of what it has compiled."""
 CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "jax"
