@@ -11,7 +11,7 @@ import time
 
 import llmasos_xla as lm
 
-EPOCHS = int(sys.argv[1]) if len(sys.argv) > 1 else 12
+EPOCHS = int(sys.argv[1]) if len(sys.argv) > 1 else 10
 BATCH, HELD_OUT = 128, 5000
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 import llmasos_xla as lm
 
-EPOCHS = int(sys.argv[1]) if len(sys.argv) > 1 else 20
+EPOCHS = int(sys.argv[1]) if len(sys.argv) > 1 else 15
 BATCH = 64
 
 path = pathlib.Path(os.environ.get("LLMASOS_DATA", ".")) / "pneumonia_mnist" / "pneumoniamnist.npz"
