@@ -223,6 +223,8 @@ def test_narrow_operands_may_give_float32(dtype, implementation):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("implementation", ["xla", pytest.param("onednn", marks=onednn)])
 def test_a_float32_bias_keeps_its_bits(implementation, dtype, activation, rows):
+    if implementation == "onednn" and dtype == "float16" and not _onednn.multiplies("float16"):
+        pytest.skip("on this processor oneDNN multiplies no float16 whose sums stay float32")
     case = Case("wide", (rows,), 30, 20)
     x, w, _ = drawn(case, dtype)
     bias = np.random.default_rng(2).standard_normal(20).astype(np.float32)

@@ -173,7 +173,8 @@ def test_bfloat16_in_gives_bfloat16_out_close_to_float32(number):
     wide = Variables({name: a.astype(jnp.float32) for name, a in narrow.params.items()}, variables.state)
     expected, _ = jax.jit(functools.partial(net.apply, train=False))(wide, x16.astype(x.dtype))
     assert y.dtype == jnp.bfloat16
-    assert_close(y, expected, scale=2)
+    # Blocks add up each other's rounding, in other orders on other processors.
+    assert_close(y, expected, scale=4 if isinstance(layer, L.Decoder) else 2)
 
 
 @each_sample
