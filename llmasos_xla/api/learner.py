@@ -52,6 +52,15 @@ class Unfinished(NamedTuple):
     history: History
 
 
+class Tools(NamedTuple):
+    """What trains, evaluates and predicts, with its compiled programs; made anew when what it stands on changes."""
+
+    objective: Objective
+    evaluator: Evaluator
+    predictor: Predictor
+    steps: dict[Any, loop.Step]
+
+
 class Learner:
     """What both front doors stand on.
 
@@ -76,7 +85,7 @@ class Learner:
         self._lent: Literal["nothing", "variables", "all"] = "all"
         # The thread that fits: it alone may read variables whose memory the next step takes.
         self._fitting: int | None = None
-        self._tools: tuple[Objective, Evaluator, Predictor] | None = None
+        self._tools: Tools | None = None
 
     # Building
 
@@ -286,10 +295,10 @@ class Learner:
         labels = self._check_labels(dataset, "fit")
         if validation is not None:
             self._check_labels(validation, "fit: validation data")
-        plain, evaluator, _ = self._toolbox()
+        tools = self._toolbox()
         # Training alone is weighted: a validation loss is that of `evaluate`.
         objective = dataclasses.replace(
-            plain, class_weight=class_weights(class_weight, labels, self.spec.output_shape()[-1])
+            tools.objective, class_weight=class_weights(class_weight, labels, self.spec.output_shape()[-1])
         )
         # Both seeds count: the model's and the data set's own.
         order_seed = self.seed + (dataset.seed << 32)
@@ -346,6 +355,7 @@ class Learner:
             workers=workers,
             steps_per_dispatch=steps_per_dispatch,
             placement=self.placement,
+            steps=tools.steps,
             pipeline=None
             if self.placement is None
             else pipeline_of(self.spec, objective, state.variables, self.placement, batch_size),
@@ -367,7 +377,7 @@ class Learner:
                 job,
                 state,
                 keep,
-                evaluator=evaluator,
+                evaluator=tools.evaluator,
                 callbacks=callbacks,
                 model=model or self,
                 report=report,
@@ -396,8 +406,9 @@ class Learner:
         report = reporter(verbose if jax.process_index() == 0 else 0)
         self._prepare(dataset)
         self._check_labels(dataset, "evaluate")
-        _, evaluator, _ = self._toolbox()
-        logs = evaluator(self.evaluation_variables, dataset, self.preprocessing, batch_size=batch_size, workers=workers)
+        logs = self._toolbox().evaluator(
+            self.evaluation_variables, dataset, self.preprocessing, batch_size=batch_size, workers=workers
+        )
         report.print("evaluate  " + "  ".join(f"{name} {value:.4f}" for name, value in logs.items()))
         return logs
 
@@ -426,7 +437,7 @@ class Learner:
 
     def predict_encoded(self, x: Any) -> Any:
         """Outputs for input that `encode` has brought into shape."""
-        return self._toolbox()[2](self.evaluation_variables, x)
+        return self._toolbox().predictor(self.evaluation_variables, x)
 
     # Saving
 
@@ -483,7 +494,7 @@ class Learner:
         check_targets(self.recipe.loss, labels, self.spec.output_shape(), self.preprocessing.label_names)
         return labels
 
-    def _toolbox(self) -> tuple[Objective, Evaluator, Predictor]:
+    def _toolbox(self) -> Tools:
         if self._tools is None:
             assert self._net is not None
             assert self.preprocessing is not None
@@ -496,9 +507,10 @@ class Learner:
                 prepare=self.preprocessing.on_device,
                 precision=recipe.precision,
             )
-            self._tools = (
+            self._tools = Tools(
                 objective,
                 Evaluator(objective, log=self.compiled, placement=self.placement),
                 Predictor(objective, log=self.compiled, placement=self.placement),
+                {},
             )
         return self._tools

@@ -55,6 +55,7 @@ class Job:
         steps_per_dispatch: updates in one call of the compiled program; None chooses.
         placement: where arrays lie on a mesh; None for one device.
         pipeline: of a model in stages, `pipeline(uniform)` gives its gradients (`training.pipelined`); or None.
+        steps: the train steps that fits of this objective, optimizer and placement compiled; this one adds its own.
     """
 
     objective: Objective
@@ -72,6 +73,7 @@ class Job:
     steps_per_dispatch: int | None = None
     placement: Placement | None = None
     pipeline: Callable[[bool], Gradients] | None = None
+    steps: "dict[Any, Step]" = dataclasses.field(default_factory=dict)
 
     @property
     def last_epoch(self) -> int:
@@ -98,6 +100,16 @@ class Job:
             workers=self.workers,
             share=share,
         )
+
+
+class Step(NamedTuple):
+    """A compiled train step."""
+
+    program: Callable
+    group: int
+    """Updates in one call."""
+    empty: Totals
+    """The sums at an epoch's start."""
 
 
 class Position(NamedTuple):
@@ -228,25 +240,42 @@ class _Run:
         self.key = self.programs.everywhere(jax.random.key(job.seed))
         self.updates = int(state.step)
         self.samples = 0
-        step = self._step(uniform=False)
         first = self._batch(job.batches(1, self.programs.share))
         example = self.programs.whole(first, axis=0)
-        with tracing(job.placement):
-            self.empty = job.objective.empty(first["y"], first["x"], state.variables)
-            group = job.steps_per_dispatch or choose_steps_per_dispatch(
-                step, job.steps_per_epoch, (state, self.empty), example, self.key
-            )
-        self.empty = self.programs.everywhere(self.empty)
-        history.steps_per_dispatch = group
-        self.source = job.batches(group, self.programs.share)
+        compiled = self._compiled(first, example)
+        self.program, self.empty = compiled.program, compiled.empty
+        history.steps_per_dispatch = compiled.group
+        self.source = job.batches(compiled.group, self.programs.share)
         self.steps_per_epoch = self.source.steps_per_epoch
         if resume is not None:
             self.source.set_state(resume.data)
         self.position = resume or Position(job.first_epoch, self.source.get_state(), None)
         self.groups: Iterator[Any] = iter(self.source)
-        stacked = jax.tree.map(lambda a: jax.ShapeDtypeStruct((group, *a.shape), a.dtype), example)
+        self.pace.start(self.updates)
 
-        ballot = self.ballot
+    def _compiled(self, first: dict[str, Any], example: dict[str, Any]) -> Step:
+        """The compiled train step for batches like the example; an earlier fit's where there was one like this."""
+        job, state = self.job, self.state
+        if job.pipeline is not None or self.ballot is not None:
+            # These are bound to this fit's stages and processes.
+            return self._compile(first, example)
+        leaves, structure = jax.tree.flatten(jax.eval_shape(lambda *trees: trees, state, example))
+        steps = job.steps_per_dispatch, min(job.steps_per_epoch, _MOST_STEPS)
+        like = job.objective.class_weight, steps, structure, *leaves
+        if like not in job.steps:
+            job.steps[like] = self._compile(first, example)
+        return job.steps[like]
+
+    def _compile(self, first: dict[str, Any], example: dict[str, Any]) -> Step:
+        job, state, ballot = self.job, self.state, self.ballot
+        step = self._step(uniform=False)
+        with tracing(job.placement):
+            empty = job.objective.empty(first["y"], first["x"], state.variables)
+            group = job.steps_per_dispatch or choose_steps_per_dispatch(
+                step, job.steps_per_epoch, (state, empty), example, self.key
+            )
+        empty = self.programs.everywhere(empty)
+        stacked = jax.tree.map(lambda a: jax.ShapeDtypeStruct((group, *a.shape), a.dtype), example)
 
         def shardings(placement: Placement) -> tuple[tuple, Any]:
             of_state, whole = shardings_of(placement, state, state.variables), placement.replicated
@@ -262,7 +291,7 @@ class _Run:
             return self.programs.compile(
                 train,
                 state,
-                self.empty,
+                empty,
                 stacked,
                 np.int32(1),
                 self.key,
@@ -271,16 +300,16 @@ class _Run:
                 what="train step" if group == 1 else f"train step x {group}",
                 donate=(0,),
                 inspect=None if job.pipeline is None else refuse_deadlock,
-                log=history.compiled,
+                log=self.history.compiled,
             )
 
-        with report.compiling("train step"):
+        with self.report.compiling("train step"):
             try:
-                self.program = compiled(step)
+                program = compiled(step)
             except DeadlockError:
-                report.note("the pipeline's stages wait for each other in this mesh: every device computes all of them")
-                self.program = compiled(self._step(uniform=True))
-        self.pace.start(self.updates)
+                self.report.note("the pipeline's stages wait for each other in this mesh: every device computes all")
+                program = compiled(self._step(uniform=True))
+        return Step(program, group, empty)
 
     def _step(self, uniform: bool) -> Callable:
         job = self.job

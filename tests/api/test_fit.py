@@ -239,6 +239,24 @@ def test_ragged_ends_compile_nothing_new(sequential, blobs):
     assert sum(r.what == "evaluation" for r in model.learner.compiled) == 1
 
 
+def test_a_second_fit_compiles_no_train_step_unless_something_changed(sequential, blobs):
+    def steps(model, x, y, **options):
+        history = model.fit(x, y, epochs=1, verbose=0, **{"batch_size": 16, **options})
+        return sum(r.what.startswith("train step") for r in history.compiled)
+
+    model, (x, y) = sequential(4), blobs
+    assert steps(model, x, y) == 1
+    assert steps(model, x, y) == 0
+    assert steps(model, x, y, batch_size=8) == 1
+    assert steps(model, x, y, class_weight={0: 2.0}) == 1
+    assert steps(model, x, y, steps_per_dispatch=1) == 1
+    assert steps(model, x, y, batch_size=8) == 0
+    model.compile(optimizer=lm.Optimizer("adam", lr=0.0), loss="sparse_categorical_crossentropy")
+    before = jax.tree.map(np.array, model.variables.params)
+    assert steps(model, x, y) == 1
+    chex.assert_trees_all_equal(jax.tree.map(np.asarray, model.variables.params), before)
+
+
 def test_evaluate_is_the_mean_over_rows_whatever_the_batches(sequential, blobs):
     model = sequential()
     model.fit(*blobs, epochs=1, **QUIET)
