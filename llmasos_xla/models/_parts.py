@@ -1,13 +1,15 @@
-"""Modules that several models of the shelf are made of: tables of vectors, products, normalizations."""
+"""Modules that several models of the shelf are made of: tables of vectors, products, attention, normalizations."""
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from llmasos_xla import kernels
+from llmasos_xla.models.layers._attend import attend
 from llmasos_xla.models.layers._modules import random_key
 from llmasos_xla.models.layers.dense import affine
 from llmasos_xla.models.layers.embedding import look_up
@@ -61,9 +63,56 @@ class Projection(nnx.Module):
         return y.reshape(*x.shape[:-1], *outputs)
 
 
-def layer_norm(width: int, epsilon: float, rngs: nnx.Rngs) -> nnx.Module:
+class SelfAttention(nnx.Module):
+    """What each step of x sees of all others, by several heads.
+
+    Arrays: query, key, value/kernel [width, heads, dim], output/kernel [heads, dim, width], and their biases; with
+    `bias=False` query, key and value have none.
+    """
+
+    def __init__(self, width: int, heads: int, rngs: nnx.Rngs, *, bias: bool = True, deviation: float):
+        axes = (heads, width // heads)
+        self.query, self.key, self.value = (
+            Projection((width, *axes), rngs, bias=bias, deviation=deviation) for _ in range(3)
+        )
+        self.output = Projection((*axes, width), rngs, summed=2, deviation=deviation)
+
+    def __call__(self, x: jax.Array, mask: jax.Array | None, dropped: Dropped | None) -> jax.Array:
+        """[batch, time, width], mask [batch, time] is False where nobody looks; `dropped` is of attention weights."""
+        query, key, value = self.query(x), self.key(x), self.value(x)
+        return self.output(attend(query, key, value, mask, causal=False, dropped=dropped))
+
+
+class FeedForward(nnx.Module):
+    """down(activation(up(x))).
+
+    Arrays: up/kernel [width, hidden], down/kernel [hidden, width], and their biases. `deviation_last` is that of `down`
+    where it differs.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        activation: str,
+        rngs: nnx.Rngs,
+        *,
+        bias: bool = True,
+        deviation: float,
+        deviation_last: float | None = None,
+    ):
+        self.activation, last = activation, deviation if deviation_last is None else deviation_last
+        self.up = Projection((width, hidden), rngs, bias=bias, deviation=deviation)
+        self.down = Projection((hidden, width), rngs, bias=bias, deviation=last)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., width] -> [..., width]."""
+        return self.down(self.up(x, self.activation))
+
+
+def layer_norm(width: int, epsilon: float, rngs: nnx.Rngs, *, bias: bool = True) -> Any:
     """Layer normalization of the last axis, called as module(x, train=...)."""
-    return LayerNormalization(epsilon=epsilon).build((None, width), rngs)
+    return LayerNormalization(epsilon=epsilon, center=bias).build((None, width), rngs)
 
 
 def normal(rngs: nnx.Rngs, shape: tuple[int, ...], deviation: float) -> nnx.Param:

@@ -8,9 +8,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from llmasos_xla.models._parts import Dropped, Projection, Table, dropping, layer_norm, or_same
+from llmasos_xla.models._parts import (
+    Dropped,
+    FeedForward,
+    Projection,
+    SelfAttention,
+    Table,
+    dropping,
+    layer_norm,
+    or_same,
+)
 from llmasos_xla.models.config import Config
-from llmasos_xla.models.layers._attend import attend
 from llmasos_xla.models.layers._base import Shape
 from llmasos_xla.models.layers._checks import number, one_of, sample_rank
 from llmasos_xla.models.pretrained import names as n
@@ -217,34 +225,11 @@ class BertConfig(Config):
             yield Name("decoder/bias", "cls.predictions.bias", SAME)
 
 
-class _Attention(nnx.Module):
-    def __init__(self, spec: BertConfig, rngs: nnx.Rngs):
-        axes = (spec.heads, spec.width // spec.heads)
-        self.query, self.key, self.value = (
-            Projection((spec.width, *axes), rngs, deviation=_DEVIATION) for _ in range(3)
-        )
-        self.output = Projection((*axes, spec.width), rngs, summed=2, deviation=_DEVIATION)
-
-    def __call__(self, x: jax.Array, mask: jax.Array | None, dropped: Dropped | None) -> jax.Array:
-        query, key, value = self.query(x), self.key(x), self.value(x)
-        return self.output(attend(query, key, value, mask, causal=False, dropped=dropped))
-
-
-class _FeedForward(nnx.Module):
-    def __init__(self, spec: BertConfig, rngs: nnx.Rngs):
-        self.activation = spec.activation
-        self.up = Projection((spec.width, spec.hidden), rngs, deviation=_DEVIATION)
-        self.down = Projection((spec.hidden, spec.width), rngs, deviation=_DEVIATION)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down(self.up(x, self.activation))
-
-
 class _Block(nnx.Module):
     def __init__(self, spec: BertConfig, rngs: nnx.Rngs):
-        self.attention = _Attention(spec, rngs)
+        self.attention = SelfAttention(spec.width, spec.heads, rngs, deviation=_DEVIATION)
         self.attention_norm = layer_norm(spec.width, spec.epsilon, rngs)
-        self.mlp = _FeedForward(spec, rngs)
+        self.mlp = FeedForward(spec.width, spec.hidden, spec.activation, rngs, deviation=_DEVIATION)
         self.mlp_norm = layer_norm(spec.width, spec.epsilon, rngs)
 
     def __call__(

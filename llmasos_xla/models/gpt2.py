@@ -10,17 +10,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from llmasos_xla import kernels
+from llmasos_xla.models._parts import Dropped, FeedForward, Projection, Table, dropping, layer_norm, or_same
 from llmasos_xla.models.generation import attend as cached
-from llmasos_xla.models.generation.protocol import Cache, Generative, Memory, Step
+from llmasos_xla.models.generation.protocol import Cache, DecoderOnly, Memory, Step
 from llmasos_xla.models.layers._attend import attend
 from llmasos_xla.models.layers._base import Shape
-from llmasos_xla.models.layers._checks import number, sample_rank
-from llmasos_xla.models.layers._modules import random_key
-from llmasos_xla.models.layers.dense import affine
-from llmasos_xla.models.layers.embedding import look_up
-from llmasos_xla.models.layers.normalization import LayerNormalization
-from llmasos_xla.models.layers.regularization import drop
+from llmasos_xla.models.layers._checks import number
 from llmasos_xla.models.pretrained.names import SAME, Layout, Name
 
 Look = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Cache]]
@@ -33,7 +28,7 @@ _ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu
 
 
 @dataclasses.dataclass(frozen=True)
-class GPT2Config(Generative):
+class GPT2Config(DecoderOnly):
     """GPT-2 (Radford et al. 2019, "Language models are unsupervised multitask learners").
 
     ids [batch, time] -> logits of the next id [batch, time, vocab]. `attention_mask` [batch, time] is 0 at padding,
@@ -161,15 +156,6 @@ class GPT2Config(Generative):
         """The id that ends a text."""
         return () if self.end is None else (self.end,)
 
-    def sample_shape(self) -> Shape:
-        """Rows of any length."""
-        return (None,)
-
-    def output_shape(self, shape: Shape) -> Shape:
-        """(time, vocab)."""
-        sample_rank(self.who, shape, "time")
-        return (shape[0], self.vocab)
-
     def build(self, shape: Shape, rngs: nnx.Rngs) -> nnx.Module:
         """The module."""
         self.output_shape(shape)
@@ -231,63 +217,35 @@ def _layouts(heads: int, dim: int) -> tuple[Layout, Layout, Layout]:
     )
 
 
-class _Table(nnx.Module):
-    def __init__(self, rows: int, width: int, rngs: nnx.Rngs):
-        self.embeddings = _normal(rngs, (rows, width), _DEVIATION)
-
-
-class _Projection(nnx.Module):
-    """A product over the first `summed` axes of the kernel."""
-
-    def __init__(self, shape: tuple[int, ...], summed: int, bias: bool, deviation: float, rngs: nnx.Rngs):
-        self.summed = summed
-        self.kernel = _normal(rngs, shape, deviation)
-        self.bias = nnx.Param(jnp.zeros(shape[summed:])) if bias else None
-
-    def __call__(self, x: jax.Array, activation: str | None = None) -> jax.Array:
-        kernel = self.kernel[...]
-        outputs = kernel.shape[self.summed :]
-        x = x.reshape(*x.shape[: x.ndim - self.summed], -1)
-        bias = None if self.bias is None else self.bias[...].reshape(-1)
-        y = affine(x, kernel.reshape(x.shape[-1], -1), bias, activation)
-        return y.reshape(*x.shape[:-1], *outputs)
-
-
 class _Attention(nnx.Module):
     def __init__(self, spec: GPT2Config, rngs: nnx.Rngs):
         width, heads, dim = spec.width, spec.heads, spec.dim
-        self.qkv = _Projection((width, heads, 3, dim), 1, spec.bias, _DEVIATION, rngs)
-        self.output = _Projection((heads, dim, width), 2, spec.bias, _deviation_last(spec), rngs)
-
-
-class _FeedForward(nnx.Module):
-    def __init__(self, spec: GPT2Config, rngs: nnx.Rngs):
-        self.up = _Projection((spec.width, spec.inner), 1, spec.bias, _DEVIATION, rngs)
-        self.down = _Projection((spec.inner, spec.width), 1, spec.bias, _deviation_last(spec), rngs)
+        self.qkv = Projection((width, heads, 3, dim), rngs, bias=spec.bias, deviation=_DEVIATION)
+        last = _deviation_last(spec)
+        self.output = Projection((heads, dim, width), rngs, summed=2, bias=spec.bias, deviation=last)
 
 
 class _Block(nnx.Module):
     def __init__(self, spec: GPT2Config, rngs: nnx.Rngs):
-        self.spec = spec
         self.attention_norm, self.mlp_norm = _norm(spec, rngs), _norm(spec, rngs)
         self.attention = _Attention(spec, rngs)
-        self.mlp = _FeedForward(spec, rngs)
+        deviations = {"deviation": _DEVIATION, "deviation_last": _deviation_last(spec)}
+        self.mlp = FeedForward(spec.width, spec.inner, spec.activation, rngs, bias=spec.bias, **deviations)
 
-    def __call__(self, x: jax.Array, look: Look, dropped: Callable[[jax.Array], jax.Array]) -> tuple[jax.Array, Cache]:
+    def __call__(self, x: jax.Array, look: Look, dropped: Dropped) -> tuple[jax.Array, Cache]:
         qkv = self.attention.qkv(self.attention_norm(x, train=False))
         # Slices would be padded with zeros and summed up in the backward pass.
         query, key, value = (jnp.squeeze(a, -2) for a in jnp.split(qkv, 3, axis=-2))
         seen, cache = look(query, key, value)
         x = x + dropped(self.attention.output(seen))
-        h = self.mlp.up(self.mlp_norm(x, train=False), self.spec.activation)
-        return x + dropped(self.mlp.down(h)), cache
+        return x + dropped(self.mlp(self.mlp_norm(x, train=False))), cache
 
 
 class _GPT2(nnx.Module):
     def __init__(self, spec: GPT2Config, rngs: nnx.Rngs):
         self.spec = spec
-        self.tokens = _Table(spec.vocab, spec.width, rngs)
-        self.positions = _Table(spec.context, spec.width, rngs)
+        self.tokens = Table(spec.who, spec.vocab, spec.width, _DEVIATION, rngs)
+        self.positions = Table(spec.who, spec.context, spec.width, _DEVIATION, rngs)
         self.blocks = nnx.List([_Block(spec, rngs) for _ in range(spec.depth)])
         self.last_norm = _norm(spec, rngs)
 
@@ -302,15 +260,11 @@ class _GPT2(nnx.Module):
             positions = jnp.arange(ids.shape[1], dtype=jnp.int32)[None]
             if mask is not None:
                 positions = jnp.maximum(jnp.cumsum(mask.astype(jnp.int32), axis=1) - 1, 0)
-        random = train and spec.dropout > 0
-
-        def dropped(y: jax.Array) -> jax.Array:
-            return drop(y, random_key(rngs, spec.who), spec.dropout, y.shape) if random else y
+        dropped_weights = dropping(spec.who, spec.dropout, train, rngs)
+        dropped = or_same(dropped_weights)
 
         def look(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, Cache]:
-            if random:
-                return _attend_dropping(query, key, value, mask, dropped), {}
-            return attend(query, key, value, mask, causal=True), {}
+            return attend(query, key, value, mask, causal=True, dropped=dropped_weights), {}
 
         y = dropped(self._embedded(ids, positions))
         for block in self.blocks:
@@ -329,34 +283,17 @@ class _GPT2(nnx.Module):
         return self._logits(x[:, -1:])[:, 0], cache
 
     def _embedded(self, ids: jax.Array, positions: jax.Array) -> jax.Array:
-        x = look_up(self.tokens.embeddings[...], ids, self.spec.who)
-        at = look_up(self.positions.embeddings[...], positions, self.spec.who)
-        return x + jnp.broadcast_to(at, x.shape)
+        x = self.tokens(ids)
+        return x + jnp.broadcast_to(self.positions(positions), x.shape)
 
     def _logits(self, x: jax.Array) -> jax.Array:
-        x = self.last_norm(x, train=False)
-        return kernels.dense(x, self.tokens.embeddings[...].astype(x.dtype), transpose_kernel=True)
+        return self.tokens.logits(self.last_norm(x, train=False))
 
 
-def _attend_dropping(
-    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, dropped: Callable
-) -> jax.Array:
-    time = query.shape[1]
-    scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32) / math.sqrt(query.shape[-1])
-    seen = jnp.tril(jnp.ones((1, 1, time, time), bool))
-    seen = seen if mask is None else seen & mask[:, None, None]
-    weights = jax.nn.softmax(jnp.where(seen, scores, jnp.finfo(scores.dtype).min), axis=-1)
-    return jnp.einsum("bhqk,bkhd->bqhd", dropped(weights.astype(value.dtype)), value)
-
-
-def _norm(spec: GPT2Config, rngs: nnx.Rngs) -> nnx.Module:
-    return LayerNormalization(epsilon=spec.epsilon, center=spec.bias).build((None, spec.width), rngs)
+def _norm(spec: GPT2Config, rngs: nnx.Rngs) -> Any:
+    return layer_norm(spec.width, spec.epsilon, rngs, bias=spec.bias)
 
 
 def _deviation_last(spec: GPT2Config) -> float:
     """What is added to the stream grows with the depth: the projections that do so start smaller."""
     return _DEVIATION / math.sqrt(2 * spec.depth)
-
-
-def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], deviation: float) -> nnx.Param:
-    return nnx.Param(deviation * jax.random.normal(rngs.params(), shape))

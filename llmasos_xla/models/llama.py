@@ -10,9 +10,8 @@ from flax import nnx
 from llmasos_xla import kernels
 from llmasos_xla.core import Variables
 from llmasos_xla.models.generation import attend as cached
-from llmasos_xla.models.generation.protocol import Cache, Generative, Memory, Step
+from llmasos_xla.models.generation.protocol import Cache, DecoderOnly, Memory, Step
 from llmasos_xla.models.layers._base import Shape
-from llmasos_xla.models.layers._checks import sample_rank
 from llmasos_xla.models.layers.decoder import Decoder, DecoderModule
 from llmasos_xla.models.layers.dense import Dense, affine
 from llmasos_xla.models.layers.embedding import Embedding, look_up
@@ -23,7 +22,7 @@ _LLAMA3_SCALING = (8.0, 1.0, 4.0, 8192.0)
 
 
 @dataclasses.dataclass(frozen=True)
-class LlamaConfig(Generative):
+class LlamaConfig(DecoderOnly):
     """Llama (Touvron et al. 2023, "LLaMA: open and efficient foundation language models") and what is built like it.
 
     ids [batch, time] -> logits of the next id [batch, time, vocab]. `attention_mask` [batch, time] is 0 at padding,
@@ -212,15 +211,6 @@ class LlamaConfig(Generative):
             dropout=self.dropout,
             rematerialize=self.rematerialize,
         )
-
-    def sample_shape(self) -> Shape:
-        """Rows of any length."""
-        return (None,)
-
-    def output_shape(self, shape: Shape) -> Shape:
-        """(time, vocab)."""
-        sample_rank(self.who, shape, "time")
-        return (shape[0], self.vocab)
 
     def build(self, shape: Shape, rngs: nnx.Rngs) -> nnx.Module:
         """The module."""

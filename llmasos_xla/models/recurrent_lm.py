@@ -10,16 +10,16 @@ from flax import nnx
 
 from llmasos_xla.models._parts import Projection, Table, dropping, or_same
 from llmasos_xla.models._recurrence import GATES, Recurrence, at_the_left, empty, torch_names
-from llmasos_xla.models.generation.protocol import Cache, Generative, Memory, Step
+from llmasos_xla.models.generation.protocol import Cache, DecoderOnly, Memory, Step
 from llmasos_xla.models.layers._base import Shape
-from llmasos_xla.models.layers._checks import number, one_of, sample_rank
+from llmasos_xla.models.layers._checks import number, one_of
 from llmasos_xla.models.layers.recurrent import row_lengths
 from llmasos_xla.models.pretrained import names as n
 from llmasos_xla.models.pretrained.names import SAME, Name
 
 
 @dataclasses.dataclass(frozen=True)
-class RecurrentLMConfig(Generative):
+class RecurrentLMConfig(DecoderOnly):
     """A recurrent language model (Mikolov et al. 2010; Zaremba et al. 2014, "Recurrent neural network regularization").
 
     int ids [batch, time] -> logits of the next id [batch, time, vocab]. `attention_mask` [batch, time] is 0 at padding,
@@ -81,15 +81,6 @@ class RecurrentLMConfig(Generative):
     def end_ids(self) -> tuple[int, ...]:
         """The id that ends a text."""
         return () if self.end is None else (self.end,)
-
-    def sample_shape(self) -> Shape:
-        """Rows of any length."""
-        return (None,)
-
-    def output_shape(self, shape: Shape) -> Shape:
-        """(time, vocab)."""
-        sample_rank(self.who, shape, "time")
-        return (shape[0], self.vocab)
 
     def build(self, shape: Shape, rngs: nnx.Rngs) -> nnx.Module:
         """The module."""

@@ -1,7 +1,7 @@
 """A recurrent encoder and decoder with attention between them, of Bahdanau's or of Luong's kind."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -10,9 +10,9 @@ from flax import nnx
 
 from llmasos_xla.models._parts import Projection, Table, dropping, or_same
 from llmasos_xla.models._recurrence import GATES, Recurrence, State, at_the_left, empty, torch_names
-from llmasos_xla.models.generation.protocol import Cache, Generative, Memory, Step
+from llmasos_xla.models.generation.protocol import Cache, EncoderDecoder, Memory, Step
 from llmasos_xla.models.layers._base import Shape
-from llmasos_xla.models.layers._checks import number, one_of, sample_rank, whole
+from llmasos_xla.models.layers._checks import number, one_of, whole
 from llmasos_xla.models.layers.recurrent import row_lengths
 from llmasos_xla.models.pretrained import names as n
 from llmasos_xla.models.pretrained.names import SAME, Name
@@ -22,7 +22,7 @@ ATTENTIONS = ("luong", "bahdanau")
 
 
 @dataclasses.dataclass(frozen=True)
-class Seq2SeqConfig(Generative):
+class Seq2SeqConfig(EncoderDecoder):
     """A recurrent encoder-decoder with attention (Bahdanau et al. 2015; Luong et al. 2015).
 
     int ids [batch, time] and `decoder_input_ids` [batch, steps], which are the wanted ids one place later, behind
@@ -97,29 +97,6 @@ class Seq2SeqConfig(Generative):
     def integers(self) -> Mapping[str, int | None]:
         """Ids of either side, and the mask."""
         return {**super().integers, "decoder_input_ids": self.targets}
-
-    @property
-    def first_ids(self) -> tuple[int, ...]:
-        """What the decoder reads first."""
-        return (self.start_id,)
-
-    @property
-    def end_ids(self) -> tuple[int, ...]:
-        """The id that ends a text."""
-        return () if self.end is None else (self.end,)
-
-    def sample_shape(self) -> Shape:
-        """Rows of any length."""
-        return (None,)
-
-    def abstract(self, shape: Shape, rows: int, length: int = 1, names: Sequence[str] | None = None) -> Any:
-        """With what the decoder reads, which no call can do without."""
-        return super().abstract(shape, rows, length, ("ids", "decoder_input_ids") if names is None else names)
-
-    def output_shape(self, shape: Shape) -> Shape:
-        """(steps, target_vocab)."""
-        sample_rank(self.who, shape, "time")
-        return (None, self.targets)
 
     def build(self, shape: Shape, rngs: nnx.Rngs) -> nnx.Module:
         """The module."""

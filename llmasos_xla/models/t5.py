@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -11,10 +11,10 @@ from flax import nnx
 
 from llmasos_xla.models._parts import Dropped, Projection, Table, dropping, or_same
 from llmasos_xla.models.generation import attend as cached
-from llmasos_xla.models.generation.protocol import Cache, Generative, Memory, Step
+from llmasos_xla.models.generation.protocol import Cache, EncoderDecoder, Memory, Step
 from llmasos_xla.models.layers._attend import attend
 from llmasos_xla.models.layers._base import Shape
-from llmasos_xla.models.layers._checks import number, sample_rank, whole
+from llmasos_xla.models.layers._checks import number, whole
 from llmasos_xla.models.layers._relative import bias_from, bias_within, buckets
 from llmasos_xla.models.layers.rms import RMSNormalization, check_epsilon
 from llmasos_xla.models.pretrained import names as n
@@ -29,7 +29,7 @@ _ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "gelu_new": "gelu_tanh", "silu":
 
 
 @dataclasses.dataclass(frozen=True)
-class T5Config(Generative):
+class T5Config(EncoderDecoder):
     """T5 (Raffel et al. 2020, "Exploring the limits of transfer learning with a unified text-to-text transformer").
 
     int ids [batch, time] and `decoder_input_ids` [batch, steps], which are the wanted ids one place later, behind
@@ -168,29 +168,6 @@ class T5Config(Generative):
                 f"{self.who}: buckets wants 4 or more and farthest more than half of them, got {self.buckets} and "
                 f"{self.farthest}"
             )
-
-    @property
-    def first_ids(self) -> tuple[int, ...]:
-        """What the decoder reads first."""
-        return (self.start_id,)
-
-    @property
-    def end_ids(self) -> tuple[int, ...]:
-        """The id that ends a text."""
-        return () if self.end is None else (self.end,)
-
-    def sample_shape(self) -> Shape:
-        """Rows of any length."""
-        return (None,)
-
-    def abstract(self, shape: Shape, rows: int, length: int = 1, names: Sequence[str] | None = None) -> Any:
-        """With what the decoder reads, which no call can do without."""
-        return super().abstract(shape, rows, length, ("ids", "decoder_input_ids") if names is None else names)
-
-    def output_shape(self, shape: Shape) -> Shape:
-        """(steps, vocab)."""
-        sample_rank(self.who, shape, "time")
-        return (None, self.vocab)
 
     def build(self, shape: Shape, rngs: nnx.Rngs) -> nnx.Module:
         """The module."""

@@ -9,9 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from llmasos_xla.models._parts import Dropped, Projection, Table, dropping, layer_norm, or_same
+from llmasos_xla.models._parts import (
+    Dropped,
+    FeedForward,
+    Projection,
+    SelfAttention,
+    Table,
+    dropping,
+    layer_norm,
+    or_same,
+)
 from llmasos_xla.models.config import Config, class_count
-from llmasos_xla.models.layers._attend import attend
 from llmasos_xla.models.layers._base import Shape
 from llmasos_xla.models.layers._checks import number, per_axis
 from llmasos_xla.models.layers._windows import check_space
@@ -197,38 +205,16 @@ def _pair(value: Any) -> tuple[int, int]:
     return int(first), int(second)
 
 
-class _Attention(nnx.Module):
-    def __init__(self, spec: ViTConfig, rngs: nnx.Rngs):
-        axes = (spec.heads, spec.width // spec.heads)
-        self.query, self.key, self.value = (
-            Projection((spec.width, *axes), rngs, bias=spec.qkv_bias, deviation=_DEVIATION) for _ in range(3)
-        )
-        self.output = Projection((*axes, spec.width), rngs, summed=2, deviation=_DEVIATION)
-
-    def __call__(self, x: jax.Array, dropped: Dropped | None) -> jax.Array:
-        query, key, value = self.query(x), self.key(x), self.value(x)
-        return self.output(attend(query, key, value, None, causal=False, dropped=dropped))
-
-
-class _FeedForward(nnx.Module):
-    def __init__(self, spec: ViTConfig, rngs: nnx.Rngs):
-        self.activation = spec.activation
-        self.up = Projection((spec.width, spec.hidden), rngs, deviation=_DEVIATION)
-        self.down = Projection((spec.hidden, spec.width), rngs, deviation=_DEVIATION)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down(self.up(x, self.activation))
-
-
 class _Block(nnx.Module):
     def __init__(self, spec: ViTConfig, rngs: nnx.Rngs):
         self.attention_norm = layer_norm(spec.width, spec.epsilon, rngs)
-        self.attention = _Attention(spec, rngs)
+        sizes = {"bias": spec.qkv_bias, "deviation": _DEVIATION}
+        self.attention = SelfAttention(spec.width, spec.heads, rngs, **sizes)
         self.mlp_norm = layer_norm(spec.width, spec.epsilon, rngs)
-        self.mlp = _FeedForward(spec, rngs)
+        self.mlp = FeedForward(spec.width, spec.hidden, spec.activation, rngs, deviation=_DEVIATION)
 
     def __call__(self, x: jax.Array, dropped: Dropped, dropped_weights: Dropped | None) -> jax.Array:
-        x = x + dropped(self.attention(self.attention_norm(x, train=False), dropped_weights))
+        x = x + dropped(self.attention(self.attention_norm(x, train=False), None, dropped_weights))
         return x + dropped(self.mlp(self.mlp_norm(x, train=False)))
 
 

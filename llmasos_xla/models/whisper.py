@@ -11,7 +11,16 @@ import numpy as np
 from flax import nnx
 
 from llmasos_xla import kernels
-from llmasos_xla.models._parts import Dropped, Projection, Table, dropping, layer_norm, normal, or_same
+from llmasos_xla.models._parts import (
+    Dropped,
+    FeedForward,
+    Projection,
+    Table,
+    dropping,
+    layer_norm,
+    normal,
+    or_same,
+)
 from llmasos_xla.models.generation import attend as cached
 from llmasos_xla.models.generation.protocol import Cache, Generative, Memory, Step
 from llmasos_xla.models.layers._attend import attend
@@ -278,12 +287,6 @@ class _Attention(nnx.Module):
         self.output = Projection((*into[1:], width), rngs, summed=2, deviation=_DEVIATION)
 
 
-class _FeedForward(nnx.Module):
-    def __init__(self, width: int, hidden: int, rngs: nnx.Rngs):
-        self.up = Projection((width, hidden), rngs, deviation=_DEVIATION)
-        self.down = Projection((hidden, width), rngs, deviation=_DEVIATION)
-
-
 class _Block(nnx.Module):
     """Of the encoder, or with `crossed` of the decoder."""
 
@@ -292,20 +295,19 @@ class _Block(nnx.Module):
         if crossed:
             self.cross_attention_norm = layer_norm(width, _EPSILON, rngs)
             self.cross_attention = _Attention(width, heads, rngs)
-        self.mlp_norm, self.mlp = layer_norm(width, _EPSILON, rngs), _FeedForward(width, hidden, rngs)
+        self.mlp_norm = layer_norm(width, _EPSILON, rngs)
+        self.mlp = FeedForward(width, hidden, "gelu", rngs, deviation=_DEVIATION)
 
     def __call__(self, x: jax.Array, look: Any, memory: Memory | None, dropped: Dropped) -> tuple[jax.Array, Cache]:
         """`look(query, key, value)` gives what is seen of the own sequence, and a new cache."""
-        self_: Any = self
-        h = self_.attention_norm(x, train=False)
+        h = self.attention_norm(x, train=False)
         seen, cache = look(self.attention.query(h), self.attention.key(h), self.attention.value(h))
         x = x + dropped(self.attention.output(seen))
         if memory is not None:
-            query = self.cross_attention.query(self_.cross_attention_norm(x, train=False))
+            query = self.cross_attention.query(self.cross_attention_norm(x, train=False))
             heard = cached.over(query, memory["key"], memory["value"])
             x = x + dropped(self.cross_attention.output(heard))
-        h = self.mlp.up(self_.mlp_norm(x, train=False), "gelu")
-        return x + dropped(self.mlp.down(h)), cache
+        return x + dropped(self.mlp(self.mlp_norm(x, train=False))), cache
 
     def remember(self, heard: jax.Array) -> Memory:
         """Keys and values of what the encoder gave."""
@@ -321,7 +323,7 @@ class _Encoder(nnx.Module):
         self.positions.embeddings[...] = jnp.asarray(_sinusoids(spec.source, spec.width), jnp.float32)
         sizes = (spec.width, spec.num_heads, spec.hidden_dim or 4 * spec.width)
         self.blocks = nnx.List([_Block(*sizes, rngs, crossed=False) for _ in range(spec.depth)])
-        self.last_norm: Any = layer_norm(spec.width, _EPSILON, rngs)
+        self.last_norm = layer_norm(spec.width, _EPSILON, rngs)
 
     def __call__(self, x: jax.Array, dropped: Dropped) -> jax.Array:
         x = self.conv2(self.conv1(x))
@@ -342,7 +344,7 @@ class _Decoder(nnx.Module):
         sizes = (spec.width, spec.heads_to_write, spec.decoder_hidden_dim or spec.hidden_dim or 4 * spec.width)
         depth = spec.decoder_depth or spec.depth
         self.blocks = nnx.List([_Block(*sizes, rngs, crossed=True) for _ in range(depth)])
-        self.last_norm: Any = layer_norm(spec.width, _EPSILON, rngs)
+        self.last_norm = layer_norm(spec.width, _EPSILON, rngs)
 
     def embedded(self, ids: jax.Array, positions: jax.Array) -> jax.Array:
         x = self.tokens(ids)

@@ -10,7 +10,7 @@ are padding, and positions count from a row's first real step.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -18,6 +18,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from llmasos_xla.core import Variables
 from llmasos_xla.models.config import Config
+from llmasos_xla.models.layers._base import Shape
+from llmasos_xla.models.layers._checks import sample_rank
 
 Cache = dict[str, jax.Array]
 """What a model has seen, of fixed shapes. Axis 0 of every array is the batch: beam search gathers rows along it."""
@@ -112,6 +114,57 @@ class Generative(Config):
         A stack of scanned blocks comes apart here: a slice of a stacked array would be a copy in every step.
         """
         return self, variables
+
+
+class DecoderOnly(Generative):
+    """Base of models that go on with a row of ids: ids [batch, time] -> logits of the next id [batch, time, vocab]."""
+
+    vocab: int
+
+    def sample_shape(self) -> Shape:
+        """Rows of any length."""
+        return (None,)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """(time, vocab)."""
+        sample_rank(self.who, shape, "time")
+        return (shape[0], self.vocab)
+
+
+class EncoderDecoder(Generative):
+    """Base of models that read ids and write others: the decoder starts with `start_id`, `end` ends a text."""
+
+    vocab: int
+    start_id: int
+    end: int | None
+
+    @property
+    def targets(self) -> int:
+        """Number of ids that the decoder writes."""
+        return self.vocab
+
+    @property
+    def first_ids(self) -> tuple[int, ...]:
+        """What the decoder reads first."""
+        return (self.start_id,)
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The id that ends a text."""
+        return () if self.end is None else (self.end,)
+
+    def sample_shape(self) -> Shape:
+        """Rows of any length."""
+        return (None,)
+
+    def abstract(self, shape: Shape, rows: int, length: int = 1, names: Sequence[str] | None = None) -> Any:
+        """With what the decoder reads, which no call can do without."""
+        return super().abstract(shape, rows, length, ("ids", "decoder_input_ids") if names is None else names)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """(steps, targets)."""
+        sample_rank(self.who, shape, "time")
+        return (None, self.targets)
 
 
 class Functions(NamedTuple):
