@@ -196,7 +196,8 @@ class BertConfig(Config):
         if source != "huggingface":
             yield from super().names(source)  # raises
         for ours, theirs in (("tokens", "word"), ("positions", "position"), ("types", "token_type")):
-            yield Name(f"{ours}/embeddings", f"bert.embeddings.{theirs}_embeddings.weight", SAME)
+            shared = ("cls.predictions.decoder.weight",) * (self.task == "masked-lm" and ours == "tokens")
+            yield Name(f"{ours}/embeddings", f"bert.embeddings.{theirs}_embeddings.weight", SAME, copies=shared)
         yield from n.layer_norm("embeddings_norm", "bert.embeddings.LayerNorm")
         for i in range(self.depth):
             here, there = f"blocks/{i}", f"bert.encoder.layer.{i}"
@@ -222,7 +223,7 @@ class BertConfig(Config):
         if self.task == "masked-lm":
             yield from n.dense("transform", "cls.predictions.transform.dense")
             yield from n.layer_norm("transform_norm", "cls.predictions.transform.LayerNorm")
-            yield Name("decoder/bias", "cls.predictions.bias", SAME)
+            yield Name("decoder/bias", "cls.predictions.bias", SAME, copies=("cls.predictions.decoder.bias",))
 
 
 class _Block(nnx.Module):

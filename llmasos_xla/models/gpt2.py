@@ -71,7 +71,7 @@ class GPT2Config(DecoderOnly):
         name: name for name in ("gpt2", "gpt2_medium", "gpt2_large", "gpt2_xl", "nanogpt")
     }
     huggingface: ClassVar[tuple[str, ...]] = ("gpt2",)
-    ignored: ClassVar[tuple[str, ...]] = (r"\.attn\.(masked_)?bias$", r"^lm_head\.weight$")
+    ignored: ClassVar[tuple[str, ...]] = (r"\.attn\.(masked_)?bias$",)
 
     @classmethod
     def gpt2(cls, **sizes: Any) -> "GPT2Config":
@@ -173,7 +173,7 @@ class GPT2Config(DecoderOnly):
         """Hugging Face's names ("huggingface"), of GPT2LMHeadModel."""
         if source != "huggingface":
             yield from super().names(source)  # raises
-        yield Name("tokens/embeddings", "transformer.wte.weight", SAME)
+        yield Name("tokens/embeddings", "transformer.wte.weight", SAME, copies=("lm_head.weight",))
         yield Name("positions/embeddings", "transformer.wpe.weight", SAME)
         qkv, qkv_bias, output = _layouts(self.heads, self.dim)
         for i in range(self.depth):

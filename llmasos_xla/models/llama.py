@@ -250,7 +250,8 @@ class LlamaConfig(DecoderOnly):
             yield from super().names(source)  # raises
 
     def _names_of_huggingface(self) -> Iterator[Name]:
-        yield Name("tokens/embeddings", "model.embed_tokens.weight", SAME)
+        copies = ("lm_head.weight",) if self.tied else ()
+        yield Name("tokens/embeddings", "model.embed_tokens.weight", SAME, copies=copies)
         heads, kv_heads = self.heads, self.kv_heads or self.heads
         for ours, theirs, layout in (
             ("attention_norm/scale", "input_layernorm", SAME),

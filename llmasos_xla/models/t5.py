@@ -89,10 +89,8 @@ class T5Config(EncoderDecoder):
         "flan_t5_small": "flan_small", "flan_t5_base": "flan_base", "flan_t5_large": "flan_large",
     }  # fmt: skip
     huggingface: ClassVar[tuple[str, ...]] = ("t5",)
-    # The table under its other names, and a number that old files have and nothing reads.
-    ignored: ClassVar[tuple[str, ...]] = (
-        r"^(en|de)coder\.embed_tokens\.weight$", r"^lm_head\.weight$", r"EncDecAttention\.relative_attention_bias"
-    )  # fmt: skip
+    # A number that old files have and nothing reads.
+    ignored: ClassVar[tuple[str, ...]] = (r"EncDecAttention\.relative_attention_bias",)
 
     @classmethod
     def t5(cls, **sizes: Any) -> "T5Config":
@@ -186,7 +184,8 @@ class T5Config(EncoderDecoder):
         """Hugging Face's names ("huggingface")."""
         if source != "huggingface":
             yield from super().names(source)  # raises
-        yield Name("tokens/embeddings", "shared.weight", SAME)
+        copies = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+        yield Name("tokens/embeddings", "shared.weight", SAME, copies=(*copies, *(("lm_head.weight",) * self.tied)))
         if not self.tied:
             yield Name("head/kernel", "lm_head.weight", n.DENSE)
         for stack, depth in (("encoder", self.depth), ("decoder", self.decoder_depth or self.depth)):

@@ -80,7 +80,7 @@ class ViTConfig(Config):
 
     family: ClassVar[str] = "vit"
     huggingface: ClassVar[tuple[str, ...]] = ("vit",)
-    ignored: ClassVar[tuple[str, ...]] = (r"^vit\.pooler\.",)
+    ignored: ClassVar[tuple[str, ...]] = (r"(^|\.)pooler\.",)
     presets: ClassVar[Mapping[str, str]] = {name: name for name in ("vit_tiny", "vit_small", "vit_base", "vit_large")}
 
     @classmethod

@@ -94,7 +94,6 @@ class WhisperConfig(Generative):
         **{f"whisper_{size}": size for size in ("tiny", "base", "small", "medium", "large", "turbo")},
     }
     huggingface: ClassVar[tuple[str, ...]] = ("whisper",)
-    ignored: ClassVar[tuple[str, ...]] = (r"^proj_out\.weight$",)
 
     @classmethod
     def tiny(cls, **sizes: Any) -> "WhisperConfig":
@@ -230,7 +229,8 @@ class WhisperConfig(Generative):
         for name in ("conv1", "conv2"):
             yield Name(f"encoder/{name}/kernel", f"model.encoder.{name}.weight", CONV1D)
             yield Name(f"encoder/{name}/bias", f"model.encoder.{name}.bias", SAME)
-        yield Name("decoder/tokens/embeddings", "model.decoder.embed_tokens.weight", SAME)
+        copies = ("proj_out.weight",)
+        yield Name("decoder/tokens/embeddings", "model.decoder.embed_tokens.weight", SAME, copies=copies)
         decoder_depth = self.decoder_depth or self.depth
         for side, depth, heads in (
             ("encoder", self.depth, self.num_heads),

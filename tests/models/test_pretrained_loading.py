@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import h5py
 import jax
@@ -16,15 +17,16 @@ from safetensors.numpy import load_file, save_file
 from torch_file import tensor, write_legacy, write_zip
 
 import llmasos_xla as lm
-from llmasos_xla.models import VGGConfig, pretrained
+from llmasos_xla.models import BertConfig, GPT2Config, LlamaConfig, T5Config, VGGConfig, ViTConfig, pretrained
 from llmasos_xla.models.layers._base import LAYERS
 from llmasos_xla.models.pretrained import fill as filling
-from llmasos_xla.models.pretrained.fill import fill, match
+from llmasos_xla.models.pretrained.fill import fill, match, table_of
 from llmasos_xla.models.pretrained.names import CONV1D, CONV2D, DENSE, heads_bias, heads_in, heads_out
 from llmasos_xla.sharding.mesh import MeshSpec
 
 TOY = ToyConfig()
 IDS = np.arange(24).reshape(4, 6)
+_SMALL = {"vocab": 13, "width": 8, "depth": 1, "heads": 2, "hidden": 12}
 
 
 @pytest.fixture
@@ -245,3 +247,41 @@ def test_weights_of_a_model_by_name(tmp_path):
     assert network(images(8, 8, 3)).shape[-1] == 6
     pretrained.export(config, network.variables, tmp_path / "out.safetensors", source="torch")
     _same(load_file(tmp_path / "out.safetensors"), arrays)
+
+
+@pytest.mark.parametrize(
+    ("config", "table", "copy"),
+    [
+        (LlamaConfig.tinyllama(**_SMALL, kv_heads=2, tied=True), "model.embed_tokens.weight", "lm_head.weight"),
+        (GPT2Config(**_SMALL), "transformer.wte.weight", "lm_head.weight"),
+        (T5Config(**_SMALL, key_dim=4), "shared.weight", "lm_head.weight"),
+        (T5Config(**_SMALL, key_dim=4), "shared.weight", "decoder.embed_tokens.weight"),
+        (
+            BertConfig(**_SMALL, task="masked-lm"),
+            "bert.embeddings.word_embeddings.weight",
+            "cls.predictions.decoder.weight",
+        ),
+    ],
+    ids=lambda value: getattr(value, "family", value),
+)
+def test_a_head_that_is_the_table_of_embeddings_may_stand_there_too_but_not_differ(config, table, copy, tmp_path):
+    variables = config.net().init(jax.random.key(1))
+    pretrained.export(config, variables, tmp_path / "model.safetensors")
+    arrays = load_file(tmp_path / "model.safetensors")
+    both = {**arrays, copy: arrays[table]}
+    _same(pretrained.load(config, both), variables)
+    _same(pretrained.load(config, {name: both[name] for name in both if name != table}), variables)
+    both[copy] = both[copy] * 2
+    with pytest.raises(ValueError, match="1 of other values than those that they are to share: " + re.escape(copy)):
+        pretrained.load(config, both)
+    _same(pretrained.load(config, both, ignored=re.escape(copy)), variables)
+
+
+def test_a_body_of_vit_with_its_pooler_gets_a_new_head():
+    config = ViTConfig(8, 4, width=8, depth=1, heads=2, hidden=12, classes=3)
+    table = [name for name in table_of(config, "huggingface") if not name.optional]
+    variables = config.net().init(jax.random.key(1))
+    arrays = {n.sources[0].removeprefix("vit."): n.layout.theirs(np.asarray(variables.params[n.ours])) for n in table}
+    arrays |= {"pooler.dense.weight": np.ones((8, 8), np.float32), "pooler.dense.bias": np.ones(8, np.float32)}
+    found = pretrained.load(config, arrays, key=jax.random.key(0))
+    _same({n.ours: found.params[n.ours] for n in table}, {n.ours: variables.params[n.ours] for n in table})

@@ -13,6 +13,8 @@ from llmasos_xla.models.config import Config
 from llmasos_xla.models.pretrained.names import Name
 
 _SHOWN = 12
+_COMPARED = 4096
+"""Rows that are compared at a time."""
 
 
 class Piece(NamedTuple):
@@ -86,10 +88,14 @@ def match(
     shapes = {**wanted.params, **wanted.state}
     table = table_of(config, source)
     _check_table(config, table, shapes)
-    missing, wrong, pieces, lacking, used = [], [], {}, [], set()
+    missing, wrong, differing, pieces, lacking, used = [], [], [], {}, [], set()
     for name in table:
         sources = name.sources
-        used.update(sources)
+        copies = [copy for copy in name.copies if copy in arrays]
+        if copies and sources[0] not in arrays:
+            sources, copies = (copies[0],), copies[1:]
+        used.update(sources, copies)
+        differing += [f"{copy} (from {sources[0]})" for copy in copies if not _equal(arrays[copy], arrays[sources[0]])]
         if absent := [s for s in sources if s not in arrays]:
             if name.optional and optional:
                 lacking.append(name.ours)
@@ -101,12 +107,13 @@ def match(
         except (ValueError, IndexError) as error:
             wrong.append(f"{sources[0]} {np.shape(arrays[sources[0]])}: {error}")
     left = [s for s in arrays if s not in used and not any(re.search(pattern, s) for pattern in ignored)]
-    if missing or left or wrong:
+    if missing or left or wrong or differing:
         raise ValueError(
             f"{config.who}: the weights ({source}) do not fit the model"
             + _listed("missing", missing)
             + _listed("left over", left)
             + _listed("of another shape", wrong)
+            + _listed("of other values than those that they are to share", differing)
         )
     return Found(pieces, tuple(lacking), wanted)
 
@@ -131,6 +138,12 @@ def _piece(name: Name, sources: Sequence[np.ndarray], wanted: Any) -> Piece:
         ):
             raise ValueError(f"is of {part.dtype}, {name.ours} is of {wanted.dtype}")
     return piece
+
+
+def _equal(a: np.ndarray, b: np.ndarray) -> bool:
+    # Piece by piece: these are tables of large vocabularies, mapped and not in memory.
+    some = range(0, len(a), _COMPARED)
+    return a.shape == b.shape and all(np.array_equal(a[i : i + _COMPARED], b[i : i + _COMPARED]) for i in some)
 
 
 def _check_table(config: Config, table: Iterable[Name], shapes: Mapping[str, Any]) -> None:

@@ -90,7 +90,7 @@ def _as_in_table(config: Config, arrays: Mapping[str, Any], source: str | None) 
     found = []
     for candidate in (source,) if source is not None else SOURCES:
         try:
-            theirs = {there for name in table_of(config, candidate) for there in name.sources}
+            theirs = {there for name in table_of(config, candidate) for there in (*name.sources, *name.copies)}
         except ValueError:
             if source is not None:
                 raise

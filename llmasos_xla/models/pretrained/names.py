@@ -29,6 +29,9 @@ class Name(NamedTuple):
     layout: "Layout"
     optional: bool = False
     """Whether a source may lack it, in which case it keeps its initial values (a task's new head)."""
+    copies: tuple[str, ...] = ()
+    """Under which names a source may have it besides, or instead: a head that is the table of embeddings. Values that
+    differ are refused."""
 
     @property
     def stacked(self) -> bool:
