@@ -1,6 +1,6 @@
 """Texts to ids and back, for `generate`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ def ids_of_texts(tokenizer: Any, prompt: Any, encode: Callable[[Any, str], list[
     """Whether there is one prompt, not a list of them, and the ids of each."""
     if isinstance(prompt, str):
         return True, [encode(tokenizer, prompt)]
+    if not isinstance(prompt, Iterable):
+        raise ValueError(f"generate: a prompt is a text or a list of ids, got {type(prompt).__name__}")
     rows = list(prompt)
     if not rows:
         raise ValueError("generate: there is no prompt; a list of ids or of prompts must not be empty")

@@ -1,5 +1,7 @@
 """`lm.generate`: a model of the shelf goes on with a text, translates it, writes down what it hears."""
 
+import math
+import os
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +14,7 @@ import numpy as np
 from llmasos_xla.api._texts import Text, decoder_ids, encoder_texts, ids_of_texts
 from llmasos_xla.api.network import Network
 from llmasos_xla.core import Variables
+from llmasos_xla.data.tokenizers.opening import load_tokenizer
 from llmasos_xla.models.generation.programs import Programs, bucket, left_padded
 from llmasos_xla.models.generation.protocol import Generative
 from llmasos_xla.models.generation.sampling import Sampling
@@ -58,8 +61,8 @@ def generate(
         length_penalty: with beams, above 0 favors long texts, below 0 short ones.
         early_stopping: with beams, whether a row is done as soon as it has `num_beams` ended texts.
         stop: ids and texts at which to stop, besides the model's own; they are not part of the result.
-        tokenizer: one of `lm.data.tokenizers`, or anything with `encode(text)` and `decode(ids)`; `model.tokenizer`,
-            that of the folder its weights came from, if None and texts came.
+        tokenizer: one of `lm.data.tokenizers`, a path, or anything with `encode(text)` and `decode(ids)`;
+            `model.tokenizer`, that of the folder its weights came from, if None and texts came.
         decoder_prompt: ids that the decoder of a model with an encoder starts with; the model's own if None.
         seed: of what is drawn.
         stream: gives an iterator of pieces as they are written.
@@ -79,15 +82,17 @@ def generate(
         raise TypeError(f"generate: {what} writes no text; lm.models has gpt2, llama3_8b and others that do")
     stops = [stop] if isinstance(stop, str | int) else list(stop or ())
     strings = [s for s in stops if isinstance(s, str)]
+    if isinstance(tokenizer, str | os.PathLike):
+        tokenizer = load_tokenizer(tokenizer)
     if tokenizer is None and (strings or _is_text(prompt)):
         tokenizer = model.tokenizer
     _check(tokenizer, strings, num_beams, temperature, top_k, top_p, max_new_tokens, stream)
     alone, rows, x = _prompts(config, tokenizer, prompt, decoder_prompt)
-    room = max_new_tokens
+    rooms = [max_new_tokens] * len(rows)
     if config.context is not None:
         longest = max(map(len, rows))
-        room = min(room, config.context - longest)
-        if room < 1:
+        rooms = [min(max_new_tokens, config.context - len(row)) for row in rows]
+        if min(rooms) < 1:
             raise ValueError(
                 f"generate: the prompt has {longest} ids, the model reads {config.context} at most, with what is to be "
                 "written; cut the prompt"
@@ -102,7 +107,7 @@ def generate(
         Sampling.of(temperature, top_k, top_p),
         jnp.asarray(ends or (-1,), jnp.int32),
         jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(len(rows))),
-        room,
+        rooms,
     )
     if num_beams > 1:
         found = request.search(num_beams, length_penalty, early_stopping)
@@ -165,7 +170,8 @@ class _Request(NamedTuple):
     sampling: Sampling
     ends: jax.Array
     keys: jax.Array
-    room: int
+    rooms: list[int]
+    """How many ids each row may write."""
 
     def search(self, beams: int, length_penalty: float, early_stopping: bool) -> list[list[int]]:
         """The best text of each row by beam search."""
@@ -175,9 +181,9 @@ class _Request(NamedTuple):
             self.ids,
             self.real,
             self.ends,
-            self.room,
+            self.rooms,
             beams_kept=beams,
-            new=bucket(self.room),
+            new=bucket(max(self.rooms)),
             length_penalty=length_penalty,
             early_stopping=early_stopping,
         )
@@ -188,14 +194,16 @@ class _Request(NamedTuple):
         """Writes, and gives what each row has more of, every so many ids; None: all at once, 0: as time passes."""
         weights = self.variables, self.memory
         drawing = self.keys, self.sampling, self.ends
-        state = self.programs.prefill(*weights, self.ids, self.real, *drawing, new=bucket(self.room))
+        # A row whose room is less writes on to no purpose until the others have filled theirs.
+        rooms, most = np.asarray(self.rooms), max(self.rooms)
+        state = self.programs.prefill(*weights, self.ids, self.real, *drawing, new=bucket(most))
         count, step, given = 1, every or 1, [0] * len(texts)
         while True:
-            if every is None and count < self.room:
-                state, count = self.programs.advance(*weights, state, *drawing, self.room), self.room
+            if every is None and count < most:
+                state, count = self.programs.advance(*weights, state, *drawing, most), most
             # Where rows have ended the loop stops by itself, ahead of the count that was asked for.
             ids, lengths, done = (np.array(a) for a in (state.ids, state.lengths, state.done))
-            ended = [bool(d) or count >= self.room for d in done]
+            lengths, ended = np.minimum(lengths, rooms), (done | (count >= rooms)).tolist()
             found = []
             for i, text in enumerate(texts):
                 found.append(text.more(ids[i, given[i] : lengths[i]].tolist(), ended[i]))
@@ -206,7 +214,7 @@ class _Request(NamedTuple):
             stopped = np.array([text.stopped for text in texts])
             if stopped.any():
                 state = state._replace(done=jnp.asarray(done | stopped))
-            count, started = min(count + step, self.room), time.perf_counter()
+            count, started = min(count + step, most), time.perf_counter()
             state = self.programs.advance(*weights, state, *drawing, count)
             if every == 0:
                 state.count.block_until_ready()
@@ -270,7 +278,7 @@ def _check(
     for name, value, least in (("num_beams", num_beams, 1), ("max_new_tokens", max_new_tokens, 1), ("top_k", top_k, 1)):
         if value is not None and (not isinstance(value, int) or value < least):
             raise ValueError(f"generate: {name} wants an int of at least {least}, got {value!r}")
-    if temperature < 0:
+    if not 0 <= temperature < math.inf:
         raise ValueError(f"generate: temperature wants 0 or more, got {temperature}")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"generate: top_p wants a probability above 0, got {top_p}")
@@ -278,5 +286,7 @@ def _check(
         raise ValueError("generate: top_k and top_p say what is drawn from, and nothing is drawn at temperature 0")
     if num_beams > 1 and (temperature > 0 or stream):
         raise ValueError("generate: beam search draws nothing and knows its text at the end: no temperature, no stream")
+    if "" in strings:
+        raise ValueError("generate: a stop text is empty, which ends every text before it begins; leave it out")
     if strings and tokenizer is None:
         raise ValueError("generate: stop texts need a tokenizer; without one stop= takes ids")

@@ -84,6 +84,23 @@ def test_the_cache_ends_where_the_model_does(model, tokenizer, texts):
         lm.generate(model, "a" * 64, tokenizer=tokenizer)
 
 
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_short_prompt_beside_a_long_one_has_all_the_room_that_it_has_alone(model, tokenizer, beams):
+    prompts = ["one", "a" * 59, "the other day " * 3]
+    options = {"max_new_tokens": 30, "tokenizer": tokenizer, "num_beams": beams}
+    alone = [lm.generate(model, prompt, **options) for prompt in prompts]
+    assert [len(text) for text in alone] == [30, 5, 22]
+    assert lm.generate(model, prompts, **options) == alone
+    if beams == 1:
+        pieces = zip(*lm.generate(model, prompts, stream=True, **options), strict=True)
+        assert ["".join(each) for each in pieces] == alone
+
+
+def test_a_tokenizer_may_be_a_path(model, tokenizer, texts, tmp_path):
+    tokenizer.save(tmp_path / "characters.json")
+    assert lm.generate(model, PROMPTS[0], max_new_tokens=20, tokenizer=tmp_path) == texts[0]
+
+
 def test_drawing_follows_the_seed(model, tokenizer, texts):
     def drawn(**more):
         return lm.generate(model, PROMPTS, max_new_tokens=20, tokenizer=tokenizer, temperature=0.9, top_k=9, **more)
@@ -127,6 +144,9 @@ def test_new_weights_write_new_texts_with_the_same_programs(tokenizer):
         ({"prompt": [[0.5]]}, "a prompt is a text or a list of ids"),
         ({"max_new_tokens": 0}, "max_new_tokens wants an int of at least 1, got 0"),
         ({"temperature": -1.0}, "temperature wants 0 or more"),
+        ({"temperature": float("nan")}, "temperature wants 0 or more, got nan"),
+        ({"prompt": None}, "a prompt is a text or a list of ids, got NoneType"),
+        ({"stop": ["x", ""]}, "a stop text is empty"),
         ({"top_k": 5}, "nothing is drawn at temperature 0"),
         ({"top_p": 1.5, "temperature": 1.0}, "top_p wants a probability above 0, got 1.5"),
         ({"num_beams": 2, "stream": True}, "no temperature, no stream"),

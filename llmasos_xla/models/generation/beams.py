@@ -47,7 +47,7 @@ def search(
     ids: Int[Array, "batch time"],
     real: Bool[Array, "batch time"],
     ends: Int[Array, "_"],
-    until: Int[Array, ""],
+    until: Int[Array, "batch"],
     length_penalty: Float[Array, ""],
     early_stopping: Bool[Array, ""],
     *,
@@ -69,11 +69,11 @@ def search(
         ids: prompts, at the right.
         real: False at padding.
         ends: the ids that end a text, at least one; -1 for none.
-        until: the most ids of a text.
+        until: the most ids of each row's text.
         length_penalty: above 0 favors long texts, below 0 short ones.
         early_stopping: see above.
         beams: how many beginnings are kept.
-        new: how many ids there is room for, at least `until`.
+        new: how many ids there is room for, at least the most of `until`.
         dtype: of the cache.
     """
     batch, time = ids.shape
@@ -115,7 +115,7 @@ def search(
 
     def going(state: _State) -> jax.Array:
         open_rows = ~(jnp.all(state.full) & early_stopping)
-        return (state.count < until) & jnp.any(state.hopeful) & open_rows
+        return jnp.any((state.count < until) & state.hopeful) & open_rows
 
     state = written(state, jnp.repeat(logits, beams, axis=0))
     return lax.while_loop(going, body, state).best
@@ -143,7 +143,7 @@ def _written(
     ids = jnp.take_along_axis(state.ids, parents[..., None], axis=1)
     ids = lax.dynamic_update_slice_in_dim(ids, drawn[..., None].astype(jnp.int32), state.count, axis=2)
     ended_by_id = jnp.any(drawn[..., None] == ends[None, None], axis=-1)
-    ended = ended_by_id | (count >= until)
+    ended = ended_by_id | (count >= until)[:, None]
 
     kept_scores, kept = lax.top_k(jnp.where(ended, scores + _LOW, scores), beams)
     kept_ids = jnp.take_along_axis(ids, kept[..., None], axis=1)

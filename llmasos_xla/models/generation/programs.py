@@ -102,7 +102,7 @@ class Programs:
         ids: Any,
         real: Any,
         ends: Any,
-        until: int,
+        until: int | Sequence[int],
         *,
         beams_kept: int,
         new: int,
@@ -123,7 +123,8 @@ class Programs:
             )
 
         what = f"search with {beams_kept} beams over {ids.shape[0]} x {ids.shape[1] + new} ids"
-        arguments = (variables, memory, ids, real, ends, jnp.asarray(until, jnp.int32))
+        rooms = np.broadcast_to(np.asarray(until, np.int32), ids.shape[:1])
+        arguments = (variables, memory, ids, real, ends, rooms)
         arguments = (*arguments, jnp.asarray(length_penalty, jnp.float32), jnp.asarray(early_stopping))
         return self._run(what, (new, dtype), run, arguments)
 
