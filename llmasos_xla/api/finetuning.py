@@ -96,6 +96,8 @@ def finetune(
         raise ValueError(f"finetune: {task!r} wants a model that reads {wanted}; {model.config.who} reads {inputs}")
     opened = _tokenizer(model, tokenizer)
     x, y = _parts(dataset)
+    if not isinstance(x, Mapping) and not len(x):
+        raise ValueError("finetune: the data have no rows")
     names = _names(y) if chosen.classes else None
     _fit_head(model, chosen, y, names, task)
     data = chosen.arrays(x, _ids(y, names), model, opened, max_length)
@@ -163,11 +165,17 @@ def _flat(y: Any) -> list[Any]:
 
 def _names(y: Any) -> tuple[str, ...] | None:
     """The classes' names in order, or None for labels that are ids."""
-    labels = set(_flat(y))
+    labels = _flat(y)
+    if any(label != label for label in labels):
+        raise ValueError("finetune: some labels are NaN; leave those rows out")
     texts = {label for label in labels if isinstance(label, str)}
-    if texts and texts != labels:
-        raise ValueError("finetune: some labels are text and some are not; make them one kind")
-    return tuple(sorted(texts)) or None
+    if not texts:
+        return None
+    if other := set(labels) - texts - {IGNORED}:
+        raise ValueError(f"finetune: some labels are text and some are not, {next(iter(other))!r}; make them one kind")
+    if len(texts) == 1:
+        raise ValueError(f"finetune: all labels are {next(iter(texts))!r}; two classes or more can be told apart")
+    return tuple(sorted(texts))
 
 
 def _ids(y: Any, names: tuple[str, ...] | None) -> Any:
@@ -179,6 +187,8 @@ def _ids(y: Any, names: tuple[str, ...] | None) -> Any:
     def one(label: Any) -> Any:
         if isinstance(label, list | tuple | np.ndarray):
             return [one(inner) for inner in label]
+        if not isinstance(label, str) and label == IGNORED:
+            return IGNORED
         if label not in number:
             raise unknown("finetune", "label", label, names)
         return number[label]
@@ -218,9 +228,18 @@ def _longest(model: Network, max_length: int | None) -> int | None:
 
 
 def _is_text(x: Any) -> bool:
-    first = x[0] if not isinstance(x, Mapping) and len(x) else None
-    pair = isinstance(first, tuple | list) and len(first) == 2 and all(isinstance(text, str) for text in first)
-    return isinstance(first, str) or pair
+    numbers = getattr(getattr(x, "dtype", None), "kind", "O") in "biufc"
+    if numbers or isinstance(x, Mapping) or not any(_text_or_pair(row) for row in x):
+        return False
+    for number, row in enumerate(x):
+        if not _text_or_pair(row):
+            raise ValueError(f"finetune: texts are wanted, or pairs of texts; row {number} is {row!r:.60}")
+    return True
+
+
+def _text_or_pair(row: Any) -> bool:
+    pair = isinstance(row, tuple | list) and len(row) == 2 and all(isinstance(text, str) for text in row)
+    return pair or isinstance(row, str)
 
 
 def _texts(x: Any, y: Any, model: Network, tokenizer: Callable[[], Tokenizer], max_length: int | None) -> Any:
@@ -235,9 +254,14 @@ def _words(x: Any, y: Any, model: Network, tokenizer: Callable[[], Tokenizer], m
         return x, np.asarray(y)
     opened, longest = tokenizer(), _longest(model, max_length)
     rows, labels = [], []
-    for number, (words, found) in enumerate(zip(x, y, strict=True)):
-        if isinstance(words, str) or len(words) != len(found):
-            raise ValueError(f"finetune: row {number} wants a list of words and as many labels, got {words!r:.60}")
+    if len(x) != len(y):
+        raise ValueError(f"finetune: there are {len(x)} rows of words and {len(y)} rows of labels")
+    for number, (words, found) in enumerate(zip(x, y)):
+        lists = all(isinstance(each, list | tuple | np.ndarray) for each in (words, found))
+        if not lists or len(words) != len(found):
+            raise ValueError(
+                f"finetune: row {number} wants a list of words and as many labels, got {words!r:.60} and {found!r:.60}"
+            )
         row, of_row = list(opened.prefix), [IGNORED] * len(opened.prefix)
         for word, label in zip(words, found):
             pieces = opened.pieces(word)

@@ -1,10 +1,13 @@
 """One call from a model and data of a task to a model that does it."""
 
+import re
+
 import numpy as np
 import pytest
 
 import llmasos_xla as lm
 from llmasos_xla.api.network import Network
+from llmasos_xla.data.labels import IGNORED
 from llmasos_xla.data.tokenizers.characters import Characters
 from llmasos_xla.models import BertConfig, GPT2Config, VGGConfig
 
@@ -69,7 +72,33 @@ def test_words():
     assert history.history["accuracy"][-1] > 0.95
     assert model.learner.preprocessing.label_names == ("high", "low")
     with pytest.raises(ValueError, match="row 0 wants a list of words and as many labels"):
-        lm.finetune(model, ([["a", "b"]], [["low"]]), task="token-classification", tokenizer=TOKENIZER)
+        lm.finetune(model, ([["a", "b"], ["c"]], [["low"], ["high"]]), task="token-classification", tokenizer=TOKENIZER)
+
+
+def test_words_with_named_labels_may_have_none():
+    words, kinds = [["ab", "cd", "ef"], ["gh", "ab"]], [["low", IGNORED, "high"], ["high", "low"]]
+    model = bert()
+    history = lm.finetune(model, (words, kinds), task="token-classification", tokenizer=TOKENIZER, **FAST)
+    assert np.isfinite(history.history["loss"]).all()
+    assert model.learner.preprocessing.label_names == ("high", "low")
+
+
+@pytest.mark.parametrize(
+    ("data", "task", "says"),
+    [
+        (([np.nan, "abc"], [0, 1]), "text-classification", "texts are wanted, or pairs of texts; row 0 is nan"),
+        ((["abc", None], [0, 1]), "text-classification", "texts are wanted, or pairs of texts; row 1 is None"),
+        ((["abc", "ab"], ["a", "a"]), "text-classification", "all labels are 'a'; two classes or more"),
+        ((["abc", "ab"], [np.nan, 1.0]), "text-classification", "some labels are NaN"),
+        ((["abc", "ab"], ["a", 1]), "text-classification", "some labels are text and some are not, 1; make them"),
+        (([], []), "text-classification", "the data have no rows"),
+        (([["ab"], ["c"]], [0, 1]), "token-classification", "row 0 wants a list of words and as many labels"),
+        (([["ab"], ["c"]], [[0]]), "token-classification", "there are 2 rows of words and 1 rows of labels"),
+    ],
+)
+def test_odd_data_are_refused_in_words(data, task, says):
+    with pytest.raises(ValueError, match=re.escape(says)):
+        lm.finetune(bert(), data, task=task, tokenizer=TOKENIZER, epochs=1, **FAST)
 
 
 def test_language():
