@@ -6,7 +6,9 @@ import pathlib
 import numpy as np
 import pytest
 
+from llmasos_xla.data.dataset import Dataset
 from llmasos_xla.data.pictures import PictureReader, opened
+from llmasos_xla.data.preprocessing import Preprocessing
 from llmasos_xla.data.sound import read_sound, resampled
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -45,6 +47,12 @@ def test_a_folder_says_how(tmp_path):
             PictureReader.read(tmp_path)
 
 
+def deep():
+    from PIL import Image
+
+    return Image.fromarray(np.full((4, 4), 999, np.uint16))
+
+
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [
@@ -56,6 +64,12 @@ def test_a_folder_says_how(tmp_path):
         ),
         (lambda: opened("nowhere.png"), FileNotFoundError, "there is no file 'nowhere.png'"),
         (lambda: opened(__file__), ValueError, "is no picture that can be read"),
+        (lambda: opened(deep()), ValueError, r"a picture has more than 8 bits a channel \(I;16\); bring it to 8"),
+        (
+            lambda: Preprocessing.fit(Dataset(np.zeros((1, 4, 4), np.uint8)), (4, 4, 1)).encode([deep()]),
+            ValueError,
+            "8 bits",
+        ),
         (lambda: read_sound("nowhere.wav", 8000), FileNotFoundError, "there is no file 'nowhere.wav'"),
         (lambda: read_sound(__file__, 8000), ValueError, "is no sound that can be read"),
         (lambda: read_sound(np.zeros((2, 2, 2)), 8000), ValueError, r"\[samples, channels\] is wanted, got float64"),
