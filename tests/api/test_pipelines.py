@@ -255,6 +255,41 @@ def test_a_fitted_model_reads_pictures_by_itself(rng):
     assert classify(x[0], top=2)[0].score == pytest.approx(p[0].max())
 
 
+def test_a_model_fitted_on_floats_reads_pictures_where_it_can(rng, tmp_path):
+    from PIL import Image
+
+    x = rng.integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+    y = np.arange(6) % 2
+    layers = [lm.layers.Flatten(input_shape=(8, 8, 3)), lm.layers.Dense(2, activation="softmax")]
+    Image.fromarray(x[0]).save(tmp_path / "a.png")
+    shares = fitted(layers, x.astype(np.float32) / 255, y, "sparse_categorical_crossentropy")
+    classify, expected = lm.pipeline("image-classification", shares), shares.predict(x / np.float32(255))
+    for one in (tmp_path / "a.png", Image.fromarray(x[0]), x[0], x[0] / np.float32(255)):
+        assert classify(one).score == pytest.approx(expected[0].max(), rel=1e-5)
+    assert [one.score for one in classify(list(x))] == pytest.approx(expected.max(-1), rel=1e-5)
+    around = x.astype(np.float32) / 128 - 1
+    classify = lm.pipeline("image-classification", fitted(layers, around, y, "sparse_categorical_crossentropy"))
+    classify(around[0])
+    for one in (tmp_path / "a.png", x[0]):
+        with pytest.raises(ValueError, match="fitted on floats that are no shares of 255.*pass reader="):
+            classify(one)
+
+
+def test_a_fit_on_bytes_goes_before_the_reader_of_the_folder(rng, tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text(
+        json.dumps({"size": 32, "image_mean": [9, 9, 9], "image_std": [1, 1, 1]})
+    )
+    model = lm.models.vgg11(widths=(2, 2, 2, 2, 2), hidden=4, classes=3, input_shape=(32, 32, 3))
+    model.folder = tmp_path
+    x = rng.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    classify = lm.pipeline("image-classification", model)
+    assert classify(x[0]).score == pytest.approx(softmax(model(x[:1] / np.float32(255) - 9))[0].max(), rel=1e-4)
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    model.fit(x, np.array([0, 1, 2, 0]), verbose=0)
+    classify = lm.pipeline("image-classification", model)
+    assert classify(x[0]).score == pytest.approx(softmax(model.predict(x[:1]))[0].max(), rel=1e-4)
+
+
 @pytest.mark.parametrize("classes", [1, 2])
 def test_masks_are_as_large_as_the_picture(rng, classes):
     x = rng.integers(0, 256, (4, 8, 8, 1), dtype=np.uint8)
@@ -268,6 +303,12 @@ def test_masks_are_as_large_as_the_picture(rng, classes):
     np.testing.assert_array_equal([one.classes for one in found], expected)
     assert found[0].share("light") == expected[0].mean()
     from PIL import Image
+
+    floats = fitted(
+        [lm.layers.Conv2D(1, 1, activation="sigmoid", input_shape=(8, 8, 1))],
+        x / np.float32(64) - 2, (x > 127).astype(np.float32), "binary_crossentropy",
+    )  # fmt: skip
+    assert lm.pipeline("segmentation", floats)(x[0] / np.float32(64) - 2).classes.shape == (8, 8)
 
     large = Image.fromarray(x[0, ..., 0]).resize((24, 16), Image.Resampling.NEAREST)
     np.testing.assert_array_equal(segment(large).classes, np.repeat(np.repeat(expected[0], 2, 0), 3, 1))

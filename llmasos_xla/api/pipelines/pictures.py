@@ -1,5 +1,6 @@
 """Tasks on pictures: what is on them, where, and which pixels."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, final
 
@@ -10,6 +11,7 @@ from llmasos_xla.api.network import Network
 from llmasos_xla.api.pipelines.brought import Brought, one_or_many
 from llmasos_xla.api.pipelines.buckets import MOST_ROWS, power_of_two
 from llmasos_xla.api.pipelines.text import best, shares
+from llmasos_xla.data.array_input import ArrayInput
 from llmasos_xla.data.pictures import PictureReader, opened
 
 Picture = Any
@@ -41,12 +43,18 @@ class Sight:
     """A network on pictures: its outputs before the last softmax or sigmoid, or after it where it was trained here.
 
     A reader brings pictures to what the network reads: given, or of its folder's preprocessor_config.json. A model that
-    was fitted needs none, its own preprocessing is the reader.
+    was fitted on bytes needs none, its own preprocessing is the reader; so is that of one fitted on floats from 0 to 1.
+    Of other floats nobody knows how they came of a picture.
     """
 
     def __init__(self, brought: Brought, batch_size: int):
         self.model, self.batch_size, self.reader = brought.model, batch_size, brought.reader()
         learner = brought.model.learner
+        seen = learner.preprocessing.input if learner.preprocessing is not None else None
+        self.input = seen if isinstance(seen, ArrayInput) else None
+        if brought.given_reader is None and learner.epochs_done and self.input is not None and _tells(self.input):
+            # The folder's file speaks of the weights before the fit.
+            self.reader = None
         self.fitted = self.reader is None and learner.preprocessing is not None
         if self.reader is None and not self.fitted:
             raise ValueError(
@@ -60,7 +68,7 @@ class Sight:
     def __call__(self, pictures: Sequence[Picture]) -> np.ndarray:
         """Outputs [pictures, ...]."""
         if self.fitted:
-            return self.model.predict(_as_fitted(pictures))
+            return self.model.predict(self._as_fitted(pictures))
         return np.concatenate([np.asarray(getattr(output, "logits", output)) for output in self.raw(pictures)])
 
     def raw(self, pictures: Sequence[Picture]) -> Iterator[Any]:
@@ -69,7 +77,7 @@ class Sight:
         for start in range(0, len(pictures), self.batch_size):
             some = pictures[start : start + self.batch_size]
             if self.fitted:
-                yield network.predict(_as_fitted(some))
+                yield network.predict(self._as_fitted(some))
                 continue
             assert isinstance(network, Network)
             assert isinstance(reader, PictureReader)
@@ -77,6 +85,25 @@ class Sight:
             rows = min(power_of_two(len(x)), self.batch_size)
             output = network(np.concatenate([x, np.repeat(x[:1], rows - len(x), 0)]))
             yield jax.tree.map(lambda a, real=len(x): np.asarray(a)[:real], output)
+
+    def _as_fitted(self, pictures: Sequence[Picture]) -> Any:
+        """Arrays as they are, files and pictures as pictures, which the model's own preprocessing resizes."""
+        seen, x = self.input, None
+        if all(isinstance(picture, np.ndarray) for picture in pictures) and len({p.shape for p in pictures}) == 1:
+            x = np.stack(pictures)
+            if x.dtype != np.uint8:
+                return x
+        if seen is None or _tells(seen):
+            return [opened(picture) for picture in pictures] if x is None else x
+        if not seen.unit:
+            raise ValueError(
+                "pipeline: this model was fitted on floats that are no shares of 255, so it does not know how they "
+                "come of bytes and files: pass reader=, for instance data.pictures.PictureReader.imagenet(), or arrays "
+                "prepared as in the fit"
+            )
+        pixels = dataclasses.replace(seen, dtype="uint8", unit=False)
+        raw = [opened(picture) for picture in pictures] if x is None else x
+        return pixels.encode(raw, who="pipeline").astype(np.float32) / np.float32(255)
 
     def scores(self, outputs: np.ndarray) -> np.ndarray:
         """Shares of the classes along the last axis; of a single output, those of "no" and "yes"."""
@@ -131,7 +158,7 @@ class Detection:
         found, least = [], self.threshold if threshold is None else threshold
         for output in self._sight.raw(items):
             for logits, boxes in zip(output.logits, output.boxes):
-                found.append(self._boxes(logits, boxes, opened(items[len(found)]).size, least))
+                found.append(self._boxes(logits, boxes, _size(items[len(found)]), least))
         return found[0] if alone else found
 
     def _boxes(self, logits: np.ndarray, boxes: np.ndarray, size: tuple[int, int], least: float) -> list[Box]:
@@ -168,7 +195,7 @@ class Segmentation:
         found = []
         for picture, scores in zip(items, self._sight.scores(self._sight(items))):
             classes = scores.argmax(-1)
-            width, height = opened(picture).size
+            width, height = _size(picture)
             # Each pixel is what the network's pixel below its middle is.
             rows = ((np.arange(height) + 0.5) * classes.shape[0] / height).astype(int)
             columns = ((np.arange(width) + 0.5) * classes.shape[1] / width).astype(int)
@@ -182,8 +209,11 @@ def _single(given: Any) -> bool:
     return hasattr(given, "ndim") and (given.ndim == 2 or (given.ndim == 3 and given.shape[-1] in (1, 3, 4)))
 
 
-def _as_fitted(pictures: Sequence[Picture]) -> Any:
-    """Arrays as they are, files and pictures as pictures, which the model's own preprocessing resizes."""
-    if all(isinstance(picture, np.ndarray) for picture in pictures) and len({p.shape for p in pictures}) == 1:
-        return np.stack(pictures)
-    return [opened(picture) for picture in pictures]
+def _size(picture: Picture) -> tuple[int, int]:
+    """Width and height; of an array, whatever its values are."""
+    return (picture.shape[1], picture.shape[0]) if hasattr(picture, "ndim") else opened(picture).size
+
+
+def _tells(seen: ArrayInput) -> bool:
+    """Whether a fit's own scaling turns the bytes of pictures into what the network reads."""
+    return seen.dtype == "uint8" or seen.mean is not None
