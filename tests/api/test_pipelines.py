@@ -460,6 +460,10 @@ def test_sound_is_cut_where_it_is_quiet(rng):
     parts = cut(sound, 1000, 100)
     assert 855 <= len(parts[0]) <= 876
     np.testing.assert_array_equal(np.concatenate(parts), sound)
+    # What is a little softer, amid noise, and not the border, where less than a tenth of a second is left to sum up.
+    sound = rng.normal(size=3000)
+    sound[700:740] *= 0.6
+    assert 705 <= len(cut(sound, 1000, 100)[0]) <= 736
 
 
 def test_speech_is_found(shared_data):

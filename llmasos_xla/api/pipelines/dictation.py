@@ -104,8 +104,8 @@ def cut(samples: np.ndarray, longest: int, rate: int) -> list[np.ndarray]:
     back, width = int(_LOOK_BACK * rate), max(1, rate // 10)
     while len(samples) > longest:
         first = max(longest - back, longest // 2)
-        energy = np.convolve(np.square(samples[first:longest], dtype=np.float64), np.ones(width), "same")
-        end = first + int(energy.argmin()) + 1
+        energy = np.convolve(np.square(samples[first:longest], dtype=np.float64), np.ones(width), "valid")
+        end = first + int(energy.argmin()) + (width + 1) // 2
         parts.append(samples[:end])
         samples = samples[end:]
     return [*parts, samples]
