@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from llmasos_xla.core import Variables
+from llmasos_xla.data.pictures import opened
 from llmasos_xla.models.mtcnn import MTCNNConfig, Parts
 from llmasos_xla.models.pretrained import load
 
@@ -69,15 +70,12 @@ class FaceDetector:
         }
         return cls(**read, **options)
 
-    def __call__(self, image: np.ndarray) -> Faces:
-        """The faces of an image [height, width, 3], RGB, 0 to 255.
+    def __call__(self, image: Any) -> Faces:
+        """The faces of an image [height, width, 3], RGB, 0 to 255; or of a path, Pillow's picture, gray, floats to 1.
 
         A network is compiled once for each size of picture, and for each power of two of windows.
         """
-        image = np.asarray(image)
-        if image.ndim != 3 or image.shape[-1] != 3:
-            raise ValueError(f"FaceDetector: wants one image (height, width, 3), RGB, got shape {image.shape}")
-        image = image.astype(np.float32)
+        image = _pixels(image)
         boxes, _ = self._proposed(image)
         first = self._judged("refinement", image, boxes, self.thresholds[1])
         boxes, scores, moves = first[0], first[1], first[2]
@@ -158,6 +156,19 @@ def suppress(boxes: np.ndarray, scores: np.ndarray, most: float, *, of_smaller: 
         whole = np.minimum(areas[best], areas[order]) if of_smaller else areas[best] + areas[order] - common
         order = order[common <= most * whole]
     return np.array(keep, int)
+
+
+def _pixels(image: Any) -> np.ndarray:
+    """RGB [height, width, 3] from 0 to 255, float32."""
+    x = image
+    if not hasattr(image, "ndim") or image.ndim == 2 or image.shape[-1] in (1, 4):
+        x = np.asarray(opened(image))
+    x = np.asarray(x)
+    if x.ndim != 3 or x.shape[-1] != 3:
+        raise ValueError(f"FaceDetector: wants one image (height, width, 3), RGB, got shape {x.shape}")
+    largest = x.max(initial=0)
+    # Nothing of a picture is as dark as 1 of 255 throughout: these are shares.
+    return x.astype(np.float32) * np.float32(255 if x.dtype.kind == "f" and largest <= 1 else 1)
 
 
 def _moved(boxes: np.ndarray, moves: np.ndarray, more: float) -> np.ndarray:

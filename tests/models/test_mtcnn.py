@@ -49,6 +49,19 @@ def test_the_face_of_a_photograph_is_found(detector):
     np.testing.assert_allclose(faces.boxes, [[171.5765, 110.3976, 352.8475, 332.1534]], atol=0.01)
     np.testing.assert_allclose(faces.points, [points], atol=0.01)
     np.testing.assert_allclose(faces.scores, [0.99999058], atol=1e-5)
+    alpha = np.concatenate([picture, np.full((*picture.shape[:2], 1), 255, np.uint8)], axis=-1)
+    for same in (image.fromarray(picture), picture / 255, picture.astype(np.float64), alpha):
+        np.testing.assert_allclose(detector(same).boxes, faces.boxes, atol=0.01)
+    gray = np.asarray(image.fromarray(picture).convert("L"))
+    np.testing.assert_array_equal(detector(gray).boxes, detector(gray[..., None]).boxes)
+    assert detector(gray).boxes.shape == (1, 4)
+
+
+def test_it_wants_one_picture(detector):
+    with pytest.raises(ValueError, match=r"wants one image \(height, width, 3\), RGB, got shape \(1, 9, 9, 3\)"):
+        detector(np.zeros((1, 9, 9, 3), np.uint8))
+    with pytest.raises(FileNotFoundError, match="there is no file 'nowhere.png'"):
+        detector("nowhere.png")
 
 
 def test_nothing_is_found_in_nothing(detector):
