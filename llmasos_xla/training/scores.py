@@ -5,6 +5,7 @@ rates may be larger than 1.
 """
 
 import contextlib
+import dataclasses
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -33,8 +34,8 @@ def bleu(
 ) -> float:
     """BLEU of a whole corpus (Papineni et al. 2002): up to `order` words in a row, brevity penalty, no smoothing.
 
-    `references` are one translation or several a sample. Scores compare only where `split` is the same: published ones
-    mostly set signs apart, `split=words`.
+    `references` are one translation or several a sample; of several the one nearest in length is what brevity means.
+    Scores compare only where `split` is the same: published ones mostly set signs apart, `split=words`.
 
     >>> bleu(["the cat sat on the mat"], ["the cat sat on the mat"])
     1.0
@@ -44,11 +45,14 @@ def bleu(
     spaced = [" ".join(split(text)) for text in predictions]
     if not any(spaced):
         return 0.0
+    wanted = [[" ".join(split(text)) for text in texts] for texts in several]
     with _metrax("bleu") as metrax:
-        found = metrax.BLEU.from_model_output(
-            spaced, [[" ".join(split(text)) for text in texts] for texts in several], order
-        )
-        return float(found.compute())
+        found = metrax.BLEU.from_model_output(spaced, wanted, order)
+        # Its own sum is of the shortest references.
+        nearest = [
+            _nearest(len(said.split()), [len(text.split()) for text in texts]) for said, texts in zip(spaced, wanted)
+        ]
+        return float(dataclasses.replace(found, reference_length=jnp.float32(sum(nearest))).compute())
 
 
 def rouge(predictions: Sequence[str], references: Sequence[str], *, split: Split = str.split) -> dict[str, float]:
@@ -149,6 +153,11 @@ def dice(predictions: Any, targets: Any) -> float:
         return 1.0
     with _metrax("dice") as metrax:
         return float(metrax.Dice.from_model_output(jnp.asarray(predictions), jnp.asarray(targets)).compute())
+
+
+def _nearest(length: int, lengths: Sequence[int]) -> int:
+    """The one that is nearest, of two the shorter."""
+    return min(lengths, key=lambda other: (abs(other - length), other))
 
 
 def _error_rate(who: str, predictions: Sequence[str], references: Sequence[str], split: Split) -> float:

@@ -28,6 +28,9 @@ def test_bleu_is_the_formula():
     assert 0.2 < expected < 0.8
     assert scores.bleu(SAID, WANTED) == pytest.approx(expected, rel=1e-5)
     assert scores.bleu(SAID, [[w, s] for w, s in zip(WANTED, SAID)]) == pytest.approx(1.0)
+    # sacrebleu's, and by hand: all of 9 words are right, exp(1 - 10 / 9) for the nearest reference's 10, not the 5's.
+    said, near, short = "a b c d e f g h i", "a b c d e f g h i j", "k l m n o"
+    assert scores.bleu([said], [[short, near]]) == pytest.approx(np.exp(1 - 10 / 9), rel=1e-5)
     assert scores.bleu(["a b"], ["c d"]) == 0
     assert scores.bleu([""], ["c d"]) == 0
     assert scores.bleu(["Ja, gut ja ."], ["Ja , gut ja."], split=scores.words) == pytest.approx(1.0)
