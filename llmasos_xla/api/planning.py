@@ -1,5 +1,6 @@
 """`lm.plan`: what a model's training needs on some devices, and how to lay it out there."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -15,9 +16,13 @@ from llmasos_xla.sharding.plan import Plan
 from llmasos_xla.sharding.planning.estimate import Step
 from llmasos_xla.sharding.planning.topology import Topology
 from llmasos_xla.sharding.planning.topology import topology as topology_of
+from llmasos_xla.training.losses import Loss
 from llmasos_xla.training.pipelined import pipeline_of
 from llmasos_xla.training.planned import planned_step
 from llmasos_xla.training.step import Objective
+
+MOST_OBJECTS = 100
+"""Objects that a picture is taken to have at most: COCO's limit."""
 
 
 def plan(
@@ -70,16 +75,17 @@ def step_of(learner: Learner, topology: Topology, time: int | None = None) -> St
     spec, seen = learner.spec, learner.preprocessing
     several = seen is not None and isinstance(seen.input, tuple)
     names = tuple(seen.shape) if seen is not None and several else spec.needed
-    open_shapes = {"": spec.known_shape()} | {name: spec.input_shapes()[name] for name in names}
+    known, open_shapes = spec.known_shape(), [spec.input_shapes()[name] for name in names] or [spec.known_shape()]
     if time is None and seen is not None:
-        # As long as the data were.
-        shapes = seen.shape if several else {"": seen.shape}
-        lengths = [n for name, shape in shapes.items() for n, m in zip(shape, open_shapes[name]) if m is None]
+        # As large as the data were.
+        shapes = [seen.shape[name] for name in names] if several else [seen.shape]
+        known = shapes[0]
+        lengths = [n for shape, wanted in zip(shapes, open_shapes) for n, m in zip(shape, wanted) if m is None]
         time = max(lengths, default=None)
-    if time is None and (unknown := [shape for shape in open_shapes.values() if None in shape]):
-        raise ValueError(
-            f"plan: the model's input shape {unknown[0]} leaves a size open; say how long: plan(time=2048)"
-        )
+    if time is None and (unknown := [shape for shape in open_shapes if None in shape]):
+        picture = len(unknown[0]) == 3
+        how = "large: input_shape=(224, 224, 3) of the configuration" if picture else "long: plan(time=2048)"
+        raise ValueError(f"plan: the model's input shape {unknown[0]} leaves a size open; say how {how}")
     length = time or 1
     first = spec.known_shape()[:1]
     recipe = learner.recipe or Recipe.of("adam", *default_loss(spec.head, classes=True))
@@ -87,13 +93,13 @@ def step_of(learner: Learner, topology: Topology, time: int | None = None) -> St
         learner.tuning.net(spec.net()), recipe.loss, recipe.metrics, spec.head, precision=recipe.precision
     )
     abstract = jax.eval_shape(objective.net.init, jax.random.key(0))
-    output = tuple(time if n is None else n for n in spec.output_shape())
-    ids = "sparse" in recipe.loss.name
+    sized = dataclasses.replace(spec, input_shape=tuple(length if n is None else n for n in known))
+    output = tuple(length if n is None else n for n in sized.output_shape())
+    y_shape, y_dtype = _targets(recipe.loss, output)
 
     def batch(rows: int) -> dict[str, Any]:
-        y_shape, y_dtype = (output[:-1], jnp.int32) if ids else (output, jnp.float32)
         return {
-            "x": spec.abstract(rows, length, names or None),
+            "x": sized.abstract(rows, length, names or None),
             "y": jax.ShapeDtypeStruct((rows, *y_shape), y_dtype),
             "weight": jax.ShapeDtypeStruct((rows,), jnp.float32),
             "count": jax.ShapeDtypeStruct((), jnp.int32),
@@ -111,3 +117,12 @@ def step_of(learner: Learner, topology: Topology, time: int | None = None) -> St
         unit="tokens" if spec.tokens else "samples",
         pipeline=lambda placement, rows: pipeline_of(spec, objective, abstract, placement, rows),
     )
+
+
+def _targets(loss: Loss, output: tuple[int, ...]) -> tuple[tuple[int, ...], Any]:
+    """Shape and dtype of one sample's targets; of rows that are padded, a length that they may well have."""
+    if loss.targets == "labels":
+        return (max(1, output[0] // 2),), jnp.int32
+    if loss.targets == "boxes":
+        return (min(output[0], MOST_OBJECTS), 5), jnp.float32
+    return (output[:-1], jnp.int32) if "sparse" in loss.name else (output, jnp.float32)

@@ -283,6 +283,35 @@ def test_layouts_that_turn_out_not_to_fit_do_not_use_up_the_compiles(monkeypatch
         _ = hopeless.best
 
 
+@pytest.mark.parametrize(("height", "width"), [(16, 48), (48, 16)])
+def test_pictures_are_planned_as_large_as_the_data_were(height, width):
+    def unet(**shape):
+        model = lm.models.unet_small(widths=(4, 8), **shape)
+        model.compile("adam", "dice_crossentropy")
+        return model
+
+    fitted = unet()
+    with pytest.raises(ValueError, match=r"\(None, None, 3\) leaves a size open; say how large: input_shape=\(224"):
+        lm.plan(fitted, batch_size=8, topology="cpu:2", shard="data")
+    fitted.predict(np.zeros((2, height, width, 3), np.uint8))
+    told = unet(input_shape=(height, width, 3))
+    flops = [lm.plan(net, batch_size=8, topology="cpu:2", shard="data").best.flops for net in (fitted, told)]
+    assert flops[0] == flops[1]
+
+
+def test_detectors_recognizers_and_nets_of_fewer_steps_than_samples():
+    detector = lm.models.rtdetr_r18(
+        depths=(1, 1), widths=(4, 8), stem=4, maps=2, attended=(1,), classes=2, queries=4, width=8, depth=1, heads=2,
+        points=2, hidden=8, encoder_width=8, encoder_heads=2, encoder_hidden=8, input_shape=(16, 24, 3),
+    )  # fmt: skip
+    recognizer = lm.models.conformer_small(vocab=7, width=8, depth=1, num_heads=2, channels=4)
+    activity = lm.models.silero_vad()
+    for net, loss in ((detector, "detection"), (recognizer, "ctc"), (activity, "binary_crossentropy")):
+        net.compile("adam", loss)
+        time = None if net is detector else 4096
+        assert lm.plan(net, batch_size=4, topology="cpu:2", shard="data", time=time).best.flops > 0
+
+
 def test_a_decoder_of_open_length():
     config = DecoderConfig.tiny()
     net = lm.Sequential(config.layers())
