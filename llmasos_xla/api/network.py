@@ -199,9 +199,9 @@ class Network(Fitted):
         super().__init__(spec, seed=seed)
         self.folder: pathlib.Path | None = None
         """Where its published weights were read from, with what else lies there: tokenizer, names of classes."""
+        self._tokenizer: Tokenizer | None = None
         self._forget()
 
     def _forget(self) -> None:
-        self._tokenizer: Tokenizer | None = None
         self._called: Callable | None = None
         self._on_mesh: dict[Any, Callable] = {}

@@ -57,6 +57,19 @@ def test_texts(texts, lora, tmp_path):
     assert [found.label for found in again(["abc", "hgf"])] == ["early", "late"]
 
 
+def test_the_tokenizer_stays_with_the_model_under_adapters_and_new_heads(texts, tmp_path):
+    model = bert(classes=3)
+    lm.finetune(model, texts, task="text-classification", lora=2, epochs=1, tokenizer=TOKENIZER, **FAST)
+    assert model.tokenizer is TOKENIZER
+    model.save(tmp_path / "model.safetensors")
+    classify = lm.pipeline("sentiment", lm.load(tmp_path / "model.safetensors"))
+    assert classify("abc") == lm.pipeline("sentiment", model)("abc")
+    model.unmerge_lora(model.merge_lora())
+    model.merge_lora()
+    model.new_head(classes=4)
+    assert model.tokenizer is TOKENIZER
+
+
 def test_words():
     rng = np.random.default_rng(0)
     words = [
