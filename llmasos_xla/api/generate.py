@@ -261,6 +261,7 @@ def _encoder_inputs(config: Generative, tokenizer: Any, prompt: Any) -> tuple[bo
     first = config.encoder_inputs[0]
     if first not in named:
         raise ValueError(f"generate: the encoder's input {first!r} is missing")
+    config.check_tokens(named)
     # Not `bind`, which wants the decoder's inputs as well.
     return alone, named[first] if list(named) == [first] else named, len(named[first])
 

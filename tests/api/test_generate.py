@@ -196,6 +196,8 @@ def test_an_encoder_reads_texts_and_arrays(translator, tokenizer):
     assert isinstance(best[0], str)
     other = lm.generate(translator, "a tree", max_new_tokens=9, tokenizer=tokenizer, decoder_prompt=[0, 5])
     assert isinstance(other, str)
+    with pytest.raises(ValueError, match="'ids' has values from 0 to 27, got 28 in row 0"):
+        lm.generate(translator, [tokenizer.size])
     with pytest.raises(ValueError, match="the encoder reads ids, attention_mask, not 'images'"):
         lm.generate(translator, {"images": ids})
 

@@ -44,7 +44,7 @@ def tokenizer():
 
 
 def bert(task, **sizes):
-    return Network(BertConfig(vocab=300, task=task, **SIZES, **sizes), seed=3)
+    return Network(BertConfig(**{"vocab": 300, **SIZES, **sizes, "task": task}), seed=3)
 
 
 def softmax(logits):
@@ -510,7 +510,9 @@ def test_speech_begins_and_ends_as_documented():
         ),
         (lambda t: lm.pipeline("sentiment", bert("classification"), t)([]), "there is no text"),
         (lambda t: lm.pipeline("fill-mask", bert("masked-lm"), Characters("ab")), "an id for a gap"),
+        (lambda t: lm.pipeline("fill-mask", bert("tokens"), t), 'scores of all words a step, task="masked-lm"'),
         (lambda t: lm.pipeline("sentence-embedding", bert("tokens"), t), "a vector a text"),
+        (lambda t: lm.pipeline("sentiment", bert("classification", vocab=6), t)("a film"), "has values from 0 to 5"),
         (lambda t: lm.pipeline("image-classification", lm.models.vgg11()), "does not know how this model wants its"),
         (lambda t: lm.pipeline("transcribe", bert("tokens"), "ab"), "wants a recognizer by CTC"),
         (lambda t: lm.pipeline("voice-activity", bert("tokens")), "silero_vad"),

@@ -75,9 +75,11 @@ class Encoder:
         """
         found: list[Any] = [None] * len(rows)
         fill = self.tokenizer.special.pad or 0
+        config = self.network.config
+        config.check_tokens(np.concatenate([np.asarray(row, np.int32) for row in rows])[None])
         for bucket in buckets(rows, fill=fill, most=self.batch_size, longest=self.longest):
             more = {"attention_mask": bucket.mask} if self._masked else {}
-            if types is not None and "token_type_ids" in self.network.config.inputs:
+            if types is not None and "token_type_ids" in config.inputs:
                 more["token_type_ids"] = np.zeros_like(bucket.ids)
                 for row, place in zip(more["token_type_ids"], bucket.places):
                     row[: len(types[place])] = types[place]
@@ -187,6 +189,12 @@ class FillMask:
         self._mask = self._encoder.tokenizer.special.mask
         if self._mask is None:
             raise ValueError(f"pipeline: {brought.task!r} wants a tokenizer that has an id for a gap, [MASK]")
+        shape = brought.model.learner.spec.output_shape()
+        if len(shape) != 2 or shape[1] != getattr(brought.network().config, "vocab", None):
+            raise ValueError(
+                f'pipeline: {brought.task!r} wants a model that gives scores of all words a step, task="masked-lm"; '
+                f"this one's outputs have the shape {shape}"
+            )
 
     def __call__(self, texts: str | Sequence[str], *, top: int = 5) -> Any:
         """The `top` most probable words for each gap; raises ValueError for a text without one."""
