@@ -231,6 +231,7 @@ def _prompts(
         first = list(config.first_ids if decoder_prompt is None else decoder_prompt)
         if not first:
             raise ValueError("generate: the decoder has nothing to start with; say decoder_prompt=[its first id]")
+        config.check_tokens({"decoder_input_ids": np.asarray([first])})
         return alone, [first] * count, x
     if decoder_prompt is not None:
         raise ValueError(f"generate: {config.who} has no encoder; its prompt is all that it starts with")

@@ -143,7 +143,9 @@ class Network(Fitted):
         Positional and keyword arguments are the inputs by the names of `config.inputs`; the program is compiled once
         for each shape. Raises TypeError for missing and unknown inputs.
         """
-        x = jax.tree.map(jnp.asarray, self.config.bind(*inputs, **named))
+        x = self.config.bind(*inputs, **named)
+        x = {name: jnp.asarray(a) for name, a in x.items()} if isinstance(x, Mapping) else jnp.asarray(x)
+        self._check_ranks(x)
         variables, placement = self.learner.evaluation_variables, self.learner.placement
         if placement is None:
             if self._called is None:
@@ -162,6 +164,13 @@ class Network(Fitted):
         Raises ValueError for a network that does not stream.
         """
         return Stream(self.config, self.plain_variables, batch=batch, chunk=chunk)
+
+    def _check_ranks(self, x: Any) -> None:
+        wanted = self.learner.spec.input_shapes()
+        for name, a in (x if isinstance(x, Mapping) else {self.config.inputs[0]: x}).items():
+            if a.ndim != len(wanted[name]) + 1:
+                shape = ", ".join(["batch", *("any" if n is None else str(n) for n in wanted[name])])
+                raise ValueError(f"{self.config.who}: {name} [{shape}] is wanted, got the shape {a.shape}")
 
     def _forward(self, variables: Variables, x: Any) -> Any:
         placement = current()

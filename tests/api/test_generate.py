@@ -198,6 +198,8 @@ def test_an_encoder_reads_texts_and_arrays(translator, tokenizer):
     assert isinstance(other, str)
     with pytest.raises(ValueError, match="'ids' has values from 0 to 27, got 28 in row 0"):
         lm.generate(translator, [tokenizer.size])
+    with pytest.raises(ValueError, match="'decoder_input_ids' has values from 0 to 27, got 28 in row 0"):
+        lm.generate(translator, [1], decoder_prompt=[tokenizer.size])
     with pytest.raises(ValueError, match="the encoder reads ids, attention_mask, not 'images'"):
         lm.generate(translator, {"images": ids})
 

@@ -57,6 +57,24 @@ def test_every_family_has_a_sample():
     assert {type(sample.config) for sample in SAMPLES} == set(FAMILIES)
 
 
+@every_model
+def test_it_says_the_rank_of_each_input(sample):
+    given = sample.x if isinstance(sample.x, dict) else {sample.config.inputs[0]: sample.x}
+    shapes = sample.config.spec().input_shapes()
+    assert {name: np.ndim(a) - 1 for name, a in given.items()} == {name: len(shapes[name]) for name in given}
+
+
+def test_a_call_takes_lists_and_refuses_other_ranks_in_words():
+    model = lm.models.gpt2(vocab=9, context=8, width=8, depth=1, heads=2)
+    np.testing.assert_array_equal(model([[1, 2, 3]]), model(np.array([[1, 2, 3]])))
+    with pytest.raises(ValueError, match=re.escape("GPT2Config: ids [batch, any] is wanted, got the shape (3,)")):
+        model([1, 2, 3])
+    with pytest.raises(
+        ValueError, match=re.escape("ResNetConfig: images [batch, any, any, 3] is wanted, got the shap")
+    ):
+        lm.models.resnet20_cifar(depths=(1, 1, 1))(np.zeros((8, 8, 3), np.float32))
+
+
 def test_every_preset_is_a_configuration():
     for name, make in SHELF.items():
         assert isinstance(make(), tuple(FAMILIES)), name
