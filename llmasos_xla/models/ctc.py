@@ -260,6 +260,10 @@ class _CTC(nnx.Module):
         sound, lengths = given["sound"], given["lengths"]
         assert sound is not None
         spec.output_shape(sound.shape[1:])
+        if lengths is not None and lengths.shape != sound.shape[:1]:
+            raise ValueError(
+                f"{spec.who}: one length for each row is wanted, got {lengths.shape} for sound {sound.shape}"
+            )
         whole_steps = sound.shape[1] // spec.stride * spec.stride
         state = spec._zeros(sound.shape[0], self.mels)
         return self._run(sound[:, :whole_steps], lengths, state, train=train, rngs=rngs)[0]

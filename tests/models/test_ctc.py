@@ -1,6 +1,7 @@
 """Recognizers by CTC: padding changes nothing, chunks give the whole, decoders find what is most probable."""
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -156,3 +157,7 @@ def test_refusals():
         CTCConfig().output_shape((500,))
     with pytest.raises(ValueError, match="unknown body 'rnn'"):
         CTCConfig(body="rnn")
+    small: Any = models.conformer_small(vocab=5, width=8, depth=1, num_heads=2, channels=4)
+    for lengths in ([9], [9, 9, 9], [[9], [9]]):
+        with pytest.raises(ValueError, match="one length for each row is wanted, got"):
+            small(np.zeros((2, 1280), np.float32), np.array(lengths))
