@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from llmasos_xla.data.array_input import require_finite
+
 
 def read_sound(source: Any, rate: int, *, source_rate: int | None = None) -> np.ndarray:
     """Sound as float32 [samples] at `rate`: a file (wav, flac, ogg, mp3 ...), or samples that are there already.
@@ -17,7 +19,7 @@ def read_sound(source: Any, rate: int, *, source_rate: int | None = None) -> np.
         rate: samples a second that are wanted.
         source_rate: of an array, if it is not `rate`; a file says its own.
 
-    Raises FileNotFoundError, ValueError for a file that is no sound and for arrays of other shapes.
+    Raises FileNotFoundError, ValueError for a file that is no sound, for arrays of other shapes, NaN and infinity.
 
     >>> read_sound(np.array([[0, 16384], [0, 0]], np.int16), 8000).tolist()
     [0.25, 0.0]
@@ -26,11 +28,16 @@ def read_sound(source: Any, rate: int, *, source_rate: int | None = None) -> np.
         samples, source_rate = _read(source)
     else:
         samples = np.asarray(source)
+        if samples.ndim == 2 and samples.shape[1] > samples.shape[0] > 0:
+            raise ValueError(
+                f"read_sound: {samples.shape} are more channels than samples; [samples, channels] is wanted, pass x.T"
+            )
     if samples.ndim not in (1, 2) or samples.dtype.kind not in "iuf" or not samples.size:
         raise ValueError(
             f"read_sound: a path or an array [samples] or [samples, channels] is wanted, got {samples.dtype} "
             f"{samples.shape}"
         )
+    require_finite(samples, "read_sound")
     if samples.dtype.kind in "iu":
         middle = 0 if samples.dtype.kind == "i" else 2 ** (8 * samples.dtype.itemsize - 1)
         samples = (samples.astype(np.float64) - middle) / 2 ** (8 * samples.dtype.itemsize - 1)

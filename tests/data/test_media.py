@@ -73,6 +73,12 @@ def deep():
         (lambda: read_sound("nowhere.wav", 8000), FileNotFoundError, "there is no file 'nowhere.wav'"),
         (lambda: read_sound(__file__, 8000), ValueError, "is no sound that can be read"),
         (lambda: read_sound(np.zeros((2, 2, 2)), 8000), ValueError, r"\[samples, channels\] is wanted, got float64"),
+        (
+            lambda: read_sound(np.zeros((2, 800)), 8000),
+            ValueError,
+            r"\(2, 800\) are more channels than samples; .*x\.T",
+        ),
+        (lambda: read_sound(np.array([0, np.nan]), 8000), ValueError, "read_sound: 1 NaN of 2 values"),
         (lambda: resampled(np.zeros(3, np.float32), 0, 8000), ValueError, "rates above 0"),
     ],
 )
