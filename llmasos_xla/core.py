@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.export
 from flax import nnx
 
 
@@ -20,6 +21,10 @@ class Variables(NamedTuple):
     """Trained: `{"blocks/0/conv/kernel": ...}`."""
     state: dict[str, jax.Array]
     """Carried from call to call, not trained: `{"blocks/0/norm/mean": ...}`."""
+
+
+# By its name, programs that take it as an argument can be written to a file and read where this package is.
+jax.export.register_namedtuple_serialization(Variables, serialized_name="llmasos_xla.Variables")
 
 
 class Net(NamedTuple):

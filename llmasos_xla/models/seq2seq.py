@@ -216,7 +216,7 @@ class _Seq2Seq(nnx.Module):
             return new, (y[:, 0], context)
 
         time = jnp.arange(x.shape[1], dtype=jnp.int32)[:, None]
-        real = jnp.ones((x.shape[1], len(x)), bool) if lengths is None else time < lengths[None]
+        real = jnp.ones((x.shape[1], x.shape[0]), bool) if lengths is None else time < lengths[None]
         state, (y, context) = jax.lax.scan(one, state, (x.swapaxes(0, 1), real))
         return y.swapaxes(0, 1), context.swapaxes(0, 1), state
 

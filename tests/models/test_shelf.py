@@ -194,6 +194,19 @@ def test_it_is_exported(sample):
 
 
 @every_model
+@pytest.mark.usefixtures("unchecked")  # the number is no int
+def test_it_is_exported_for_any_number_of_rows(sample):
+    net, variables, _, output = _made(sample.name)
+    apply = jax.jit(lambda variables, x: net.apply(variables, x, train=False)[0])
+    (rows,) = jax.export.symbolic_shape("rows")
+    x = jax.tree.map(jnp.asarray, _arrays(sample.x))
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct((rows, *a.shape[1:]), a.dtype), x)
+    exported = jax.export.export(apply)(variables, shapes)
+    again = jax.export.deserialize(exported.serialize())
+    _close(again.call(variables, x), output)
+
+
+@every_model
 def test_a_summary_adds_up(sample):
     network = _network(sample)
     network.learner.build()

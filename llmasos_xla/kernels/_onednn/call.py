@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.export
 import numpy as np
 from jax import core
 from jax.extend import core as extend_core
@@ -40,6 +41,8 @@ def refusal(op: Operation, spec: Spec) -> str | None:
     why = problem()
     if why is not None:
         return why
+    if any(map(jax.export.is_symbolic_dim, jax.tree.leaves(spec))):
+        return "a size is symbolic"
     prepared = prepare(op, spec)
     return prepared if isinstance(prepared, str) else None
 

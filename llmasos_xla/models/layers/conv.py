@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import ClassVar
 
 import jax
+import jax.export
 import jax.numpy as jnp
 from flax import nnx
 
@@ -93,6 +94,8 @@ class _ConvModule(nnx.Module):
     def absorbs(self, x: jax.Array) -> bool:
         """Whether scaling the kernel is less work than another pass over the output, at full precision."""
         size = x.shape[0] * math.prod(n or 1 for n in self.spec.output_shape(x.shape[1:]))
+        if jax.export.is_symbolic_dim(size):
+            return False
         return x.dtype == self.kernel[...].dtype == jnp.float32 and size >= self.kernel[...].size
 
     def normalized(self, x: jax.Array, factor: jax.Array, offset: jax.Array, activation: str | None) -> jax.Array:
