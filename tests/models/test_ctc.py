@@ -158,6 +158,6 @@ def test_refusals():
     with pytest.raises(ValueError, match="unknown body 'rnn'"):
         CTCConfig(body="rnn")
     small: Any = models.conformer_small(vocab=5, width=8, depth=1, num_heads=2, channels=4)
-    for lengths in ([9], [9, 9, 9], [[9], [9]]):
+    for lengths in ([9], [9, 9, 9]):
         with pytest.raises(ValueError, match="one length for each row is wanted, got"):
             small(np.zeros((2, 1280), np.float32), np.array(lengths))
