@@ -40,4 +40,6 @@ def load(path: str | os.PathLike, *, step: int | Literal["best"] | None = None) 
     model.learner = learner
     if isinstance(model, Network) and entries.get("tokenizer") is not None:
         model.tokenizer = from_json(entries["tokenizer"])
+    if isinstance(model, Network) and entries.get("class_names") is not None:
+        model.class_names = tuple(map(str, entries["class_names"]))
     return model

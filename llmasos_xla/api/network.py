@@ -18,6 +18,7 @@ from llmasos_xla.data.tokenizers.protocol import Tokenizer
 from llmasos_xla.errors import unknown
 from llmasos_xla.models import pretrained
 from llmasos_xla.models.config import Config
+from llmasos_xla.models.pretrained.described import names_of_classes
 from llmasos_xla.models.pretrained.loading import drawn
 from llmasos_xla.models.spec import StackSpec
 from llmasos_xla.models.streaming import Stream
@@ -67,6 +68,7 @@ class Network(Fitted):
         if isinstance(weights, str | os.PathLike):
             path = pathlib.Path(weights)
             self.folder, self._tokenizer = path if path.is_dir() else path.parent, None
+            self.class_names = names_of_classes(self.folder)
         learner = self.learner
         if learner.spec.lora is not None:
             raise ValueError("read: the model has adapters, which were learnt beside other weights; merge_lora() first")
@@ -133,7 +135,7 @@ class Network(Fitted):
         variables = Variables({n: arrays[n] for n in wanted.params}, {n: arrays[n] for n in wanted.state})
         spec = dataclasses.replace(spec, layers=(config,))
         self.learner.change(spec, variables, Tuning(frozen=self.learner.tuning.frozen))
-        self.learner.preprocessing = None
+        self.learner.preprocessing = self.class_names = None
         self._forget()
         return fresh
 
@@ -192,8 +194,9 @@ class Network(Fitted):
         return self._on_mesh[shapes]
 
     def _kept(self) -> dict[str, Any]:
-        kept = None if self._tokenizer is None else to_json(self._tokenizer)
-        return {} if kept is None else {"tokenizer": kept}
+        tokenizer = None if self._tokenizer is None else to_json(self._tokenizer)
+        names = None if self.class_names is None else list(self.class_names)
+        return {key: a for key, a in (("tokenizer", tokenizer), ("class_names", names)) if a is not None}
 
     def _door(self) -> dict[str, Any]:
         return {"door": "Network"}
@@ -207,7 +210,9 @@ class Network(Fitted):
     def _set_up(self, spec: StackSpec, seed: int) -> None:
         super().__init__(spec, seed=seed)
         self.folder: pathlib.Path | None = None
-        """Where its published weights were read from, with what else lies there: tokenizer, names of classes."""
+        """Where its published weights were read from, with what else lies there."""
+        self.class_names: tuple[str, ...] | None = None
+        """What the outputs are called: set, or as the folder's config.json says; a file that `save` writes holds it."""
         self._tokenizer: Tokenizer | None = None
         self._forget()
 

@@ -1,6 +1,5 @@
 """Other people's weights as a model that is ready: the architecture is found from the files."""
 
-import json
 import os
 import pathlib
 import re
@@ -10,9 +9,8 @@ from typing import Any
 from llmasos_xla.api.network import Network
 from llmasos_xla.models import pretrained
 from llmasos_xla.models.config import Config
+from llmasos_xla.models.pretrained.described import config_file, described, names_of_classes
 from llmasos_xla.models.shelf import FAMILIES
-
-_MOST_CONFIG_BYTES = 16 << 20
 
 
 def load_pretrained(
@@ -50,29 +48,21 @@ def load_pretrained(
     network = Network(config, seed=seed)
     network.read(arrays, shard=shard, source=source, ignored=ignored)
     network.folder = path if path.is_dir() else path.parent
+    network.class_names = names_of_classes(path)
     return network
 
 
 def config_of(path: str | os.PathLike, **sizes: Any) -> Config:
     """The configuration that the config.json of a folder, or beside a file, describes; `sizes` stand in its place."""
-    path = pathlib.Path(path)
-    file = (path if path.is_dir() else path.parent) / "config.json"
-    if not file.is_file():
+    file, found = config_file(path), described(path)
+    if found is None:
         raise FileNotFoundError(
             f"load_pretrained: there is no {str(file)!r} to say what model it is; name it yourself, "
             f"lm.models.<name>(weights={str(path)!r}), with one of {_known(by_name=True)}"
         )
-    if file.stat().st_size > _MOST_CONFIG_BYTES:
-        raise ValueError(f"load_pretrained: {str(file)!r} is too large for a configuration")
+    family = _family(found, str(file))
     try:
-        described = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"load_pretrained: {str(file)!r} is damaged: {error}") from error
-    if not isinstance(described, dict):
-        raise ValueError(f"load_pretrained: {str(file)!r} is no table of sizes")
-    family = _family(described, str(file))
-    try:
-        return family.from_huggingface(described, **sizes)
+        return family.from_huggingface(found, **sizes)
     except KeyError as error:
         raise ValueError(f"load_pretrained: {str(file)!r} does not say {error} of a {family.family}") from error
     except TypeError as error:

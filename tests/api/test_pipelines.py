@@ -89,6 +89,15 @@ def test_a_folder_brings_tokenizer_and_labels(tokenizer, tmp_path):
     given = lm.pipeline("sentiment", model, labels=["low", "middle", "high"])(TEXTS)
     assert [one.label for one in found] == [one.label for one in given]
     np.testing.assert_allclose([one.score for one in found], [one.score for one in given], rtol=1e-5)
+    # A saved file has them too; a new head is not called as the old one was.
+    loaded = lm.load_pretrained(tmp_path)
+    assert loaded.tokenizer is not None
+    loaded.save(tmp_path / "kept.safetensors")
+    again = lm.load(tmp_path / "kept.safetensors")
+    assert lm.pipeline("sentiment", again)(TEXTS) == found
+    again.new_head(classes=2)
+    again.new_head(classes=3)
+    assert lm.pipeline("sentiment", again)(TEXTS[0]).label in ("0", "1", "2")
 
 
 def test_what_was_finetuned_is_asked_with_the_same_tokenizer_and_labels(tokenizer, tmp_path):

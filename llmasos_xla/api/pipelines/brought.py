@@ -1,7 +1,6 @@
 """What a pipeline needs beside the model: given by the caller, learnt in training, or read from the model's folder."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -57,15 +56,14 @@ class Brought:
         return found
 
     def labels(self, classes: int) -> list[str]:
-        """The classes' names: given, those of the training labels, config.json's, or "0", "1" ..."""
+        """The classes' names: given, those of the training labels, the model's own, or "0", "1" ..."""
         found = self.given_labels
         preprocessing = self.model.learner.preprocessing
         if found is None and preprocessing is not None:
             found = preprocessing.label_names
-        if found is None and self.folder is not None:
-            named = _json(self.folder / "config.json").get("id2label")
-            if isinstance(named, dict) and len(named) == classes:
-                found = [str(named[key]) for key in sorted(named, key=int)]
+        own = getattr(self.model, "class_names", None)
+        if found is None and own is not None and len(own) == classes:
+            found = own
         if found is None:
             return [str(i) for i in range(classes)]
         if len(found) != classes:
@@ -83,16 +81,6 @@ class Brought:
         if self.folder is not None and (self.folder / FILE).is_file():
             return PictureReader.read(self.folder)
         return None
-
-
-def _json(path: pathlib.Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"pipeline: {str(path)!r} is no JSON: {error}") from None
-    return value if isinstance(value, dict) else {}
 
 
 def one_or_many(given: Any, kind: str, single: Any) -> tuple[list[Any], bool]:

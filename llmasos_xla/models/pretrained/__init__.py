@@ -4,6 +4,7 @@ reading     read: a file or folder as arrays by name, whatever its format; nothi
 loading     load: a model's variables from it, on one device or piece by piece onto a mesh
 exporting   export: the way back, for the source's own programs
 names       how one array is called here and there, and how it lies
+described   what config.json says of a model, the names of its classes among it
 fill        every array accounted for, on both sides
 readers/    the formats
 """
