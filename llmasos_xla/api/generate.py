@@ -278,7 +278,7 @@ def _check(
     stream: bool,
 ) -> None:
     for name, value, least in (("num_beams", num_beams, 1), ("max_new_tokens", max_new_tokens, 1), ("top_k", top_k, 1)):
-        if value is not None and (not isinstance(value, int) or value < least):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least):
             raise ValueError(f"generate: {name} wants an int of at least {least}, got {value!r}")
     if not 0 <= temperature < math.inf:
         raise ValueError(f"generate: temperature wants 0 or more, got {temperature}")

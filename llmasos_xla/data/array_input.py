@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llmasos_xla.data.pictures import of_bytes
+from llmasos_xla.data.pictures import upright
 from llmasos_xla.data.readers.arrays import as_array
 
 DTYPES = ("uint8", "int32", "float32")
@@ -92,9 +92,7 @@ class ArrayInput:
             raise ValueError(f"{who}: pictures came, but the model wants {self._wanted()}, which is no image")
         height, width, channels = self.shape
         mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
-        return np.stack(
-            [np.asarray(of_bytes(p).convert(mode).resize((width, height))).reshape(self.shape) for p in raw]
-        )
+        return np.stack([np.asarray(upright(p).convert(mode).resize((width, height))).reshape(self.shape) for p in raw])
 
     def _reshape(self, x: np.ndarray, who: str) -> np.ndarray:
         came = x.shape[1:]

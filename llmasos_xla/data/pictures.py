@@ -124,11 +124,11 @@ def opened(picture: Any) -> Any:
             raise FileNotFoundError(f"picture: there is no file {os.fspath(picture)!r}")
         try:
             with Image.open(picture) as file:
-                return of_bytes(file, os.fspath(picture)).convert("RGB")
+                return upright(file, os.fspath(picture)).convert("RGB")
         except (UnidentifiedImageError, OSError) as error:
             raise ValueError(f"picture: {os.fspath(picture)!r} is no picture that can be read: {error}") from None
     if hasattr(picture, "convert") and hasattr(picture, "getbands"):
-        return of_bytes(picture).convert("RGB")
+        return upright(picture).convert("RGB")
     x = np.asarray(picture)
     x = x[..., 0] if x.ndim == 3 and x.shape[-1] == 1 else x
     if x.dtype.kind == "f" and x.size and x.min() >= 0 and x.max() <= 1:
@@ -141,11 +141,16 @@ def opened(picture: Any) -> Any:
     return Image.fromarray(x).convert("RGB")
 
 
-def of_bytes(picture: Any, name: str = "a picture") -> Any:
-    """Pillow's picture as it came, if a channel has 8 bits; of others `convert` would cut all above 255 off."""
+def upright(picture: Any, name: str = "a picture") -> Any:
+    """Pillow's picture, turned as its EXIF data say, if a channel has 8 bits.
+
+    Raises ValueError for others, of which `convert` would cut all above 255 off.
+    """
+    from PIL import ImageOps
+
     if picture.mode.startswith(("I", "F")):
         raise ValueError(f"picture: {name} has more than 8 bits a channel ({picture.mode}); bring it to 8 first")
-    return picture
+    return ImageOps.exif_transpose(picture)
 
 
 def _middle(x: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -38,6 +38,25 @@ def test_paths_pictures_and_arrays_are_the_same(tmp_path):
     np.testing.assert_array_equal(np.asarray(opened(picture[..., 0])), np.repeat(picture[..., :1], 3, -1))
 
 
+def test_pictures_stand_upright(tmp_path):
+    from PIL import ExifTags, Image
+
+    pixels = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    picture = Image.fromarray(pixels)
+    exif = picture.getexif()
+    exif[ExifTags.Base.Orientation] = 6  # held so that it is to be turned by a quarter, clockwise
+    (tmp_path / "class").mkdir()
+    file = tmp_path / "class" / "a.png"
+    picture.save(file, exif=exif)
+    turned = np.rot90(pixels, -1)
+    np.testing.assert_array_equal(np.asarray(opened(file)), turned)
+    with Image.open(file) as held:
+        np.testing.assert_array_equal(np.asarray(opened(held)), turned)
+        encode = Preprocessing.fit(Dataset(np.zeros((1, 6, 4, 3), np.uint8)), (6, 4, 3)).encode
+        np.testing.assert_array_equal(encode([held])[0], turned)
+    np.testing.assert_array_equal(Dataset(tmp_path).take([0]).x[0], turned)
+
+
 def test_a_folder_says_how(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": 8, "do_normalize": False}))
     assert PictureReader.read(tmp_path) == PictureReader(size=(8, 8))

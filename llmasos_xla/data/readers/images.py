@@ -1,5 +1,6 @@
 """Reads a folder of pictures, a folder for each class; a picture is decoded when its row is taken."""
 
+import contextlib
 import dataclasses
 import pathlib
 from typing import Any
@@ -95,10 +96,17 @@ class Pictures:
 
 def _opened(file: pathlib.Path) -> Any:
     try:
-        from PIL import Image
+        from PIL import ExifTags, Image, ImageOps
     except ImportError:
         raise errors.missing_package("Dataset of images", "pillow") from None
     try:
-        return Image.open(file)
+        picture = Image.open(file)
+        with contextlib.ExitStack() as closing:
+            closing.enter_context(picture)
+            # Cameras write how they were held instead of turning the picture.
+            if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+                return ImageOps.exif_transpose(picture)
+            closing.pop_all()
+        return picture
     except (OSError, SyntaxError) as error:
         raise ValueError(f"Dataset: {file} is damaged or no picture: {error}") from None
