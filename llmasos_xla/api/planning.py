@@ -74,7 +74,7 @@ def step_of(learner: Learner, topology: Topology, time: int | None = None) -> St
     """The model's training step as `sharding.plan` takes it; `time` stands for sizes that its shapes leave open."""
     spec, seen = learner.spec, learner.preprocessing
     several = seen is not None and isinstance(seen.input, tuple)
-    names = tuple(seen.shape) if seen is not None and several else spec.needed
+    names = tuple(seen.shape) if seen is not None and several else spec.fit_inputs
     known, open_shapes = spec.known_shape(), [spec.input_shapes()[name] for name in names] or [spec.known_shape()]
     if time is None and seen is not None:
         # As large as the data were.

@@ -120,7 +120,7 @@ class Config(Layer):
     def abstract(self, shape: Shape, rows: int, length: int = 1, names: Sequence[str] | None = None) -> Any:
         """A batch of `rows` samples as shapes and dtypes; one array where it is the first input alone."""
         shapes, whole = self.input_shapes(shape), self.integers
-        names = self.inputs[: self.needed] if names is None else names
+        names = self.fit_inputs if names is None else names
         arrays = {name: abstract(shapes[name], rows, length, name in whole) for name in names}
         return arrays[self.inputs[0]] if list(arrays) == [self.inputs[0]] else arrays
 

@@ -50,6 +50,11 @@ class StackSpec:
         return self.inputs[: self.layers[0].needed] if self.layers else ()
 
     @property
+    def fit_inputs(self) -> tuple[str, ...]:
+        """Those that training cannot do without."""
+        return self.layers[0].fit_inputs if self.layers else ()
+
+    @property
     def integers(self) -> Mapping[str, int | None]:
         """Which of several inputs hold whole numbers from 0, and how many different ones; None where any goes."""
         return self.layers[0].integers if self.layers else {}

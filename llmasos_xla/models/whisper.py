@@ -185,6 +185,11 @@ class WhisperConfig(Generative):
         """The id that ends a text."""
         return (self.end,)
 
+    @property
+    def fit_inputs(self) -> tuple[str, ...]:
+        """What is heard and what is said."""
+        return ("input_features", "decoder_input_ids")
+
     def sample_shape(self) -> Shape:
         """Any number of frames."""
         return (None, self.mels)

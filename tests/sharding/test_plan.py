@@ -312,6 +312,19 @@ def test_detectors_recognizers_and_nets_of_fewer_steps_than_samples():
         assert lm.plan(net, batch_size=4, topology="cpu:2", shard="data", time=time).best.flops > 0
 
 
+def test_encoders_with_decoders():
+    t5 = lm.models.t5(vocab=30, width=8, depth=1, heads=2, key_dim=4, hidden=16)
+    recurrent = lm.models.seq2seq(vocab=30, width=8, hidden=8)
+    whisper = lm.models.whisper(
+        vocab=60, width=16, depth=1, num_heads=2, mels=8, source=100, context=40, start_ids=(1, 2), end=3,
+        suppressed_first=(),
+    )  # fmt: skip
+    for net in (t5, recurrent, whisper):
+        net.compile("adam", "sparse_categorical_crossentropy")
+        short, long = (lm.plan(net, batch_size=4, topology="cpu:2", shard="data", time=n).best for n in (8, 32))
+        assert 1.5 * short.flops < long.flops
+
+
 def test_a_decoder_of_open_length():
     config = DecoderConfig.tiny()
     net = lm.Sequential(config.layers())

@@ -10,7 +10,7 @@ are padding, and positions count from a row's first real step.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -157,9 +157,10 @@ class EncoderDecoder(Generative):
         """Rows of any length."""
         return (None,)
 
-    def abstract(self, shape: Shape, rows: int, length: int = 1, names: Sequence[str] | None = None) -> Any:
-        """With what the decoder reads, which no call can do without."""
-        return super().abstract(shape, rows, length, ("ids", "decoder_input_ids") if names is None else names)
+    @property
+    def fit_inputs(self) -> tuple[str, ...]:
+        """What either side reads."""
+        return ("ids", "decoder_input_ids")
 
     def output_shape(self, shape: Shape) -> Shape:
         """(steps, targets)."""

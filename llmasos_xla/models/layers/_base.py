@@ -118,13 +118,18 @@ class Layer:
         """The shape of one sample of each of several `inputs`, where that of the first is `shape`."""
         return {}
 
+    @property
+    def fit_inputs(self) -> tuple[str, ...]:
+        """Those of several `inputs` that training cannot do without."""
+        return self.inputs[: self.needed]
+
     def check_tokens(self, ids: Any) -> None:
         """Refuses ids [batch, ...] that it has no vector for, naming the row; no matter to layers that read none."""
 
     def abstract(self, shape: Shape, rows: int, length: int = 1, names: Sequence[str] | None = None) -> Any:
         """A batch of `rows` samples as shapes and dtypes; `length` stands for sizes that are open.
 
-        Of several inputs the needed ones, or those of `names`.
+        Of several inputs those of `fit_inputs`, or of `names`.
         """
         return abstract(shape, rows, length, self.tokens)
 
