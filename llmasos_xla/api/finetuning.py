@@ -61,7 +61,7 @@ def finetune(
 
     Args:
         model: a model of the shelf, read from published weights: `lm.load_pretrained(folder)`.
-        dataset: (x, y), or a `Dataset`.
+        dataset: (x, y), a list of (text, label), or a `Dataset`.
 
             "text-classification": texts, or pairs of texts, and a label each.
             "token-classification": rows of words, and of as many labels; a word's first piece carries its label.
@@ -150,9 +150,14 @@ def _parts(dataset: Any) -> tuple[Any, Any]:
     if isinstance(dataset, Dataset):
         rows = dataset.rows()
         return rows.x, rows.y
+    examples = isinstance(dataset, list) and all(isinstance(row, tuple) and len(row) == 2 for row in dataset)
+    if examples and dataset and all(isinstance(text, str) for text, _ in dataset):
+        return [text for text, _ in dataset], [label for _, label in dataset]
     if isinstance(dataset, tuple | list) and len(dataset) == 2 and not isinstance(dataset[0], str):
         return dataset[0], dataset[1]
-    raise ValueError(f"finetune: the data want to be (x, y) or a Dataset, got {type(dataset).__name__}")
+    raise ValueError(
+        f"finetune: the data want to be (x, y), a list of (text, label) or a Dataset, got {type(dataset).__name__}"
+    )
 
 
 def _flat(y: Any) -> list[Any]:

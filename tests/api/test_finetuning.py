@@ -57,6 +57,16 @@ def test_texts(texts, lora, tmp_path):
     assert [found.label for found in again(["abc", "hgf"])] == ["early", "late"]
 
 
+def test_examples_are_as_good_as_columns():
+    examples = [("abc", "early"), ("hgf", "late")]
+    losses = []
+    for data in (examples, tuple(zip(*examples))):
+        model = bert(task="classification")
+        history = lm.finetune(model, data, task="text-classification", tokenizer=TOKENIZER, epochs=2, **FAST)
+        losses.append(history.history["loss"])
+    assert losses[0] == losses[1]
+
+
 def test_the_tokenizer_stays_with_the_model_under_adapters_and_new_heads(texts, tmp_path):
     model = bert(classes=3)
     lm.finetune(model, texts, task="text-classification", lora=2, epochs=1, tokenizer=TOKENIZER, **FAST)
@@ -169,7 +179,7 @@ def test_what_does_not_fit_is_refused(texts):
         (lambda: lm.finetune(bert(), (x, None), task="text-classification", tokenizer=TOKENIZER), "have no labels"),
         (
             lambda: lm.finetune(bert(), x, task="text-classification", tokenizer=TOKENIZER),
-            "want to be .x, y. or a Dataset",
+            "want to be .x, y., a list of .text, label. or a Dataset",
         ),
         (
             lambda: lm.finetune(bert(), (x, [*y[:-1], 3]), task="text-classification", tokenizer=TOKENIZER),
