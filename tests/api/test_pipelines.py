@@ -444,6 +444,12 @@ def test_whisper_writes_window_by_window(rng):
     assert max(map(len, parts)) <= 16000
     whole = np.concatenate(parts)
     assert transcribe([whole, sound]) == [" ".join(filter(None, map(transcribe, parts))), transcribe(sound)]
+    pieces = transcribe.stream(np.split(whole, [100, 100, 9000, 30000]))
+    first = next(pieces)
+    assert transcribe(whole).startswith(first)
+    assert first + "".join(pieces) == transcribe(whole)
+    with pytest.raises(ValueError, match="streams sound of 16000 samples a second, got 8000"):
+        next(transcribe.stream([sound], rate=8000))
     with pytest.raises(ValueError, match="language= wants Whisper's own tokenizer"):
         lm.pipeline("transcribe", model, words, language="de")
 

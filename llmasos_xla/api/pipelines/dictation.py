@@ -1,6 +1,7 @@
 """What is said, written down by a model that writes token after token: Whisper."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, final
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 
 from llmasos_xla.api.generate import generate
 from llmasos_xla.api.pipelines.brought import Brought, one_or_many
-from llmasos_xla.api.pipelines.sound import Sound, Transcription, single
+from llmasos_xla.api.pipelines.sound import Sound, Transcription, samples_of, single
 from llmasos_xla.data.sound import read_sound
 from llmasos_xla.data.tokenizers.huggingface import HuggingFace
 from llmasos_xla.models.whisper import WhisperConfig
@@ -29,7 +30,7 @@ class Dictation:
     """`transcribe("a.wav")` -> its text, by Whisper; of a list of sounds, a list.
 
     Whisper reads 30 s at once. Longer sound is cut at the quietest place of each window's last 5 s, and the texts are
-    put together. It does not stream: it reads a window as a whole, both ways.
+    put together. `transcribe.stream(chunks)` yields the text of each window once it is full: it reads it both ways.
 
     Args:
         brought: model and tokenizer.
@@ -65,13 +66,36 @@ class Dictation:
                 of.append(number)
         texts: list[list[str]] = [[] for _ in items]
         for start in range(0, len(windows), self._batch_size):
-            features = self._features(jnp.asarray(np.stack(windows[start : start + self._batch_size])))
-            given = {**self._options, **options, "decoder_prompt": self._start}
-            found = generate(self._network, np.asarray(features), tokenizer=self._tokenizer, **given)
-            for number, text in zip(of[start:], found):
-                texts[number].append(text.strip())
+            for number, text in zip(of[start:], self._written(windows[start : start + self._batch_size], options)):
+                texts[number].append(text)
         joined = [" ".join(part for part in each if part) for each in texts]
         return joined[0] if alone else joined
+
+    def stream(self, chunks: Iterable[Any], *, rate: int | None = None, **options: Any) -> Iterator[str]:
+        """The text of each window of at most 30 s, once it is full; together they are the text of the whole sound.
+
+        Chunks are samples of any number. Raises ValueError for a rate that is not the model's: resampling chunks one by
+        one would leave a click between them.
+        """
+        if rate not in (None, self.rate):
+            raise ValueError(f"pipeline: this model streams sound of {self.rate} samples a second, got {rate}")
+        held, behind = np.zeros(0, np.float32), ""
+        for chunk in itertools.chain(chunks, [None]):
+            if chunk is None:
+                full = [held]
+            else:
+                *full, held = cut(np.concatenate([held, samples_of(chunk)]), self._samples, self.rate)
+            for window in full:
+                padded = np.pad(window, (0, self._samples - len(window)))
+                if text := self._written([padded], options)[0]:
+                    yield behind + text
+                    behind = " "
+
+    def _written(self, windows: Sequence[np.ndarray], options: Mapping[str, Any]) -> list[str]:
+        features = self._features(jnp.asarray(np.stack(windows)))
+        given = {**self._options, **options, "decoder_prompt": self._start}
+        found = generate(self._network, np.asarray(features), tokenizer=self._tokenizer, **given)
+        return [text.strip() for text in found]
 
     @property
     def _samples(self) -> int:

@@ -216,15 +216,20 @@ class VoiceActivity:
 
 def _streamed(stream: Any, chunks: Iterable[Any]) -> Iterator[np.ndarray]:
     for chunk in chunks:
-        chunk = np.asarray(chunk)
-        if chunk.ndim != 1:
-            raise ValueError(f"pipeline: chunks of samples [time] are wanted, got {chunk.shape}")
-        output = stream(read_sound(chunk, 1) if chunk.size else np.zeros(0, np.float32))
+        output = stream(samples_of(chunk))
         if output.shape[1]:
             yield output
     output = stream.finish()
     if output.shape[1]:
         yield output
+
+
+def samples_of(chunk: Any) -> np.ndarray:
+    """A chunk of a stream as float32 samples [time]; it may have none."""
+    chunk = np.asarray(chunk)
+    if chunk.ndim != 1:
+        raise ValueError(f"pipeline: chunks of samples [time] are wanted, got {chunk.shape}")
+    return read_sound(chunk, 1) if chunk.size else np.zeros(0, np.float32)
 
 
 def single(given: Any) -> bool:
