@@ -19,11 +19,11 @@ def job(row: Row, variant: str) -> Callable[[], Any]:
     return kinds[row.kind](row, variant == "compiled")
 
 
-def _filled(module: torch.nn.Module) -> torch.nn.Module:
+def _filled(module: torch.nn.Module, prefix: str = "") -> torch.nn.Module:
     with torch.no_grad():
         for name, array in [*module.named_parameters(), *module.named_buffers()]:
             if array.dtype.is_floating_point:
-                array.copy_(torch.from_numpy(weights.drawn(name, tuple(array.shape))))
+                array.copy_(torch.from_numpy(weights.drawn(prefix + name, tuple(array.shape))))
     return module.eval()
 
 
@@ -72,7 +72,7 @@ def _vgg(row: Row, compiled: bool) -> Callable[[], Any]:
 def _bert(row: Row, compiled: bool) -> Callable[[], Any]:
     from transformers import BertConfig, BertModel
 
-    module = _filled(BertModel(BertConfig(), add_pooling_layer=False))
+    module = _filled(BertModel(BertConfig(), add_pooling_layer=False), "bert.")
     ids = torch.from_numpy(weights.ids(30522, row.batch, LENGTH))
     mask = torch.ones_like(ids)
     return _inference(module, compiled, lambda out: out.last_hidden_state, input_ids=ids, attention_mask=mask)
