@@ -8,6 +8,9 @@ import pathlib
 # Before jax is imported: the number of virtual devices and the platform are read once.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "agg")
+# Most of a test's time is LLVM's, on programs that run once; XLA's own passes, fusion among them, stay as users have
+# them. XLA_FLAGS="" takes the optimized code that users run, and the second leg of .ci/run does.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 # Threads enough for eight devices to wait in (llmasos_xla/sharding/threads.py).
 os.environ.setdefault("NPROC", "32")
 

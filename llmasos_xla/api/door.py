@@ -2,8 +2,9 @@
 
 import dataclasses
 import os
+import pathlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from llmasos_xla.core import Variables
 from llmasos_xla.data.dataset import Dataset
 from llmasos_xla.models.layers._base import Layer
 from llmasos_xla.models.spec import StackSpec
+from llmasos_xla.storage.exported import PLATFORMS
 from llmasos_xla.training.checkpoint import Checkpoint
 from llmasos_xla.training.history import History
 
@@ -81,6 +83,35 @@ class Door:
                 stacklevel=2,
             )
         self.learner.save(path, {**self._door(), **self._kept()})
+
+    def export(
+        self,
+        path: str | os.PathLike,
+        *,
+        name: str | None = None,
+        platforms: Sequence[str] = PLATFORMS,
+        lengths: Sequence[int] = (),
+        example: Any = None,
+        key: Any = None,
+    ) -> pathlib.Path:
+        """Writes the model as a `.lmx` bundle: one file that runs on CPU, CUDA, ROCm and TPU, with JAX alone.
+
+        It holds what `predict` computes, for any number of rows, the weights, the preprocessing, an example with its
+        answer, and what `lm.load` rebuilds the model from; not the training state.
+
+        Args:
+            path: ends in ".lmx"; what was there stays whole until the new file is.
+            name: what the model is called; the file's name without its ending if None.
+            platforms: of "cpu", "cuda", "rocm" and "tpu".
+            lengths: where a network reads rows of any length: a program for each of these, instead of one for all.
+            example: raw input for the example; made up if None.
+            key: a private ed25519 key, PEM text or a file of it, to sign the bundle with.
+
+        Returns the path. Raises ValueError for a model that has never seen data, and for one that cannot be exported.
+        """
+        from llmasos_xla.api.exporting import export_model
+
+        return export_model(self, path, name=name, platforms=platforms, lengths=lengths, example=example, key=key)
 
     def _append(self, layer: Layer) -> None:
         if not isinstance(layer, Layer):

@@ -7,7 +7,7 @@ import dataclasses
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
@@ -434,6 +434,12 @@ class Learner:
         if self.spec.reads_integers:
             self.spec.check_tokens(x)
         return x
+
+    @property
+    def outputs(self) -> Callable[[Variables, Any], Any]:
+        """What `predict` computes of (variables, encoded input), as a pure function."""
+        self.build()
+        return self._toolbox().objective.predict
 
     def predict_encoded(self, x: Any) -> Any:
         """Outputs for input that `encode` has brought into shape."""

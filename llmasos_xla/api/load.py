@@ -14,10 +14,10 @@ DOORS = {"Sequential": Sequential, "Model": Model, "Network": Network}
 
 
 def load(path: str | os.PathLike, *, step: int | Literal["best"] | None = None) -> Door:
-    """The model that `save` wrote: weights, preprocessing and training state, ready to predict or to be trained on.
+    """The model that `save` or `export` wrote: weights and preprocessing, ready to predict or to be trained on.
 
-    A folder that a fit has saved itself in opens as well: the newest of its checkpoints, or that of `step`, or the
-    "best" by the metric of its `Checkpoint`.
+    What `save` wrote has its training state, too. A folder that a fit has saved itself in opens as well: the newest of
+    its checkpoints, or that of `step`, or the "best" by the metric of its `Checkpoint`.
 
     Returns the door it was saved from, `Sequential`, `Model` or `Network`. Nothing in the file is executed.
 
@@ -25,6 +25,8 @@ def load(path: str | os.PathLike, *, step: int | Literal["best"] | None = None) 
     """
     if os.path.isdir(path):
         saved = keeping.read(path, step)
+    elif os.fspath(path).endswith(".lmx"):
+        saved = saving.of_bundle(path)
     elif step is not None:
         raise ValueError(f"load: step={step!r} is for a folder of checkpoints, {str(path)!r} is none")
     else:

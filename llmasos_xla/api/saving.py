@@ -4,16 +4,17 @@ Reading checks everything before it is used and runs nothing; writing replaces t
 process killed in the middle leaves the old file whole.
 """
 
-import contextlib
 import json
 import os
 import pathlib
 import struct
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from llmasos_xla.storage.atomic import atomically
+from llmasos_xla.storage.bundle import Bundle
 
 FORMAT = "llmasos_xla/1"
 _SPEC = "llmasos_xla"
@@ -72,24 +73,15 @@ def read(path: str | os.PathLike) -> Saved:
     return Saved(spec, arrays)
 
 
-def atomically(path: pathlib.Path, fill: Callable[[str], None]) -> None:
-    """Puts what `fill(temporary path)` writes in the place of the file, which stays whole until then."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
-    try:
-        fill(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        if path.exists():
-            os.chmod(temporary, path.stat().st_mode & 0o777)
-        else:
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+def of_bundle(path: str | os.PathLike) -> Saved:
+    """The model in a `.lmx` bundle; raises ValueError for one that holds programs alone, and as `Bundle.open` does."""
+    content = Bundle.open(path).content
+    if content.model is None:
+        raise ValueError(
+            f"load: {pathlib.Path(path).name!r} was exported from functions, and holds no model to rebuild; "
+            "lm.Deployer serves it, and its programs run as they are"
+        )
+    return Saved(content.model, dict(content.arrays))
 
 
 def _write_h5(path: str, text: str, arrays: Mapping[str, np.ndarray]) -> None:

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from llmasos_xla.api.door import Door
-from llmasos_xla.api.saving import atomically
 from llmasos_xla.core import Variables
 from llmasos_xla.models.lora import PREFIX, LoRA, adapters_in
 from llmasos_xla.sharding.agreement import meet
 from llmasos_xla.sharding.transfer import fetch
+from llmasos_xla.storage.atomic import atomically
 from llmasos_xla.training.tuning import Tuning, check_pattern
 
 _METADATA = "llmasos_xla_lora"
@@ -130,7 +130,7 @@ class Tuned(Door):
 
         Raises FileNotFoundError, and ValueError for a file that is damaged, has no adapters or does not fit the model.
         """
-        from llmasos_xla.models.pretrained.readers import safetensors
+        from llmasos_xla.storage import safetensors
 
         path = pathlib.Path(path)
         if not path.is_file():

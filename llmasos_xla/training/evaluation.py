@@ -117,11 +117,6 @@ class Predictor:
     def _program(self, programs: Programs, x: Any, variables: Variables) -> Callable:
         shapes = str(jax.tree.map(lambda a: (a.shape, a.dtype), x))
         if shapes not in self._programs:
-            objective = self.objective
-
-            def outputs(variables: Variables, x: Any) -> Any:
-                return objective.outputs(objective.forward(variables, x, train=False)[0])
-
             rows = len(jax.tree.leaves(x)[0])
 
             def shardings(placement: Placement) -> tuple[tuple, Any]:
@@ -129,7 +124,7 @@ class Predictor:
                 return (weights, placement.batch({"x": x}, axis=0)["x"]), placement.replicated
 
             self._programs[shapes] = programs.compile(
-                outputs, variables, x, shardings=shardings, what=f"predict {rows} rows", log=self.log
+                self.objective.predict, variables, x, shardings=shardings, what=f"predict {rows} rows", log=self.log
             )
         return self._programs[shapes]
 

@@ -76,6 +76,10 @@ class Objective:
     precision: str = "float32"
     class_weight: tuple[float, ...] | None = None
 
+    def predict(self, variables: Variables, x: Any) -> Any:
+        """Outputs [rows, ...] float32 of encoded input, to be traced."""
+        return self.outputs(self.forward(variables, x, train=False)[0])
+
     def outputs(self, logits: Any) -> Any:
         """The model's outputs from its logits, in float32."""
         return jax.tree.map(lambda a: activation(self.head)(a.astype(jnp.float32)), logits)

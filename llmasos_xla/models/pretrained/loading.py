@@ -13,9 +13,9 @@ from jax.sharding import NamedSharding
 from llmasos_xla.core import Variables
 from llmasos_xla.models.config import Config
 from llmasos_xla.models.pretrained.fill import Piece, match, table_of
-from llmasos_xla.models.pretrained.readers.views import Arrays
 from llmasos_xla.models.pretrained.reading import read
 from llmasos_xla.sharding.placement import Placement
+from llmasos_xla.storage.views import Arrays
 
 SOURCES = ("huggingface", "torch", "keras", "llama2.c")
 """Whose names a table may have (`Config.names`)."""

@@ -3,8 +3,9 @@
 import os
 import pathlib
 
-from llmasos_xla.models.pretrained.readers import index, keras, llama2c, safetensors, torch
-from llmasos_xla.models.pretrained.readers.views import Arrays, mapped
+from llmasos_xla.models.pretrained.readers import index, keras, llama2c, torch
+from llmasos_xla.storage import safetensors
+from llmasos_xla.storage.views import Arrays, mapped
 
 FORMATS = (
     "safetensors (also sharded, with its index)",

@@ -5,7 +5,7 @@ import os
 import pathlib
 from collections.abc import Callable
 
-from llmasos_xla.models.pretrained.readers.views import Arrays
+from llmasos_xla.storage.views import Arrays
 
 _MOST_BYTES = 100_000_000
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from llmasos_xla.models.pretrained.readers.views import Arrays, mapped, window
+from llmasos_xla.storage.views import Arrays, mapped, window
 
 _DEEPEST, _MOST_SETS = 32, 1 << 20
 

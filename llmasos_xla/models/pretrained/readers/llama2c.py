@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from llmasos_xla.models.pretrained.readers.views import Arrays, mapped, window
+from llmasos_xla.storage.views import Arrays, mapped, window
 
 SIZES = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "max_seq_len")
 _MAGIC, _HEADER = b"24ka", 256

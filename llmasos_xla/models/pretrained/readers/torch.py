@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from llmasos_xla.models.pretrained.readers import pickled
-from llmasos_xla.models.pretrained.readers.views import Arrays, mapped, window
+from llmasos_xla.storage.views import Arrays, mapped, window
 
 STORAGES: dict[str, np.dtype] = {
     "FloatStorage": np.dtype("<f4"),

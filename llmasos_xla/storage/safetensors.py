@@ -3,12 +3,13 @@
 import json
 import os
 import pathlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from llmasos_xla.models.pretrained.readers.views import Arrays, mapped, window
+from llmasos_xla.storage.views import Arrays, mapped, window
 
 DTYPES: dict[str, np.dtype] = {
     "BOOL": np.dtype(np.bool_),
@@ -27,6 +28,7 @@ DTYPES: dict[str, np.dtype] = {
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
 }
+NAMES = {dtype.newbyteorder("="): name for name, dtype in DTYPES.items()}
 _MOST_HEADER_BYTES = 100_000_000
 
 
@@ -40,7 +42,7 @@ def read(path: str | os.PathLike) -> Arrays:
     name = pathlib.Path(path).name
     memory = mapped(path)
     try:
-        return Arrays("safetensors", _views(memory))
+        return Arrays("safetensors", views(memory))
     except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
         raise ValueError(f"pretrained: the safetensors file {name!r} is damaged or cut off: {error}") from error
 
@@ -53,6 +55,34 @@ def metadata(path: str | os.PathLike) -> dict[str, str]:
         name = pathlib.Path(path).name
         raise ValueError(f"pretrained: the safetensors file {name!r} is damaged or cut off: {error}") from error
     return {k: v for k, v in texts.items() if isinstance(v, str)} if isinstance(texts, dict) else {}
+
+
+def pieces(arrays: Mapping[str, np.ndarray]) -> Iterator[bytes | memoryview]:
+    """The bytes of a file of these arrays, piece by piece, so that no second copy of them is made.
+
+    Raises TypeError for a dtype that the format has no name for.
+
+    >>> whole = b"".join(pieces({"x": np.arange(3, dtype=np.int32)}))
+    >>> views(np.frombuffer(whole, np.uint8))
+    {'x': array([0, 1, 2], dtype=int32)}
+    """
+    header: dict[str, Any] = {}
+    at = 0
+    # Wide types first, as the format's own writer has it, so that every array is aligned.
+    ordered = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
+    for name in ordered:
+        array = arrays[name]
+        kind = NAMES.get(array.dtype.newbyteorder("="))
+        if kind is None:
+            raise TypeError(f"safetensors: {name!r} is of dtype {array.dtype}; known are {', '.join(map(str, NAMES))}")
+        header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": [at, at + array.nbytes]}
+        at += array.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for name in ordered:
+        little = np.ascontiguousarray(arrays[name], arrays[name].dtype.newbyteorder("<"))
+        yield little.reshape(-1).view(np.uint8).data
 
 
 def _header(memory: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
@@ -68,7 +98,11 @@ def _header(memory: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
     return header, memory[8 + length :]
 
 
-def _views(memory: np.ndarray) -> dict[str, np.ndarray]:
+def views(memory: np.ndarray) -> dict[str, np.ndarray]:
+    """The arrays in the bytes [size] uint8 of a file, as windows on them.
+
+    Raises ValueError, KeyError, TypeError, RecursionError or OverflowError for damaged bytes.
+    """
     header, data = _header(memory)
     header.pop("__metadata__", None)
     arrays = {}
