@@ -8,7 +8,7 @@ import re
 import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.export
@@ -27,6 +27,54 @@ _EXAMPLE_ROWS = 2
 _LEAST = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
+class Forward(NamedTuple):
+    """What a model predicts, as a function of arrays and inputs by name."""
+
+    run: Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]
+    """(arrays, encoded inputs) -> outputs, by name; to be traced."""
+    tensors: tuple[bundle.Tensor, ...]
+    """The encoded inputs."""
+    groups: tuple[tuple[str, ...], ...]
+    """Which of them come together: those that must first, all of them last."""
+    seen: Mapping[str, int]
+    """The lengths that the training data had, of axes that are free."""
+
+    def named(self, encoded: Any) -> dict[str, np.ndarray]:
+        """What `Learner.encode` gave, by name."""
+        return dict(encoded) if isinstance(encoded, Mapping) else {self.tensors[0].name: np.asarray(encoded)}
+
+
+def forward_of(model: Door, who: str) -> Forward:
+    """What `model.predict` computes between encoded input and outputs; raises ValueError for one without data."""
+    learner = model.learner
+    preprocessing = learner.preprocessing
+    if preprocessing is None:
+        raise ValueError(
+            f"{who}: the model has never seen data, so it is not known how to prepare its input; fit it, or call "
+            "predict once"
+        )
+    several, outputs = learner.spec.several(), learner.outputs
+    names = tuple(several) or (OUTPUT,)
+    parts = preprocessing.input if isinstance(preprocessing.input, tuple) else ((INPUT, preprocessing.input),)
+    # A single input goes in as an array; so does the first of several where the others need not come.
+    alone = not isinstance(preprocessing.input, tuple) or preprocessing.needed is not None
+
+    def run(arrays: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+        x = next(iter(inputs.values())) if alone and len(inputs) == 1 else dict(inputs)
+        y = outputs(variables_of(arrays), x)
+        return dict(zip(names, y if several else (y,), strict=True))
+
+    tensors = tuple(bundle.Tensor(n, part.dtype, _shape(n, part)) for n, part in parts)
+    seen = {n: m for t, (_, part) in zip(tensors, parts) for n, m in zip(t.shape[1:], part.shape) if isinstance(n, str)}
+    groups = _groups(tuple(t.name for t in tensors), {*preprocessing.wanted, *learner.spec.fit_inputs})
+    return Forward(run, tensors, tuple(groups), seen)
+
+
+def arrays_of(model: Door) -> dict[str, Any]:
+    """The arrays that the model predicts with, by the names that files have for them."""
+    return files.arrays_by_name(model.learner.evaluation_variables, None)
+
+
 def export_model(
     model: Door,
     path: str | os.PathLike,
@@ -39,42 +87,23 @@ def export_model(
 ) -> pathlib.Path:
     """Writes a model as a `.lmx` bundle; see `Door.export`."""
     learner = model.learner
-    if learner.preprocessing is None:
-        raise ValueError(
-            "export: the model has never seen data, so it is not known what it reads; fit it, or call predict once"
-        )
-    learner.build()
-    several = learner.spec.several()
-    outputs = tuple(several) or (OUTPUT,)
-    forward = learner.outputs
-
-    def run(arrays: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
-        x = next(iter(inputs.values())) if alone and len(inputs) == 1 else dict(inputs)
-        y = forward(variables_of(arrays), x)
-        return dict(zip(outputs, y if several else (y,), strict=True))
-
-    preprocessing = learner.preprocessing
-    parts = preprocessing.input if isinstance(preprocessing.input, tuple) else ((INPUT, preprocessing.input),)
-    # A single input goes in as an array; so does the first of several where the others need not come.
-    alone = not isinstance(preprocessing.input, tuple) or preprocessing.needed is not None
-    tensors = tuple(bundle.Tensor(n, part.dtype, _shape(n, part)) for n, part in parts)
-    seen = {n: m for t, (_, part) in zip(tensors, parts) for n, m in zip(t.shape[1:], part.shape) if isinstance(n, str)}
+    forward = forward_of(model, "export")
+    tensors, seen = forward.tensors, forward.seen
     if example is None:
         request = _made_up(tensors, dict.fromkeys(seen, min(lengths)) if lengths else seen)
     else:
-        encoded = learner.encode(example, "export: example")
-        request = dict(encoded) if isinstance(encoded, Mapping) else {parts[0][0]: np.asarray(encoded)}
-    groups = _groups(tuple(t.name for t in tensors), {*preprocessing.wanted, *learner.spec.fit_inputs})
-    weights = learner.evaluation_variables
+        request = forward.named(learner.encode(example, "export: example"))
     # The training state stays behind; how it was trained is kept, since the precision of prediction is part of it.
     model_json = {**files.specification(learner, {**model._door(), **model._kept()}), "unfinished": None}
+    preprocessing = learner.preprocessing
+    assert preprocessing is not None
     return _write(
         path,
-        run,
-        fetch(files.arrays_by_name(weights, None)),
+        forward.run,
+        fetch(arrays_of(model)),
         tensors,
-        groups,
-        {n: a for n, a in request.items() if example is not None or n in groups[-1]},
+        forward.groups,
+        {n: a for n, a in request.items() if example is not None or n in forward.groups[-1]},
         platforms,
         name,
         key,
