@@ -62,7 +62,7 @@ def forward_of(model: Door, who: str) -> Forward:
     def run(arrays: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
         x = next(iter(inputs.values())) if alone and len(inputs) == 1 else dict(inputs)
         y = outputs(variables_of(arrays), x)
-        return dict(zip(names, y if several else (y,), strict=True))
+        return {n: getattr(y, n) for n in names} if several else {OUTPUT: y}
 
     tensors = tuple(bundle.Tensor(n, part.dtype, _shape(n, part)) for n, part in parts)
     seen = {n: m for t, (_, part) in zip(tensors, parts) for n, m in zip(t.shape[1:], part.shape) if isinstance(n, str)}

@@ -1,14 +1,16 @@
-"""The web application: the routes of the Open Inference Protocol v2 over one model, and how errors are told."""
+"""The web application: the Open Inference Protocol v2 over the models of a host, and how errors are told."""
 
+import asyncio
+import functools
 import logging
+import math
+import re
 import uuid
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol, final, runtime_checkable
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, final
 
-import numpy as np
 import orjson
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -16,41 +18,130 @@ from starlette.routing import Route
 
 from llmasos_xla._version import __version__
 from llmasos_xla.deployment import protocol
+from llmasos_xla.deployment.batching import ExpiredError, QueueFullError
+from llmasos_xla.deployment.host import Host
+from llmasos_xla.deployment.slot import LoadingError, Slot
 
 _LOG = logging.getLogger("llmasos_xla.deployment")
 _MEDIA = ("application/json", "application/octet-stream")
+_INFER = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
+# Bodies from here on are read into arrays beside the event loop, so that small requests do not wait for them.
+_LARGE = 1 << 17
+_MOST_SECONDS = 24 * 3600.0
 
-
-@runtime_checkable
-class Model(Protocol):
-    """What the application asks of a model; `Served` is one. Named here so that serving starts before JAX is there."""
-
-    name: str
-    version: str
-
-    def metadata(self) -> dict[str, Any]:
-        """The answer to GET /v2/models/{name}."""
-        ...
-
-    def infer(self, tensors: Mapping[str, np.ndarray], outputs: Iterable[str] = ()) -> dict[str, np.ndarray]:
-        """Outputs by name; ValueError and TypeError are the sender's fault, anything else the model's."""
-        ...
+Scope = Mapping[str, Any]
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[Any], Awaitable[None]]
 
 
 @final
-class Slot:
-    """Where the application finds its model: empty while it loads, then one reference that is read once a request."""
+class App:
+    """The ASGI application of a host.
 
-    def __init__(self, name: str, served: Model | None = None):
-        self.name, self.served = name, served
-
-
-def app(slot: Slot, *, max_body: int = protocol.MAX_BODY) -> Starlette:
-    """The application that serves the model in `slot`; bodies above `max_body` bytes are refused.
-
-    Requests are read, prepared and run in worker threads, so health answers at once whatever the model is doing.
+    Requests to a model go past the framework's routing, by a path of their own: at a few hundred microseconds a call it
+    would be the largest part of them. All else is Starlette's.
     """
 
+    def __init__(self, host: Host):
+        self.host = host
+        self._rest = _rest(host)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request, or the server's own life."""
+        if scope["type"] == "http":
+            found = _INFER.fullmatch(scope["path"])
+            if found is not None and scope["method"] == "POST":
+                await self._infer(found[1], found[2], scope, receive, send)
+                return
+        await self._rest(scope, receive, send)
+
+    async def _infer(self, name: str, version: str | None, scope: Scope, receive: Receive, send: Send) -> None:
+        host, headers = self.host, dict(scope["headers"])
+        if host.inside >= host.limits.requests:
+            host.refused += 1
+            await _error(
+                send, 429, f"{host.inside} requests are inside, which is all that may be; ask again later", 1.0
+            )
+            return
+        host.inside += 1
+        try:
+            answer = await self._answer(name, version, headers, receive)
+            await _respond(send, 200, answer.content, answer.headers)
+        except HTTPException as error:
+            await _error(send, error.status_code, error.detail, headers=error.headers)
+        except ClientDisconnect:
+            await _error(send, 400, "the sender closed the connection before the body was whole")
+        finally:
+            host.inside -= 1
+
+    async def _answer(
+        self, name: str, version: str | None, headers: Mapping[bytes, bytes], receive: Receive
+    ) -> protocol.Body:
+        check_key(self.host, headers)
+        if self.host.draining:
+            raise HTTPException(503, "the server is stopping; ask another", headers={"Retry-After": "1"})
+        try:
+            slot = self.host.slot(name)
+            slot.find(version)
+        except (LookupError, LoadingError) as error:
+            raise refusal(error) from None
+        _check_media(headers)
+        content = await _body(headers, receive, self.host.limits.body)
+        try:
+            length = headers.get(protocol.JSON_LENGTH.lower().encode())
+            read = functools.partial(
+                protocol.read_request, content, None if length is None else length.decode("latin-1")
+            )
+            request = await asyncio.to_thread(read) if len(content) > _LARGE else read()
+            answer = await slot.infer(
+                request.tensors,
+                [wanted.name for wanted in request.outputs],
+                version=version,
+                priority=request.urgency,
+                timeout=_seconds(request.timeout, self.host.limits.seconds),
+                aside=len(content) > _LARGE,
+            )
+        except Exception as error:
+            if isinstance(error, QueueFullError):
+                slot.refused += 1
+            raise refusal(error) from None
+        try:
+            return protocol.write_answer(request, answer.served.name, answer.served.version, answer.outputs)
+        except FloatingPointError as error:
+            raise HTTPException(500, str(error)) from None
+
+
+def check_key(host: Host, headers: Mapping[bytes, bytes]) -> None:
+    """Raises 401 for a request whose key is none of the host's."""
+    bearer = headers.get(b"authorization", b"").decode("latin-1")
+    key = bearer[7:] if bearer[:7].lower() == "bearer " else None
+    key = key or (headers[b"x-api-key"].decode("latin-1") if b"x-api-key" in headers else None)
+    if not host.knows(key):
+        reason = "a key is wanted: Authorization: Bearer KEY"
+        raise HTTPException(401, reason, headers={"WWW-Authenticate": "Bearer"})
+
+
+def refusal(error: Exception) -> HTTPException:
+    """What a request that failed is told: the sender's faults in words, the model's under an id in the log."""
+    if isinstance(error, HTTPException):
+        return error
+    if isinstance(error, LoadingError):
+        return HTTPException(503, str(error), headers={"Retry-After": "1"})
+    if isinstance(error, QueueFullError):
+        return HTTPException(429, str(error), headers={"Retry-After": str(math.ceil(error.retry_after))})
+    if isinstance(error, ExpiredError | TimeoutError):
+        return HTTPException(504, f"no answer within the time that the request gave it: {error or 'it runs on'}")
+    if isinstance(error, LookupError) and not isinstance(error, KeyError | IndexError):
+        return HTTPException(404, str(error))
+    if isinstance(error, ValueError | TypeError):
+        return HTTPException(400, str(error))
+    identity = uuid.uuid4().hex[:12]
+    _LOG.error("request %s failed", identity, exc_info=error)
+    reason = f"the model failed on this request; the server's log has the reason under {identity}"
+    return HTTPException(500, reason)
+
+
+def _rest(host: Host) -> Starlette:
     async def server(request: Request) -> Response:
         return _json({"name": "llmasos_xla", "version": __version__, "extensions": ["binary_tensor_data"]})
 
@@ -59,101 +150,132 @@ def app(slot: Slot, *, max_body: int = protocol.MAX_BODY) -> Starlette:
 
     async def ready(request: Request) -> Response:
         if "name" in request.path_params:
-            _check_address(slot, request)
-        return _json({"ready": slot.served is not None}, 200 if slot.served else 503)
+            slot = _addressed(host, request)
+            there = slot.current is not None and not host.draining
+            return _json({"ready": there}, 200 if there else 503)
+        return _json({"ready": host.state == "ready", "state": host.state}, 200 if host.state == "ready" else 503)
 
     async def metadata(request: Request) -> Response:
-        return _json(_model(slot, request).metadata())
+        slot = _addressed(host, request)
+        try:
+            served = slot.find(request.path_params.get("version"))
+        except LoadingError as error:
+            raise refusal(error) from None
+        return _json({**served.metadata(), "versions": [other.version for other in slot.versions()]})
+
+    async def stats(request: Request) -> Response:
+        return _json(host.stats())
 
     async def infer(request: Request) -> Response:
-        served = _model(slot, request)
-        _check_media(request)
-        content = await _body(request, max_body)
-        try:
-            return await run_in_threadpool(_infer, served, content, request.headers.get(protocol.JSON_LENGTH))
-        except HTTPException:
-            raise
-        except Exception as error:
-            return _failed(error)
+        raise HTTPException(405, headers={"Allow": "POST"})
+
+    async def index(request: Request) -> Response:
+        return _json(
+            [
+                {"name": slot.name, "version": v.version, "state": "READY"}
+                for slot in host.slots.values()
+                for v in slot.versions()
+            ]
+        )
+
+    def guarded(route: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+        async def checked(request: Request) -> Response:
+            check_key(host, dict(request.scope["headers"]))
+            return await route(request)
+
+        return checked
 
     routes = [
-        Route("/v2", server),
+        Route("/v2", guarded(server)),
         Route("/v2/health/live", live),
         Route("/v2/health/ready", ready),
+        Route("/v2/stats", guarded(stats)),
+        Route("/v2/repository/index", guarded(index), methods=["GET", "POST"]),
     ]
     for model in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
         routes += [
-            Route(model, metadata),
-            Route(f"{model}/ready", ready),
-            Route(f"{model}/infer", infer, methods=["POST"]),
+            Route(model, guarded(metadata)),
+            Route(f"{model}/ready", guarded(ready)),
+            Route(f"{model}/infer", guarded(infer)),
         ]
-    handlers: dict[Any, Callable] = {HTTPException: _refused, ClientDisconnect: _gone}
+    handlers: dict[Any, Callable] = {HTTPException: _refused}
     return Starlette(routes=routes, exception_handlers=handlers)
 
 
-def _infer(served: Model, content: bytes, json_length: str | None) -> Response:
+def _addressed(host: Host, request: Request) -> Slot:
     try:
-        request = protocol.read_request(content, json_length)
-        outputs = served.infer(request.tensors, [wanted.name for wanted in request.outputs])
-    except (ValueError, TypeError) as error:
-        raise HTTPException(400, str(error)) from None
-    try:
-        answer = protocol.write_answer(request, served.name, served.version, outputs)
-    except FloatingPointError as error:
-        raise HTTPException(500, str(error)) from None
-    return Response(answer.content, headers=answer.headers)
+        slot = host.slot(request.path_params["name"])
+        version = request.path_params.get("version")
+        if version is not None and slot.current is not None:
+            slot.find(version)
+    except LookupError as error:
+        raise refusal(error) from None
+    return slot
 
 
-def _check_address(slot: Slot, request: Request) -> None:
-    name, version = request.path_params["name"], request.path_params.get("version", "1")
-    if name != slot.name:
-        raise HTTPException(404, f"unknown model {name[:60]!r}; this server has {slot.name!r}")
-    known = slot.served.version if slot.served else "1"
-    if version != known:
-        raise HTTPException(404, f"model {slot.name!r} has no version {version[:60]!r}; it has {known!r}")
+def _seconds(microseconds: int | None, otherwise: float | None) -> float | None:
+    return otherwise if microseconds is None else min(microseconds / 1e6, _MOST_SECONDS)
 
 
-def _model(slot: Slot, request: Request) -> Model:
-    _check_address(slot, request)
-    if slot.served is None:
-        raise HTTPException(503, f"model {slot.name!r} is loading; ask again", headers={"Retry-After": "1"})
-    return slot.served
-
-
-def _check_media(request: Request) -> None:
+def _check_media(headers: Mapping[bytes, bytes]) -> None:
     # None is fine: clients of the protocol send bytes without naming them.
-    kind = request.headers.get("content-type", _MEDIA[0]).partition(";")[0].strip().lower()
+    kind = headers.get(b"content-type", _MEDIA[0].encode()).decode("latin-1").partition(";")[0].strip().lower()
     if kind not in _MEDIA:
         raise HTTPException(
             415, f"media type {kind[:60]!r} came, {' or '.join(_MEDIA)} is wanted; name it in Content-Type"
         )
-    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    coding = headers.get(b"content-encoding", b"identity").decode("latin-1").strip().lower()
     if coding != "identity":
         raise HTTPException(415, f"content encoding {coding[:60]!r} came; send the body as it is")
 
 
-async def _body(request: Request, most: int) -> bytes:
-    said = request.headers.get("content-length", "")
+async def _body(headers: Mapping[bytes, bytes], receive: Receive, most: int) -> bytes:
+    said = headers.get(b"content-length", b"").decode("latin-1")
     size = int(said) if said.isascii() and said.isdigit() and len(said) < 19 else 0
-    parts = []
-    if size <= most:
+    parts: list[bytes] = []
+    more = size <= most
+    if more:
         size = 0
-        async for part in request.stream():
-            parts.append(part)
-            size += len(part)
-            if size > most:
-                break
+    while more:
+        part, more = await _part(receive)
+        parts.append(part)
+        size += len(part)
+        if size > most:
+            break
     if size <= most:
-        return b"".join(parts)
-    if request.headers.get("expect", "").lower() != "100-continue":
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+    parts.clear()
+    if headers.get(b"expect", b"").lower() != b"100-continue":
         # A sender in the middle of its body would see a broken connection and not the answer; so hear it out, a while.
-        dropped = 0
-        async for part in request.stream():
+        dropped, more = 0, True
+        while more and dropped <= 4 * most:
+            part, more = await _part(receive)
             dropped += len(part)
-            if dropped > 4 * most:
-                break
     reason = f"the body is larger than {most} bytes; send fewer rows a request, or start the server with max_body="
     raise HTTPException(413, reason, headers={"Connection": "close"})
+
+
+async def _part(receive: Receive) -> tuple[bytes, bool]:
+    message = await receive()
+    if message["type"] == "http.disconnect":
+        raise ClientDisconnect
+    return message.get("body", b""), message.get("more_body", False)
+
+
+async def _respond(send: Send, status: int, content: bytes, headers: Mapping[str, str]) -> None:
+    named = [(b"content-length", str(len(content)).encode())]
+    named += [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": status, "headers": named})
+    await send({"type": "http.response.body", "body": content})
+
+
+async def _error(
+    send: Send, status: int, reason: str, retry_after: float | None = None, headers: Mapping[str, str] | None = None
+) -> None:
+    named = {"Content-Type": "application/json", **(headers or {})}
+    if retry_after is not None:
+        named["Retry-After"] = str(math.ceil(retry_after))
+    await _respond(send, status, orjson.dumps({"error": reason}), named)
 
 
 def _json(value: Any, status: int = 200, headers: Any = None) -> Response:
@@ -170,13 +292,3 @@ async def _refused(request: Request, error: Exception) -> Response:
         allowed = (error.headers or {}).get("Allow", "")
         reason = f"method {request.method} came at {request.url.path[:100]!r}; it takes {allowed}"
     return _json({"error": reason}, error.status_code, error.headers)
-
-
-async def _gone(request: Request, error: Exception) -> Response:
-    return _json({"error": "the sender closed the connection before the body was whole"}, 400)
-
-
-def _failed(error: Exception) -> Response:
-    identity = uuid.uuid4().hex[:12]
-    _LOG.error("request %s failed", identity, exc_info=error)
-    return _json({"error": f"the model failed on this request; the server's log has the reason under {identity}"}, 500)

@@ -42,12 +42,22 @@ class InferRequest(NamedTuple):
     """The outputs asked for; empty for all of them."""
     binary: bool
     """Whether outputs that are not asked for by name go as bytes."""
+    priority: int = 0
+    """How urgent it is: 1 goes first, larger numbers later. 0, where it says nothing, is between 1 and 2."""
+    timeout: int | None = None
+    """Microseconds that its sender waits."""
+
+    @property
+    def urgency(self) -> int:
+        """The smaller, the sooner its turn comes."""
+        return 2 * self.priority or 3
 
 
 def read_request(content: bytes, json_length: str | None = None) -> InferRequest:
     """Reads the body of an infer request; `json_length` is the header of the binary extension, if there is one.
 
-    Raises ValueError with the reason. `parameters` other than the extension's are ignored, as the protocol allows.
+    Raises ValueError with the reason. `parameters` other than the extension's, `priority` and `timeout` are ignored, as
+    the protocol allows.
 
     >>> body = b'{"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2.5]}]}'
     >>> read_request(body).tensors["x"]
@@ -61,7 +71,9 @@ def read_request(content: bytes, json_length: str | None = None) -> InferRequest
     asked = message.get("outputs")
     if asked is not None and type(asked) is not list:
         raise ValueError('infer: "outputs" is a list of {"name"}')
-    binary = _parameters(message).get("binary_data_output") is True
+    parameters = _parameters(message)
+    binary = parameters.get("binary_data_output") is True
+    priority, timeout = (_whole(parameters, name) for name in ("priority", "timeout"))
     wanted = {}
     for entry in asked or []:
         if type(entry) is not dict or type(entry.get("name")) is not str:
@@ -70,7 +82,14 @@ def read_request(content: bytes, json_length: str | None = None) -> InferRequest
     identity = message.get("id")
     if identity is not None and type(identity) is not str:
         raise ValueError('infer: "id" is a string')
-    return InferRequest(identity, found, tuple(wanted.values()), binary)
+    return InferRequest(identity, found, tuple(wanted.values()), binary, priority or 0, timeout or None)
+
+
+def _whole(parameters: Mapping[str, Any], name: str) -> int | None:
+    value = parameters.get(name)
+    if value is not None and (type(value) is not int or value < 0):
+        raise ValueError(f'infer: the parameter "{name}" is a whole number from 0, {str(value)[:40]} came')
+    return value
 
 
 def write_request(inputs: Mapping[str, np.ndarray], outputs: Iterable[str] = ()) -> Body:

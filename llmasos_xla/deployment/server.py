@@ -73,11 +73,14 @@ def _why_not(error: OSError) -> str:
 def _serve(options: argparse.Namespace, listener: socket.socket, tell: Callable[[dict], None]) -> int:
     import uvicorn
 
-    from llmasos_xla.deployment.app import Slot, app
+    from llmasos_xla.deployment.app import App
+    from llmasos_xla.deployment.host import Host, Limits
+    from llmasos_xla.deployment.slot import Slot
 
     slot = Slot(options.name)
+    host = Host([slot], limits=Limits(options.max_body))
     config = uvicorn.Config(
-        app(slot, max_body=options.max_body),
+        App(host),
         access_log=options.access_log,
         lifespan="off",
         log_level="info" if options.access_log else "warning",
@@ -93,14 +96,13 @@ def _serve(options: argparse.Namespace, listener: socket.socket, tell: Callable[
 
     def load() -> None:
         try:
-            from llmasos_xla.api.load import load as load_model
-            from llmasos_xla.deployment.served import Served
+            from llmasos_xla.deployment.versions import about, open_version
 
-            served = Served(load_model(options.path), options.name)
+            served = open_version(options.path, options.name)
             for rows in options.warm:
                 served.warm(rows)
-            slot.served = served
-            tell({"ready": {"example": served.example(), "preprocessing": served.preprocessing.to_json()}})
+            slot.put(served)
+            tell({"ready": about(served)})
         except Exception as error:
             _tell_error(error, tell)
             failed.set()

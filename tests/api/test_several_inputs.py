@@ -190,8 +190,8 @@ def test_a_server_takes_what_a_model_reads(data):
     x, y = data
     model = tagger()
     model.fit(x, y, verbose=0)
-    served = Served(model, "tagger")
-    described = {tensor.name: (tensor.datatype, tensor.shape) for tensor in served.inputs}
+    served = Served.of_model(model, "tagger")
+    described = {tensor.name: (tensor.datatype, tensor.shape) for tensor in served.face.inputs}
     assert described == dict.fromkeys(("ids", "attention_mask", "type_ids"), ("INT32", (-1, -1)))
     assert [each["name"] for each in served.example()] == ["ids"]
     served.warm()

@@ -7,15 +7,18 @@ import numpy as np
 import pytest
 
 import llmasos_xla as lm
-from llmasos_xla.deployment.app import Slot, app
+from llmasos_xla.deployment.app import App
+from llmasos_xla.deployment.host import Host, Limits
 from llmasos_xla.deployment.served import Served
+from llmasos_xla.deployment.slot import Slot
 
 
 class Client:
     """Sends requests straight into the application."""
 
-    def __init__(self, slot, **options):
-        self._app = app(slot, **options)
+    def __init__(self, slot, *, max_body=Limits().body, keys=(), **limits):
+        self.host = Host([slot], limits=Limits(max_body, **limits), keys=keys)
+        self._app = App(self.host)
 
     def request(self, method, path, **options):
         async def ask():
@@ -101,7 +104,7 @@ def image_file(image_model, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def client(image_model):
-    return Client(Slot("m", Served(image_model, "m")))
+    return Client(Slot("m", Served.of_model(image_model, "m")))
 
 
 @pytest.fixture
@@ -111,7 +114,7 @@ def client_of_slot():
 
 @pytest.fixture
 def client_of():
-    return lambda model, **options: Client(Slot("m", Served(model, "m")), **options)
+    return lambda model, **options: Client(Slot("m", Served.of_model(model, "m")), **options)
 
 
 TEXTS = ["a good film", "a bad film", "good good", "so bad"]

@@ -1,7 +1,6 @@
 """The application: the protocol's routes, answers equal to `predict`, and every refusal with its reason."""
 
 import threading
-import time
 
 import numpy as np
 import orjson
@@ -10,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmasos_xla.deployment import protocol
-from llmasos_xla.deployment.app import Slot
 from llmasos_xla.deployment.served import Served
+from llmasos_xla.deployment.slot import Slot
 
 
 def row(images, n=1, **changes):
@@ -39,7 +38,7 @@ def test_server_health_and_metadata(client):
         "extensions": ["binary_tensor_data"],
     }
     assert client.get("/v2/health/live").json() == {"live": True}
-    assert client.get("/v2/health/ready").json() == {"ready": True}
+    assert client.get("/v2/health/ready").json() == {"ready": True, "state": "ready"}
     for path in ("/v2/models/m", "/v2/models/m/versions/1"):
         assert client.get(f"{path}/ready").json() == {"ready": True}
         assert client.get(path).json() == {
@@ -312,21 +311,21 @@ def test_a_body_too_large_is_refused_whether_or_not_it_says_so(client_of, image_
 
 
 def test_a_fault_of_the_model_is_a_500_with_an_id_in_the_log(client_of, image_model, images, caplog, monkeypatch):
-    def fail(self, encoded):
-        raise ValueError("secret")
+    def fail(self, inputs):
+        raise RuntimeError("secret")
 
-    monkeypatch.setattr(Served, "_forward", fail)
+    monkeypatch.setattr(Served, "run", fail)
     answer = client_of(image_model).infer(asked(images))
     assert answer.status_code == 500
     error = answer.json()["error"]
     assert error.startswith("the model failed on this request; the server's log has the reason under ")
     assert "secret" not in answer.text
     assert error.split()[-1] in caplog.text
-    assert "ValueError: secret" in caplog.text
+    assert "RuntimeError: secret" in caplog.text
 
 
 def test_nan_outputs_are_told_and_never_null(client, images, monkeypatch):
-    monkeypatch.setattr(Served, "_forward", lambda self, encoded: np.full((1, 3), np.nan, np.float32))
+    monkeypatch.setattr(Served, "run", lambda self, inputs: {"output": np.full((1, 3), np.nan, np.float32)})
     answer = client.infer(asked(images))
     assert answer.status_code == 500
     assert answer.json()["error"] == (
@@ -338,8 +337,8 @@ def test_nan_outputs_are_told_and_never_null(client, images, monkeypatch):
 def test_while_it_loads(client_of_slot, images):
     client = client_of_slot(Slot("m"))
     assert client.get("/v2/health/live").status_code == 200
-    for path in ("/v2/health/ready", "/v2/models/m/ready"):
-        assert (client.get(path).status_code, client.get(path).json()) == (503, {"ready": False})
+    for path, more in (("/v2/health/ready", {"state": "loading"}), ("/v2/models/m/ready", {})):
+        assert (client.get(path).status_code, client.get(path).json()) == (503, {"ready": False, **more})
     answer = client.infer(asked(images))
     assert (answer.status_code, answer.json()) == (503, {"error": "model 'm' is loading; ask again"})
     assert answer.headers["retry-after"] == "1"
@@ -363,36 +362,15 @@ def test_sixteen_threads_at_once_get_their_own_answers(client, image_model, imag
     assert len(found) == 16
 
 
-def test_one_call_at_a_time(image_model, images, monkeypatch):
-    served = Served(image_model, "m")
-    predict = image_model.learner.predict_encoded
-    inside, most = [], []
-
-    def slow(encoded):
-        inside.append(1)
-        most.append(len(inside))
-        time.sleep(0.02)
-        inside.pop()
-        return predict(encoded)
-
-    monkeypatch.setattr(image_model.learner, "predict_encoded", slow)
-    threads = [threading.Thread(target=served.infer, args=({"input": images[:1]},)) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert most == [1] * 6
-
-
 def test_health_answers_while_the_model_computes(client, images, monkeypatch):
     computing, may_end = threading.Event(), threading.Event()
 
-    def wait(self, encoded):
+    def wait(self, inputs):
         computing.set()
         assert may_end.wait(20)
-        return np.zeros((1, 3), np.float32)
+        return {"output": np.zeros((1, 3), np.float32)}
 
-    monkeypatch.setattr(Served, "_forward", wait)
+    monkeypatch.setattr(Served, "run", wait)
     thread = threading.Thread(target=client.infer, args=(asked(images),))
     thread.start()
     assert computing.wait(20)

@@ -6,7 +6,7 @@ import pytest
 from llmasos_xla.data import Dataset, Preprocessing
 from llmasos_xla.data.array_input import ArrayInput
 from llmasos_xla.deployment.raw_input import to_tensors
-from llmasos_xla.deployment.served import _inputs
+from llmasos_xla.deployment.faces import _inputs
 
 
 def test_several_inputs_by_name():

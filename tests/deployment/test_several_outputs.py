@@ -17,8 +17,8 @@ def test_a_detector_is_served():
     images = np.random.default_rng(0).integers(0, 256, (4, 16, 24, 3)).astype(np.uint8)
     model = lm.Network(TINY)
     found = model.predict(images)
-    served = Served(model, "cells")
-    assert [(t.name, t.shape) for t in served.outputs] == [("logits", (-1, 6, 3)), ("boxes", (-1, 6, 4))]
+    served = Served.of_model(model, "cells")
+    assert [(t.name, t.shape) for t in served.face.outputs] == [("logits", (-1, 6, 3)), ("boxes", (-1, 6, 4))]
     answer = served.infer({"input": images})
     assert sorted(answer) == ["boxes", "logits"]
     for name, values in answer.items():

@@ -1,0 +1,217 @@
+"""A model behind a name: the version that answers, those before it, and one that is on trial."""
+
+import asyncio
+import collections
+import contextlib
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, final
+
+import numpy as np
+
+from llmasos_xla.deployment.batching import Batcher, Job, Outputs
+from llmasos_xla.deployment.served import Served
+from llmasos_xla.deployment.trial import Trial
+
+KEPT = 3
+"""Versions that stay in memory behind the one that answers, for a rollback."""
+_RECENT = 4096
+
+
+class LoadingError(Exception):
+    """The model has no version yet."""
+
+
+class Answer(NamedTuple):
+    """What became of a request."""
+
+    outputs: dict[str, np.ndarray]
+    served: Served
+    """The version that answered, the one and only."""
+
+
+class _Waiter(NamedTuple):
+    loop: asyncio.AbstractEventLoop
+    future: "asyncio.Future[Any]"
+
+
+@final
+class Slot:
+    """Where requests find a model.
+
+    `current` is one reference: an update sets it, and whoever has read it before goes on with what it read. All but
+    `infer` may be called from any thread.
+
+    Args:
+        keep: versions that stay for a rollback.
+        **queue: of `Batcher`: most_rows, most_waiting, most_bytes, delay.
+    """
+
+    def __init__(self, name: str, served: Served | None = None, *, keep: int = KEPT, **queue: Any):
+        self.name = name
+        self.current: Served | None = None
+        self.trial: Trial | None = None
+        self.previous: collections.deque[Served] = collections.deque(maxlen=keep)
+        """Those that answered before, the newest last."""
+        self.batcher = Batcher(_deliver, name=name, **queue)
+        self.requests = self.failures = self.refused = 0
+        self.updates = self.rollbacks = 0
+        self._last = 0
+        # Seconds from request to answer, of the last few thousand: (when, how long).
+        self._latencies: collections.deque[tuple[float, float]] = collections.deque(maxlen=_RECENT)
+        if served is not None:
+            self.put(served)
+
+    def next_version(self) -> str:
+        """The name of the version that comes next."""
+        return str(self._last + 1)
+
+    def put(self, served: Served) -> None:
+        """Makes a version the one that answers."""
+        before, self.current = self.current, served
+        if before is not None:
+            self.previous.append(before)
+            self.updates += 1
+        if served.version.isdigit():
+            self._last = max(self._last, int(served.version))
+
+    def rollback(self) -> Served:
+        """Lets the version before answer again; raises LookupError if there is none."""
+        if not self.previous:
+            raise LookupError(f"rollback: model {self.name!r} has no version before this one")
+        self.trial = None
+        self.current = self.previous.pop()
+        self.rollbacks += 1
+        return self.current
+
+    def versions(self) -> list[Served]:
+        """All that can be asked for, the one that answers last."""
+        trial, now = self.trial, self.current
+        return [*self.previous, *([trial.served] if trial else []), *([now] if now else [])]
+
+    def find(self, version: str | None = None) -> Served:
+        """The version that answers a request; raises LoadingError where there is none yet, LookupError for others."""
+        now = self.current
+        if now is None:
+            raise LoadingError(f"model {self.name!r} is loading; ask again")
+        if version is None or version == now.version:
+            return now
+        for served in self.versions():
+            if served.version == version:
+                return served
+        known = ", ".join(repr(served.version) for served in self.versions())
+        raise LookupError(f"model {self.name!r} has no version {version[:60]!r}; it has {known}")
+
+    async def infer(
+        self,
+        tensors: Mapping[str, np.ndarray],
+        outputs: Iterable[str] = (),
+        *,
+        version: str | None = None,
+        priority: int = 0,
+        timeout: float | None = None,
+        aside: bool = False,
+    ) -> Answer:
+        """The outputs asked for, of one version.
+
+        Args:
+            tensors: the inputs by name.
+            outputs: their names; all of them if empty.
+            version: the one that answers now, or the one on trial for its share of requests, if None.
+            priority: the smaller, the sooner its turn comes.
+            timeout: seconds that its sender waits.
+            aside: prepare the inputs in a worker thread, since they are large.
+
+        Raises ValueError or TypeError for a request that does not fit, LookupError for an unknown version,
+        LoadingError, QueueFullError, ExpiredError and TimeoutError, and what else the model raises.
+        """
+        started = time.perf_counter()
+        served, trial = self.find(version), self.trial
+        on_trial = trial is not None and version is None and trial.takes()
+        if trial is not None and on_trial:
+            served = trial.served
+        wanted = served.check_outputs(outputs)
+        if aside:
+            inputs = await asyncio.to_thread(served.encode, tensors)
+        else:
+            inputs = served.encode(tensors)
+        self.requests += 1
+        try:
+            found = await self._turn(served, inputs, priority, timeout)
+        except Exception as error:
+            self.failures += 1
+            if trial is not None and on_trial:
+                trial.told(time.perf_counter() - started, error)
+            raise
+        seconds = time.perf_counter() - started
+        self._latencies.append((time.monotonic(), seconds))
+        if trial is not None:
+            if on_trial:
+                trial.told(seconds, None)
+            elif version is None:
+                trial.beside(seconds, inputs, found)
+        return Answer(served.finish(found, wanted), served)
+
+    async def _turn(
+        self, served: Served, inputs: Mapping[str, np.ndarray], priority: int, timeout: float | None
+    ) -> Outputs:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        job = Job(served, inputs, priority, deadline, _Waiter(loop, future))
+        self.batcher.submit(job)
+        try:
+            if timeout is None:
+                return await future
+            return await asyncio.wait_for(future, timeout)
+        except asyncio.CancelledError:
+            job.cancelled = True
+            raise
+
+    def stats(self) -> dict[str, Any]:
+        """Figures of the moment: versions, requests, latencies of the last minute, queue, programs."""
+        now, current = time.monotonic(), self.current
+        recent = sorted(seconds for when, seconds in tuple(self._latencies) if when > now - 60)
+
+        def quantile(share: float) -> float | None:
+            return round(1e3 * recent[min(int(share * len(recent)), len(recent) - 1)], 3) if recent else None
+
+        return {
+            "name": self.name,
+            "version": current.version if current else None,
+            "digest": current.digest if current else None,
+            "since": current.since if current else None,
+            "weight_bytes": current.nbytes if current else 0,
+            "versions": [served.version for served in self.versions()],
+            "trial": self.trial.stats() if self.trial else None,
+            "requests": self.requests,
+            "failures": self.failures,
+            "refused": self.refused,
+            "updates": self.updates,
+            "rollbacks": self.rollbacks,
+            "waiting": len(self.batcher),
+            "programs": len(current.engine.compiled) if current else 0,
+            "latency_ms": {"p50": quantile(0.5), "p90": quantile(0.9), "p99": quantile(0.99)},
+            "requests_per_second": round(len([1 for when, _ in tuple(self._latencies) if when > now - 10]) / 10, 2),
+        }
+
+
+def _deliver(results: list[tuple[Job, Any]]) -> None:
+    """Hands results to the loops that their senders wait in: one wake-up a loop."""
+    loops: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future, Any]]] = {}
+    for job, result in results:
+        loops.setdefault(job.context.loop, []).append((job.context.future, result))
+    for loop, waiting in loops.items():
+        # A loop that was closed meanwhile has nobody who waits.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(_settle, waiting)
+
+
+def _settle(waiting: list[tuple["asyncio.Future[Any]", Any]]) -> None:
+    for future, result in waiting:
+        if future.done():
+            continue
+        if isinstance(result, Exception):
+            future.set_exception(result)
+        else:
+            future.set_result(result)

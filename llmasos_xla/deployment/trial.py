@@ -1,0 +1,127 @@
+"""A new version on trial: a share of the requests, or a copy of them, and a judgement in the end."""
+
+import collections
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, final
+
+import numpy as np
+
+from llmasos_xla.deployment.served import Served
+
+_RECENT = 2000
+
+
+@final
+class Trial:
+    """Counts what a version does beside the one that answers, and judges it.
+
+    Args:
+        served: the version on trial.
+        share: of the requests that it answers, 0 to 1; or, as a shadow, that it computes as well and nobody sees.
+        shadow: whether its answers are thrown away.
+        requests: how many it has to have had to be judged good.
+        most_errors: share of failures above which it is judged bad.
+        most_latency: its median latency over that of the version that answers, above which it is bad.
+        judged: called once with the verdict and its reason.
+    """
+
+    def __init__(
+        self,
+        served: Served,
+        share: float,
+        *,
+        shadow: bool = False,
+        requests: int = 100,
+        most_errors: float = 0.01,
+        most_latency: float = 2.0,
+        judged: Callable[[Literal["good", "bad"], str], None],
+    ):
+        self.served, self.share, self.shadow = served, share, shadow
+        self._wanted, self._most_errors, self._most_latency = requests, most_errors, most_latency
+        self._judged = judged
+        self.answered = self.failed = 0
+        self.largest_difference = 0.0
+        """Between its outputs and those that were sent, as a shadow."""
+        self.verdict: Literal["good", "bad"] | None = None
+        self.reason = ""
+        self._due = 0.0
+        self._mine: collections.deque[float] = collections.deque(maxlen=_RECENT)
+        self._theirs: collections.deque[float] = collections.deque(maxlen=_RECENT)
+        self._busy = threading.Lock()
+
+    def takes(self) -> bool:
+        """Whether it answers the next request: one of so many, evenly spread."""
+        if self.shadow or self.verdict is not None:
+            return False
+        return self._is_due()
+
+    def told(self, seconds: float, error: Exception | None) -> None:
+        """What became of a request that it answered."""
+        if error is None:
+            self.answered += 1
+            self._mine.append(seconds)
+        else:
+            self.failed += 1
+        self._judge()
+
+    def beside(self, seconds: float, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
+        """A request that the other version answered; a shadow computes its share of them too, one at a time."""
+        self._theirs.append(seconds)
+        if not self.shadow or self.verdict is not None or not self._is_due() or not self._busy.acquire(blocking=False):
+            return
+        threading.Thread(target=self._follow, args=(inputs, outputs), name="shadow", daemon=True).start()
+
+    def stats(self) -> dict[str, Any]:
+        """Figures of the moment."""
+        return {
+            "version": self.served.version,
+            "share": self.share,
+            "shadow": self.shadow,
+            "answered": self.answered,
+            "failed": self.failed,
+            "largest_difference": self.largest_difference if self.shadow else None,
+            "verdict": self.verdict,
+            "reason": self.reason,
+        }
+
+    def _is_due(self) -> bool:
+        self._due += self.share
+        if self._due < 1 - 1e-9:
+            return False
+        self._due -= 1
+        return True
+
+    def _follow(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
+        try:
+            mine = self.served.run(inputs)
+            for name, theirs in outputs.items():
+                if theirs.dtype.kind == "f":
+                    difference = np.abs(mine[name].astype(np.float64) - theirs).max(initial=0.0)
+                    # A difference that is no number is told as infinite: comparisons with NaN would hide it.
+                    self.largest_difference = max(
+                        self.largest_difference, float(difference) if np.isfinite(difference) else np.inf
+                    )
+            self.answered += 1
+        except Exception:
+            self.failed += 1
+        finally:
+            self._busy.release()
+        self._judge()
+
+    def _judge(self) -> None:
+        if self.verdict is not None:
+            return
+        count = self.answered + self.failed
+        if self.failed and self.failed > self._most_errors * max(count, self._wanted):
+            self._say("bad", f"{self.failed} of {count} requests failed")
+        elif count >= self._wanted:
+            mine, theirs = (float(np.median(s)) if s else 0.0 for s in (self._mine, self._theirs))
+            if theirs and mine > self._most_latency * theirs:
+                self._say("bad", f"its median latency is {mine / theirs:.2f} times that of the version that answers")
+            else:
+                self._say("good", f"{self.answered} of {count} requests answered")
+
+    def _say(self, verdict: Literal["good", "bad"], reason: str) -> None:
+        self.verdict, self.reason = verdict, reason
+        self._judged(verdict, reason)
