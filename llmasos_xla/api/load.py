@@ -31,6 +31,11 @@ def load(path: str | os.PathLike, *, step: int | Literal["best"] | None = None) 
         raise ValueError(f"load: step={step!r} is for a folder of checkpoints, {str(path)!r} is none")
     else:
         saved = saving.read(path)
+    return of_saved(saved)
+
+
+def of_saved(saved: saving.Saved) -> Door:
+    """The model of a file that was read; raises ValueError for one that does not fit together."""
     learner, entries = files.from_file(saved)
     door = DOORS.get(str(entries.get("door")))
     try:

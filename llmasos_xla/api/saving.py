@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from llmasos_xla.storage.atomic import atomically
-from llmasos_xla.storage.bundle import Bundle
+from llmasos_xla.storage.bundle import Bundle, Content
 
 FORMAT = "llmasos_xla/1"
 _SPEC = "llmasos_xla"
@@ -75,10 +75,14 @@ def read(path: str | os.PathLike) -> Saved:
 
 def of_bundle(path: str | os.PathLike) -> Saved:
     """The model in a `.lmx` bundle; raises ValueError for one that holds programs alone, and as `Bundle.open` does."""
-    content = Bundle.open(path).content
+    return of_content(Bundle.open(path).content)
+
+
+def of_content(content: Content) -> Saved:
+    """As `of_bundle`, of one that was opened."""
     if content.model is None:
         raise ValueError(
-            f"load: {pathlib.Path(path).name!r} was exported from functions, and holds no model to rebuild; "
+            f"load: {content.name!r} was exported from functions, and holds no model to rebuild; "
             "lm.Deployer serves it, and its programs run as they are"
         )
     return Saved(content.model, dict(content.arrays))

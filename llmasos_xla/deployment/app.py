@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from llmasos_xla._version import __version__
 from llmasos_xla.deployment import protocol
@@ -28,10 +29,6 @@ _INFER = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
 # Bodies from here on are read into arrays beside the event loop, so that small requests do not wait for them.
 _LARGE = 1 << 17
 _MOST_SECONDS = 24 * 3600.0
-
-Scope = Mapping[str, Any]
-Receive = Callable[[], Awaitable[Any]]
-Send = Callable[[Any], Awaitable[None]]
 
 
 @final

@@ -6,11 +6,12 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
-from llmasos_xla.deployment.served import Served
+if TYPE_CHECKING:
+    from llmasos_xla.deployment.served import Served
 
 Outputs = Mapping[str, np.ndarray]
 Done = Callable[[list[tuple["Job", Outputs | Exception]]], None]
@@ -32,7 +33,7 @@ class ExpiredError(Exception):
 class Job:
     """A request that waits."""
 
-    served: Served
+    served: "Served"
     """The version that it is for: an update changes nothing for those that are here."""
     inputs: Mapping[str, np.ndarray]
     """Encoded, [rows, ...]."""

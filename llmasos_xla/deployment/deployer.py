@@ -15,7 +15,12 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")
 
 @final
 class Deployer:
-    """Serves the model that `model.save(path)` wrote.
+    """Serves the model that `model.save(path)` or `model.export(path)` wrote.
+
+    Args:
+        path: a `.h5`, `.safetensors` or `.lmx` file.
+        key: the public ed25519 key, PEM text or a file of it, of whoever must have signed this bundle and those that
+            come in updates.
 
     Raises FileNotFoundError, or ValueError with the reason if the file is damaged, is no model, or holds a model that
     has never seen data.
@@ -31,8 +36,8 @@ class Deployer:
     ('tiny', True)
     """
 
-    def __init__(self, path: str | os.PathLike):
-        self.path = pathlib.Path(path).absolute()
+    def __init__(self, path: str | os.PathLike, *, key: str | os.PathLike | None = None):
+        self.path, self.key = pathlib.Path(path).absolute(), key
         self._check_file()
 
     def deploy(
@@ -43,6 +48,13 @@ class Deployer:
         *,
         warm: Sequence[int] = (1,),
         max_body: int = protocol.MAX_BODY,
+        batch: int = 64,
+        delay: float = 0.0,
+        request_timeout: float | None = None,
+        keep: int = 3,
+        keys: str | os.PathLike | None = None,
+        state: str | os.PathLike | None = None,
+        program: bool = False,
         access_log: bool = False,
         wait: bool | None = None,
         timeout: float = 120.0,
@@ -55,6 +67,14 @@ class Deployer:
             name: what the model is called in addresses; the file's name without its ending by default.
             warm: numbers of rows to compile for before it is ready; others are compiled when first asked for.
             max_body: bytes of a request; larger ones are refused.
+            batch: rows of different requests that run together, at most; 1 runs each alone.
+            delay: seconds that a batch which is not full waits for more rows.
+            request_timeout: seconds that a request may take where it does not say.
+            keep: versions that stay in memory for a rollback.
+            keys: a file of API keys, one of which must come with every request.
+            state: a file in which it is written down which file answers, so that a server that starts again with it
+                goes on with the version that was handed over last.
+            program: run a bundle's program as it is, not the model that is rebuilt from it.
             access_log: prints a line for each request.
             wait: whether a script that ends goes on serving until Ctrl-C; by default unless the interpreter is
                 interactive.
@@ -70,8 +90,17 @@ class Deployer:
             _check_whole("warm", rows, 1, 1 << 20)
         self._check_file()
         arguments = ["--name", name, "--host", host, "--port", str(port), "--max-body", str(max_body)]
-        if access_log:
-            arguments.append("--access-log")
+        _check_whole("batch", batch, 1, 1 << 16)
+        _check_whole("keep", keep, 0, 1000)
+        arguments += ["--batch", str(batch), "--delay", str(delay), "--keep", str(keep)]
+        for option, value in (
+            ("--timeout", request_timeout),
+            ("--keys", keys),
+            ("--key", self.key),
+            ("--state", state),
+        ):
+            arguments += [] if value is None else [option, os.fspath(value) if option != "--timeout" else str(value)]
+        arguments += ["--program"] * program + ["--access-log"] * access_log
         child = Child([str(self.path), *arguments, "--warm", *map(str, warm)])
         handle = Handle(child, name, host, max_body, child.wait_ready(timeout))
         lifecycle.keep(handle, wait)
@@ -82,8 +111,11 @@ class Deployer:
 
     def _check_file(self) -> None:
         from llmasos_xla.api import saving
+        from llmasos_xla.storage.bundle import Bundle
 
-        if saving.read(self.path).spec.get("preprocessing") is None:
+        if self.path.suffix == ".lmx":
+            Bundle.open(self.path, key=self.key)
+        elif saving.read(self.path).spec.get("preprocessing") is None:
             raise ValueError(
                 f"Deployer: the model in {self.path.name!r} has never seen data, so it is not known how to prepare its "
                 "input; fit it, or call predict once, and save it again"

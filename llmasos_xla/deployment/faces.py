@@ -45,9 +45,20 @@ class Tensor(NamedTuple):
 class Face(Protocol):
     """What stands between requests and a program."""
 
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
-    preprocessing: Preprocessing | None
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """What requests may hold."""
+        ...
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        """What answers may hold."""
+        ...
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """What is done to raw input; None if nothing is."""
+        ...
 
     def encode(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """A request's tensors as the program takes them; raises ValueError or TypeError for what does not fit."""
@@ -106,7 +117,10 @@ class ModelFace:
         seen = self.forward.seen
         tensors = {t.name: t for t in self.forward.tensors}
         wanted = self.preprocessing.wanted or tuple(tensors)
-        whole = {n: (n, tuple(seen.get(str(m), m) for m in t.shape[1:]), t.dtype) for n, t in tensors.items()}
+        whole = {
+            n: (n, tuple(seen[m] if isinstance(m, str) else m for m in t.shape[1:]), t.dtype)
+            for n, t in tensors.items()
+        }
         return [tuple(whole[n] for n in names) for names in dict.fromkeys((tuple(wanted), tuple(tensors)))]
 
     def _encode(self, tensors: Mapping[str, np.ndarray]) -> Any:

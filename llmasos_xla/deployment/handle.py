@@ -11,7 +11,7 @@ from typing import Any, final
 import numpy as np
 import orjson
 
-from llmasos_xla.deployment import protocol
+from llmasos_xla.deployment import control, protocol
 from llmasos_xla.deployment.child import Child
 from llmasos_xla.deployment.raw_input import to_tensors
 
@@ -70,6 +70,51 @@ class Handle:
         tensors = to_tensors(x, self._preprocessing)
         return np.concatenate([self._infer(part, timeout) for part in _parts(tensors, self._max_body)])
 
+    def update(self, source: Any, **trial: Any) -> dict[str, Any]:
+        """Replaces the weights, or the model, while requests are answered; returns the new version and the seconds.
+
+        The new version is opened, checked against its digests, compiled for all that the old one was compiled for, and
+        tried on its example, all beside the requests; then one reference is set. Requests that are inside are answered
+        by the version that they came to. If anything is wrong, nothing changes.
+
+        Args:
+            source: a bundle, a saved model or a folder of checkpoints; or a model or its `Variables` from this process,
+                whose weights go through shared memory, with no file between.
+            **trial: share=0.1 lets the new version answer a tenth of the requests, until requests=100 were good and it
+                answers them all, or more than most_errors=0.01 of them failed, or its median latency was more than
+                most_latency=2.0 times the other's, and it is taken back; shadow=True computes the same beside and sends
+                nothing of it.
+
+        Raises ControlError with the reason if the version is refused, ConnectionError if the server is gone.
+        """
+        self._check_running()
+        message: dict[str, Any] = {"do": "update", "model": self.name}
+        if trial:
+            message["trial"] = trial
+        if isinstance(source, str | os.PathLike):
+            return control.ask(self.port, {**message, "path": os.path.abspath(source)})
+        from llmasos_xla.deployment.handing import handed_over
+
+        with handed_over(source) as (more, files):
+            return control.ask(self.port, {**message, **more}, files)
+
+    def rollback(self) -> str:
+        """Lets the version before answer again, at once; returns which. Raises ControlError if there is none."""
+        self._check_running()
+        return control.ask(self.port, {"do": "rollback", "model": self.name})["version"]
+
+    def end_trial(self, good: bool) -> str:
+        """Ends a trial: lets the version on trial answer, or takes it back; returns which answers."""
+        self._check_running()
+        message = {"do": "end_trial", "model": self.name, "verdict": "good" if good else "bad"}
+        return control.ask(self.port, message)["version"]
+
+    def stats(self) -> dict[str, Any]:
+        """Versions, requests, latencies of the last minute, queue and programs."""
+        self._check_running()
+        found = control.ask(self.port, {"do": "stats"})
+        return next(model for model in found["models"] if model["name"] == self.name)
+
     def ready(self) -> bool:
         """Whether the server answers and its model can be asked."""
         if self._stopped:
@@ -103,7 +148,8 @@ class Handle:
     def _preprocessing(self) -> Any:
         from llmasos_xla.data.preprocessing import Preprocessing
 
-        return Preprocessing.from_json(self._said["preprocessing"])
+        known = self._said["preprocessing"]
+        return None if known is None else Preprocessing.from_json(known)
 
     def _state(self) -> str:
         if self._stopped:

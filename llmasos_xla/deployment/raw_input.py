@@ -18,6 +18,9 @@ def to_tensors(x: Any, preprocessing: Any) -> dict[str, np.ndarray]:
     """
     from llmasos_xla.data.table_input import TableInput
 
+    if preprocessing is None:
+        # Programs alone: arrays as they are.
+        return {n: np.asarray(a) for n, a in x.items()} if isinstance(x, Mapping) else {INPUT: np.asarray(x)}
     datasets = sys.modules.get("llmasos_xla.data.dataset")
     if datasets is not None and isinstance(x, datasets.Dataset):
         x = x.take(np.arange(len(x))).x

@@ -40,6 +40,8 @@ class Served:
     ):
         self.face, self.engine, self.name, self.version, self.digest = face, engine, name, version, digest
         self.arrays: dict[str, jax.Array] = {n: jnp.asarray(a) for n, a in arrays.items()}
+        self.path: str | None = None
+        """The file it came from; None for weights that a training handed over."""
         self.since: float = time.time()
         """When it was loaded, in seconds since the epoch."""
         self.known: tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]] | None = None

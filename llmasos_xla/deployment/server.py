@@ -8,6 +8,7 @@ import argparse
 import json
 import logging
 import os
+import pathlib
 import select
 import socket
 import sys
@@ -74,11 +75,15 @@ def _serve(options: argparse.Namespace, listener: socket.socket, tell: Callable[
     import uvicorn
 
     from llmasos_xla.deployment.app import App
+    from llmasos_xla.deployment.control import Control
     from llmasos_xla.deployment.host import Host, Limits
     from llmasos_xla.deployment.slot import Slot
 
-    slot = Slot(options.name)
-    host = Host([slot], limits=Limits(options.max_body))
+    slot = Slot(options.name, keep=options.keep, most_rows=options.batch, delay=options.delay)
+    state = pathlib.Path(options.state) if options.state else None
+    port, controls = listener.getsockname()[1], []
+    keys = pathlib.Path(options.keys).read_text().split() if options.keys else ()
+    host = Host([slot], limits=Limits(options.max_body, seconds=options.timeout), keys=keys)
     config = uvicorn.Config(
         App(host),
         access_log=options.access_log,
@@ -92,16 +97,27 @@ def _serve(options: argparse.Namespace, listener: socket.socket, tell: Callable[
     failed = threading.Event()
 
     def stop() -> None:
+        host.draining = True
         server.should_exit = True
 
     def load() -> None:
         try:
+            from llmasos_xla.deployment.updates import Updates, recorded
             from llmasos_xla.deployment.versions import about, open_version
 
-            served = open_version(options.path, options.name)
+            path, version = options.path, "1"
+            found = recorded(state).get(options.name) if state else None
+            if found:
+                path, version = found["path"], found["version"]
+            served = open_version(path, options.name, version, key=options.key, program=options.program)
+            if found and found["digest"] != served.digest:
+                print(f"{path!r} is not the file it was when it was handed over", file=sys.stderr)
+            served.path = path
             for rows in options.warm:
                 served.warm(rows)
             slot.put(served)
+            updates = Updates(host, state=state, key=options.key, program=options.program)
+            controls.append(Control(port, updates.handle))
             tell({"ready": about(served)})
         except Exception as error:
             _tell_error(error, tell)
@@ -112,6 +128,8 @@ def _serve(options: argparse.Namespace, listener: socket.socket, tell: Callable[
     if options.watch_parent:
         threading.Thread(target=_watch_parent, args=(stop,), name="watch", daemon=True).start()
     server.run(sockets=[listener])
+    for control in controls:
+        control.close()
     # The requests had their time to drain; a call into the model cannot be interrupted and would hold the exit up.
     sys.stderr.flush()
     os._exit(1 if failed.is_set() else 0)
@@ -167,6 +185,14 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
     parser.add_argument("--warm", type=int, nargs="*", default=[1], help="numbers of rows to compile for before ready")
     parser.add_argument("--max-body", type=int, default=protocol.MAX_BODY, help="bytes of a request, at most")
+    parser.add_argument("--batch", type=int, default=64, help="rows that run together, at most")
+    parser.add_argument("--delay", type=float, default=0.0, help="seconds that a batch waits for more rows")
+    parser.add_argument("--timeout", type=float, help="seconds that a request may take where it does not say")
+    parser.add_argument("--keep", type=int, default=3, help="versions that stay for a rollback")
+    parser.add_argument("--keys", metavar="FILE", help="of API keys; one of them must come with every request")
+    parser.add_argument("--key", metavar="FILE", help="public key of whoever must have signed the bundles")
+    parser.add_argument("--program", action="store_true", help="run a bundle's program, not the model rebuilt from it")
+    parser.add_argument("--state", metavar="FILE", help="where it is written down which version answers")
     parser.add_argument("--access-log", action="store_true", help="a line for each request on standard error")
     parser.add_argument("--watch-parent", action="store_true", help="stop when standard input ends")
     return parser.parse_args(arguments)

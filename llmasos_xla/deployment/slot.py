@@ -5,13 +5,15 @@ import collections
 import contextlib
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, final
+from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 import numpy as np
 
 from llmasos_xla.deployment.batching import Batcher, Job, Outputs
-from llmasos_xla.deployment.served import Served
-from llmasos_xla.deployment.trial import Trial
+
+if TYPE_CHECKING:
+    from llmasos_xla.deployment.served import Served
+    from llmasos_xla.deployment.trial import Trial
 
 KEPT = 3
 """Versions that stay in memory behind the one that answers, for a rollback."""
@@ -26,7 +28,7 @@ class Answer(NamedTuple):
     """What became of a request."""
 
     outputs: dict[str, np.ndarray]
-    served: Served
+    served: "Served"
     """The version that answered, the one and only."""
 
 
@@ -47,11 +49,11 @@ class Slot:
         **queue: of `Batcher`: most_rows, most_waiting, most_bytes, delay.
     """
 
-    def __init__(self, name: str, served: Served | None = None, *, keep: int = KEPT, **queue: Any):
+    def __init__(self, name: str, served: "Served | None" = None, *, keep: int = KEPT, **queue: Any):
         self.name = name
-        self.current: Served | None = None
-        self.trial: Trial | None = None
-        self.previous: collections.deque[Served] = collections.deque(maxlen=keep)
+        self.current: "Served | None" = None
+        self.trial: "Trial | None" = None
+        self.previous: "collections.deque[Served]" = collections.deque(maxlen=keep)
         """Those that answered before, the newest last."""
         self.batcher = Batcher(_deliver, name=name, **queue)
         self.requests = self.failures = self.refused = 0
@@ -66,16 +68,20 @@ class Slot:
         """The name of the version that comes next."""
         return str(self._last + 1)
 
-    def put(self, served: Served) -> None:
+    def reserve(self, version: str) -> None:
+        """Gives a version's name to nobody else."""
+        if version.isdigit():
+            self._last = max(self._last, int(version))
+
+    def put(self, served: "Served") -> None:
         """Makes a version the one that answers."""
         before, self.current = self.current, served
         if before is not None:
             self.previous.append(before)
             self.updates += 1
-        if served.version.isdigit():
-            self._last = max(self._last, int(served.version))
+        self.reserve(served.version)
 
-    def rollback(self) -> Served:
+    def rollback(self) -> "Served":
         """Lets the version before answer again; raises LookupError if there is none."""
         if not self.previous:
             raise LookupError(f"rollback: model {self.name!r} has no version before this one")
@@ -84,12 +90,12 @@ class Slot:
         self.rollbacks += 1
         return self.current
 
-    def versions(self) -> list[Served]:
+    def versions(self) -> "list[Served]":
         """All that can be asked for, the one that answers last."""
         trial, now = self.trial, self.current
         return [*self.previous, *([trial.served] if trial else []), *([now] if now else [])]
 
-    def find(self, version: str | None = None) -> Served:
+    def find(self, version: str | None = None) -> "Served":
         """The version that answers a request; raises LoadingError where there is none yet, LookupError for others."""
         now = self.current
         if now is None:
@@ -153,7 +159,7 @@ class Slot:
         return Answer(served.finish(found, wanted), served)
 
     async def _turn(
-        self, served: Served, inputs: Mapping[str, np.ndarray], priority: int, timeout: float | None
+        self, served: "Served", inputs: Mapping[str, np.ndarray], priority: int, timeout: float | None
     ) -> Outputs:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()

@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from llmasos_xla.api.load import load
+from llmasos_xla.api.load import load, of_saved
+from llmasos_xla.api.saving import of_content
 from llmasos_xla.deployment.served import Served
 from llmasos_xla.storage.bundle import Bundle
 
@@ -43,7 +44,7 @@ def open_version(
     bundle = Bundle.open(path, key=key)
     if bundle.content.model is None or program:
         return Served.of_bundle(bundle, name, version, like=like)
-    served = Served.of_model(load(path), name, version, like=like)
+    served = Served.of_model(of_saved(of_content(bundle.content)), name, version, like=like)
     served.digest = bundle.digest
     served.known = bundle.content.example
     return served
