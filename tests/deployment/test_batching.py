@@ -174,9 +174,7 @@ def test_a_fault_is_its_own_job_s_alone(ends, batcher_of):
 
 def test_one_call_at_a_time(ends, batcher_of):
     doubler, batcher = Doubler(), batcher_of(most_rows=2)
-    threads = [
-        threading.Thread(target=lambda: [batcher.submit(job(doubler, i)) for i in range(20)]) for _ in range(4)
-    ]
+    threads = [threading.Thread(target=lambda: [batcher.submit(job(doubler, i)) for i in range(20)]) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

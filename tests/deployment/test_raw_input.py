@@ -5,8 +5,8 @@ import pytest
 
 from llmasos_xla.data import Dataset, Preprocessing
 from llmasos_xla.data.array_input import ArrayInput
-from llmasos_xla.deployment.raw_input import to_tensors
 from llmasos_xla.deployment.faces import _inputs
+from llmasos_xla.deployment.raw_input import to_tensors
 
 
 def test_several_inputs_by_name():

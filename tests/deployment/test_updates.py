@@ -1,0 +1,337 @@
+"""Updates: every answer is of one version, what is wrong changes nothing, the way back is open."""
+
+import asyncio
+import os
+import signal
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+import llmasos_xla as lm
+from llmasos_xla.api.exporting import export_net
+from llmasos_xla.deployment import control, shared
+from llmasos_xla.deployment.control import Control, ControlError
+from llmasos_xla.deployment.handing import handed_over
+from llmasos_xla.deployment.host import Host
+from llmasos_xla.deployment.served import Served
+from llmasos_xla.deployment.slot import Slot
+from llmasos_xla.deployment.trial import Trial
+from llmasos_xla.deployment.updates import Updates
+from llmasos_xla.deployment.versions import open_version
+
+pytestmark = pytest.mark.usefixtures("unchecked")  # numbers of rows are symbols where programs are exported
+
+X = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+
+
+def made(seed, hidden=5, classes=2):
+    model = lm.Sequential(
+        [lm.layers.Dense(hidden, activation="tanh", input_shape=(4,)), lm.layers.Dense(classes)], seed=seed
+    )
+    model.predict(X)
+    return model
+
+
+@pytest.fixture(scope="module")
+def models():
+    return [made(seed) for seed in range(3)]
+
+
+@pytest.fixture
+def slot(models):
+    served = Served.of_model(models[0], "m")
+    served.warm()
+    found = Slot("m", served)
+    yield found
+    found.batcher.close()
+
+
+@pytest.fixture
+def updates(slot):
+    return Updates(Host([slot]))
+
+
+def asked(slot, x=X, **options):
+    answer = asyncio.run(slot.infer({"input": x}, **options))
+    return answer.outputs["output"], answer.served.version
+
+
+def update(updates, source, **more):
+    if isinstance(source, str | os.PathLike):
+        return updates.handle({"do": "update", "path": str(source), **more}, [])
+    with handed_over(source) as (told, files):
+        return updates.handle({"do": "update", **told, **more}, files)
+
+
+def test_weights_come_from_memory_files_and_bundles_and_compile_nothing(models, slot, updates, tmp_path):
+    asked(slot)
+    compiled = len(slot.find().engine.compiled)
+    models[2].save(tmp_path / "two.safetensors")
+    sources = [models[1], models[0].variables, models[1].export(tmp_path / "one.lmx"), tmp_path / "two.safetensors"]
+    for number, (source, model) in enumerate(zip(sources, (models[1], models[0], models[1], models[2])), 2):
+        assert update(updates, source)["version"] == str(number)
+        outputs, version = asked(slot)
+        np.testing.assert_allclose(outputs, model.predict(X), rtol=1e-5)
+        assert version == str(number)
+    assert len(slot.find().engine.compiled) == compiled
+    assert [served.version for served in slot.versions()] == ["2", "3", "4", "5"]
+    np.testing.assert_allclose(asked(slot, version="3")[0], models[0].predict(X), rtol=1e-5)
+
+
+def test_weights_of_another_architecture_are_refused(slot, updates):
+    with pytest.raises(ValueError, match="these weights are of another model; hand over the model, or a file of it"):
+        update(updates, made(7, hidden=9))
+
+
+def test_a_file_of_another_architecture_answers(slot, updates, tmp_path):
+    asked(slot)
+    wide = made(7, hidden=9)
+    wide.save(tmp_path / "wide.h5")
+    update(updates, tmp_path / "wide.h5")
+    engine = slot.find().engine
+    before = len(engine.compiled)
+    np.testing.assert_allclose(asked(slot)[0], wide.predict(X), rtol=1e-5)
+    assert len(engine.compiled) == before > 0
+
+
+def test_what_is_wrong_changes_nothing(models, slot, updates, tmp_path):
+    bundle = models[1].export(tmp_path / "one.lmx")
+    damaged = tmp_path / "damaged.lmx"
+    damaged.write_bytes(bundle.read_bytes()[:-40])
+    other = made(3, classes=3)
+    other.save(tmp_path / "other.h5")
+    sick = made(4)
+    sick.variables = jax.tree.map(lambda a: a * np.float32(np.nan), sick.variables)
+    lacking = lm.Variables(dict(list(models[1].variables.params.items())[1:]), {})
+    for source, reason in (
+        (damaged, "is refused"),
+        (tmp_path / "none.lmx", "there is no file"),
+        (tmp_path / "other.h5", "its outputs are output FP32"),
+        (sick, "holds NaN or infinity"),
+        (lacking, "1 arrays do not fit the model"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=reason):
+            update(updates, source)
+    with pytest.raises(TypeError, match="wants a path, a model or its variables"):
+        update(updates, 3)
+    with pytest.raises(ValueError, match="nothing to do called 'dance'"):
+        updates.handle({"do": "dance"}, [])
+    with pytest.raises(LookupError, match="unknown model 'n'"):
+        updates.handle({"do": "rollback", "model": "n"}, [])
+    outputs, version = asked(slot)
+    np.testing.assert_allclose(outputs, models[0].predict(X), rtol=1e-5)
+    assert (version, slot.updates) == ("1", 0)
+
+
+def test_a_bundle_whose_answer_is_not_its_own_is_refused(models, slot, updates, tmp_path):
+    import dataclasses
+
+    from llmasos_xla.storage.bundle import Bundle, write
+
+    content = Bundle.open(models[1].export(tmp_path / "one.lmx")).content
+    inputs, outputs = content.example
+    lying = dataclasses.replace(content, example=(inputs, {n: a + 1 for n, a in outputs.items()}))
+    with pytest.raises(ValueError, match="of its example differs from the bundle's by"):
+        update(updates, write(tmp_path / "lying.lmx", lying))
+
+
+def test_the_way_back(models, slot, updates):
+    with pytest.raises(LookupError, match="no version before this one"):
+        updates.handle({"do": "rollback"}, [])
+    update(updates, models[1])
+    update(updates, models[2])
+    assert updates.handle({"do": "rollback"}, []) == {"version": "2"}
+    np.testing.assert_allclose(asked(slot)[0], models[1].predict(X), rtol=1e-5)
+    # What was taken back has had its name: the next is another.
+    assert update(updates, models[2])["version"] == "4"
+
+
+def test_every_answer_is_of_one_version(models, slot, updates):
+    """Threads ask while versions change: each answer is, bit for bit, that of the version that it names."""
+    known = {"1": models[0].predict(X)}
+    found, stop = [], threading.Event()
+
+    def ask():
+        while not stop.is_set():
+            found.append(asked(slot))
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for i in range(30):
+        model = models[i % 3]
+        known[update(updates, model)["version"]] = model.predict(X)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert len({version for _, version in found}) > 3
+    for outputs, version in found:
+        # Batches of other sizes are other programs, which may differ in the last bits; versions differ by far more.
+        np.testing.assert_allclose(outputs, known[version], rtol=1e-4, atol=1e-5)
+    assert slot.failures == 0
+
+
+def wait_until(true):
+    deadline = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_a_canary_that_is_good_takes_over(models, slot, updates):
+    assert update(updates, models[1], trial={"share": 0.25, "requests": 5, "most_latency": 1e9})["trial"]
+    versions = [asked(slot)[1] for _ in range(19)]
+    assert versions.count("2") == 4
+    asked(slot)
+    wait_until(lambda: slot.find().version == "2")
+    assert slot.trial is None
+    assert slot.updates == 1
+
+
+def test_a_canary_that_fails_is_taken_back(models, slot, updates, monkeypatch):
+    update(updates, models[1], trial={"share": 0.5, "requests": 10})
+    with pytest.raises(ValueError, match="version 2 is on trial; end that first"):
+        update(updates, models[2], trial={"share": 0.5})
+    run = Served.run
+    monkeypatch.setattr(Served, "run", lambda self, inputs: run(self, inputs) if self.version == "1" else 1 / 0)
+    failures = 0
+    for _ in range(6):
+        try:
+            asked(slot)
+        except ZeroDivisionError:
+            failures += 1
+    wait_until(lambda: slot.trial is None)
+    assert failures == 1
+    assert asked(slot)[1] == "1"
+    assert slot.rollbacks == 1
+
+
+def test_a_shadow_is_compared_and_not_seen(models, slot, updates):
+    update(updates, models[1], trial={"share": 1.0, "shadow": True, "requests": 10**6})
+    trial = slot.trial
+    for _ in range(10):
+        outputs, version = asked(slot)
+        np.testing.assert_allclose(outputs, models[0].predict(X), rtol=1e-5)
+        assert version == "1"
+    wait_until(lambda: trial.answered > 0)
+    difference = np.abs(models[0].predict(X) - models[1].predict(X)).max()
+    np.testing.assert_allclose(trial.stats()["largest_difference"], difference, rtol=1e-4)
+    assert updates.handle({"do": "end_trial", "verdict": "bad"}, []) == {"version": "1"}
+    with pytest.raises(LookupError, match="has none"):
+        updates.handle({"do": "end_trial", "verdict": "bad"}, [])
+
+
+def test_a_slow_version_is_judged_bad(models):
+    verdicts = []
+    trial = Trial(
+        Served.of_model(models[0], "m"), 1.0, requests=3, judged=lambda verdict, reason: verdicts.append(verdict)
+    )
+    for _ in range(3):
+        trial.beside(0.01, {}, {})
+        trial.told(0.03, None)
+    assert verdicts == ["bad"]
+    assert "3.00 times" in trial.reason
+    assert not trial.takes()
+
+
+def test_a_share_that_is_none(models, slot, updates):
+    for share in (0, 1.5, "half"):
+        with pytest.raises(ValueError, match="the share of a trial is above 0 and at most 1"):
+            update(updates, models[1], trial={"share": share})
+
+
+def test_functions_without_a_model_are_served(tmp_path):
+    variables = lm.Variables({"w": np.ones((2, 3), np.float32)}, {})
+    path = export_net(
+        lambda v, x: {"y": x["a"] @ v.params["w"]},
+        variables,
+        tmp_path / "f.lmx",
+        example={"a": np.ones((2, 2), np.float32)},
+    )
+    served = open_version(str(path), "f")
+    assert served.metadata()["inputs"] == [{"name": "a", "datatype": "FP32", "shape": [-1, 2]}]
+    np.testing.assert_allclose(served.infer({"a": X[:, :2]})["y"], X[:, :2] @ np.ones((2, 3)), rtol=1e-5)
+    for tensors, reason in (
+        ({"b": X}, "inputs b came; a are wanted"),
+        ({"a": X}, r"has shape \(3, 4\); \(rows, 2\) is wanted"),
+        ({"a": X[0]}, r"has shape \(4,\); \(rows, 2\) is wanted"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            served.infer(tensors)
+
+
+def test_a_program_that_cannot_be_read_is_rebuilt(models, tmp_path, monkeypatch):
+    path = models[0].export(tmp_path / "m.lmx")
+    monkeypatch.setattr(jax.export, "deserialize", lambda data: 1 / 0 if data is None else _too_old())
+    with pytest.raises(ValueError, match="cannot read this program"):
+        open_version(str(path), "m", program=True)
+    np.testing.assert_allclose(
+        open_version(str(path), "m").infer({"input": X})["output"], models[0].predict(X), rtol=1e-5
+    )
+
+
+def _too_old():
+    raise ValueError("calling convention version 3 is below the minimum supported, 9")
+
+
+def test_shared_memory_holds_what_was_put_in(models):
+    arrays = {"a": np.arange(5, dtype=np.int32), "b": np.ones((2, 0), np.float32), "c": np.float32(3).reshape(())}
+    handle = shared.filled(arrays)
+    try:
+        for name, array in shared.read(handle).items():
+            np.testing.assert_array_equal(array, arrays[name])
+    finally:
+        os.close(handle)
+    with open(os.devnull, "rb") as file, pytest.raises(ValueError, match="is empty"):
+        shared.read(file.fileno())
+
+
+def test_the_control_socket_is_its_users_alone(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+
+    def handle(message, files):
+        if message["do"] == "fail":
+            raise ValueError("no")
+        return {"got": message, "sizes": [os.fstat(number).st_size for number in files]}
+
+    server = Control(1, handle)
+    try:
+        assert server.path.stat().st_mode & 0o777 == 0o600
+        assert server.path.parent.stat().st_mode & 0o777 == 0o700
+        file = shared.filled({"a": np.ones(3, np.float32)})
+        answer = control.ask(1, {"do": "it", "long": "x" * 100_000}, [file])
+        assert answer["got"]["long"] == "x" * 100_000
+        assert answer["sizes"] == [os.fstat(file).st_size]
+        os.close(file)
+        with pytest.raises(ControlError, match="no"):
+            control.ask(1, {"do": "fail"})
+    finally:
+        server.close()
+    with pytest.raises(ConnectionError, match="no server of this user listens on port 1"):
+        control.ask(1, {"do": "it"})
+    (tmp_path / "llmasos").chmod(0o755)
+    with pytest.raises(PermissionError, match="not this user's alone"):
+        control.ask(1, {"do": "it"})
+
+
+def test_a_server_is_updated_and_a_killed_one_goes_on_with_a_whole_version(models, tmp_path):
+    paths = [model.export(tmp_path / f"{i}.lmx") for i, model in enumerate(models)]
+    state = tmp_path / "state.json"
+    with lm.Deployer(paths[0]).deploy(name="m", state=state) as server:
+        np.testing.assert_allclose(server.predict(X), models[0].predict(X), rtol=1e-5)
+        assert server.update(paths[1])["version"] == "2"
+        np.testing.assert_allclose(server.predict(X), models[1].predict(X), rtol=1e-5)
+        assert server.update(models[2])["version"] == "3"
+        np.testing.assert_allclose(server.predict(X), models[2].predict(X), rtol=1e-5)
+        assert server.rollback() == "2"
+        stats = server.stats()
+        assert (stats["version"], stats["updates"], stats["rollbacks"], stats["failures"]) == ("2", 2, 1, 0)
+        with pytest.raises(ControlError, match="there is no file"):
+            server.update(tmp_path / "none.lmx")
+        os.kill(server.pid, signal.SIGKILL)
+    with lm.Deployer(paths[0]).deploy(name="m", state=state) as server:
+        assert server.stats()["version"] == "2"
+        np.testing.assert_allclose(server.predict(X), models[1].predict(X), rtol=1e-5)
