@@ -24,7 +24,11 @@ Handler = Callable[[dict[str, Any], list[int]], dict[str, Any]]
 
 
 class ControlError(RuntimeError):
-    """What the server answered instead of doing what it was told."""
+    """What the server answered instead of doing what it was told; `kind` is the name of its error."""
+
+    def __init__(self, reason: str, kind: str = ""):
+        super().__init__(reason)
+        self.kind = kind
 
 
 def folder() -> pathlib.Path:
@@ -119,12 +123,13 @@ def ask(port: int, message: dict[str, Any], files: Sequence[int] = (), timeout: 
             raise ConnectionError(f"control: no server of this user listens on port {port} of this machine") from error
         data = _framed(message)
         sent = socket.send_fds(connection, [data], list(files)) if files else 0
-        connection.sendall(data[sent:])
+        if sent < len(data):
+            connection.sendall(data[sent:])
         answer, extra = _receive(connection)
         for number in extra:
             os.close(number)
     if "error" in answer:
-        raise ControlError(str(answer["error"]))
+        raise ControlError(str(answer["error"]), str(answer.get("kind", "")))
     return answer["answer"]
 
 

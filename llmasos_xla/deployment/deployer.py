@@ -1,8 +1,10 @@
 """`Deployer`: a saved model behind an HTTP server in a process of its own."""
 
+import atexit
 import os
 import pathlib
 import re
+import tempfile
 from collections.abc import Sequence
 from typing import Any, final
 
@@ -55,6 +57,7 @@ class Deployer:
         keys: str | os.PathLike | None = None,
         state: str | os.PathLike | None = None,
         program: bool = False,
+        restart: bool = False,
         access_log: bool = False,
         wait: bool | None = None,
         timeout: float = 120.0,
@@ -75,6 +78,7 @@ class Deployer:
             state: a file in which it is written down which file answers, so that a server that starts again with it
                 goes on with the version that was handed over last.
             program: run a bundle's program as it is, not the model that is rebuilt from it.
+            restart: start the server again, with the version that was handed over last, if it ends by itself.
             access_log: prints a line for each request.
             wait: whether a script that ends goes on serving until Ctrl-C; by default unless the interpreter is
                 interactive.
@@ -89,7 +93,7 @@ class Deployer:
         for rows in warm:
             _check_whole("warm", rows, 1, 1 << 20)
         self._check_file()
-        arguments = ["--name", name, "--host", host, "--port", str(port), "--max-body", str(max_body)]
+        arguments = ["--name", name, "--host", host, "--max-body", str(max_body)]
         _check_whole("batch", batch, 1, 1 << 16)
         _check_whole("keep", keep, 0, 1000)
         arguments += ["--batch", str(batch), "--delay", str(delay), "--keep", str(keep)]
@@ -101,8 +105,16 @@ class Deployer:
         ):
             arguments += [] if value is None else [option, os.fspath(value) if option != "--timeout" else str(value)]
         arguments += ["--program"] * program + ["--access-log"] * access_log
-        child = Child([str(self.path), *arguments, "--warm", *map(str, warm)])
-        handle = Handle(child, name, host, max_body, child.wait_ready(timeout))
+        if restart and state is None:
+            # The server's own memory of what was handed over, for as long as this process lives.
+            folder = tempfile.TemporaryDirectory(prefix="llmasos-")
+            atexit.register(folder.cleanup)
+            arguments += ["--state", os.path.join(folder.name, "state.json")]
+
+        def start(port: int) -> Child:
+            return Child([str(self.path), *arguments, "--port", str(port), "--warm", *map(str, warm)])
+
+        handle = Handle(start, name, host, port, max_body, timeout, restart)
         lifecycle.keep(handle, wait)
         return handle
 

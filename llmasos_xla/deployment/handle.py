@@ -1,11 +1,16 @@
 """What `deploy` returns: a running server's address, and a way to ask it and to stop it."""
 
+import collections
 import contextlib
 import functools
 import http.client
 import os
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, final
 
 import numpy as np
@@ -17,8 +22,13 @@ from llmasos_xla.deployment.raw_input import to_tensors
 
 # `predict` runs batches of this size; a request of whole batches gets the same programs, so the same bits.
 _BATCH = 256
+# A server that ends so often within so many seconds stays ended.
+_MOST_RESTARTS, _RESTART_SECONDS, _WATCHED_EVERY = 5, 60.0, 0.05
 # Values up to here are written out in the curl line.
 _MOST_VALUES = 32
+
+Start = Callable[[int], Child]
+"""Starts a server that listens on a port."""
 
 
 @final
@@ -28,11 +38,19 @@ class Handle:
     Threads may share it. Copies in forked processes may ask but not stop it.
     """
 
-    def __init__(self, child: Child, name: str, host: str, max_body: int, said: Mapping[str, Any]):
-        self._child, self._said, self._max_body = child, said, max_body
-        self._stopped, self._owner = False, os.getpid()
+    def __init__(self, start: Start, name: str, host: str, port: int, max_body: int, timeout: float, restart: bool):
+        self._start, self._timeout = start, timeout
+        self._child = start(port)
+        self._said = self._child.wait_ready(timeout)
+        self._max_body = max_body
+        self._stopped, self._owner, self._changed = False, os.getpid(), threading.Lock()
         self.name: str = name
-        self.port: int = said["port"]
+        self.port: int = self._said["port"]
+        self.restarts: int = 0
+        """How often the server was started again."""
+        self._watched = restart
+        if restart:
+            threading.Thread(target=self._watch, name="restart", daemon=True).start()
         # An address to listen on everywhere is none to go to.
         self._host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
@@ -49,7 +67,8 @@ class Handle:
     @property
     def running(self) -> bool:
         """Whether the process lives and is this process's own."""
-        return not self._stopped and self._owner == os.getpid() and self._child.status() is None
+        mine = not self._stopped and self._owner == os.getpid()
+        return mine and (self._watched or self._child.status() is None)
 
     @property
     def curl(self) -> str:
@@ -95,8 +114,17 @@ class Handle:
             return control.ask(self.port, {**message, "path": os.path.abspath(source)})
         from llmasos_xla.deployment.handing import handed_over
 
-        with handed_over(source) as (more, files):
-            return control.ask(self.port, {**message, **more}, files)
+        try:
+            with handed_over(source) as (more, files):
+                return control.ask(self.port, {**message, **more}, files)
+        except control.ControlError as error:
+            if error.kind != "OtherModelError":
+                raise
+        # Another architecture: what rebuilds it has to come along.
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, f"{self.name}.safetensors")
+            source.save(path)
+            return control.ask(self.port, {**message, "path": path, "passing": True})
 
     def rollback(self) -> str:
         """Lets the version before answer again, at once; returns which. Raises ControlError if there is none."""
@@ -129,7 +157,8 @@ class Handle:
         if self._stopped or self._owner != os.getpid():
             return
         self._stopped = True
-        self._child.stop()
+        with self._changed:
+            self._child.stop()
 
     def last_words(self) -> str:
         """The end of what the server wrote to standard error."""
@@ -143,6 +172,31 @@ class Handle:
 
     def __repr__(self) -> str:
         return f"Handle({self.name!r} at {self.url}, {self._state()})"
+
+    def _watch(self) -> None:
+        """Starts the server again where it listened, if it ends by itself; not if it does so again and again."""
+        starts: collections.deque[float] = collections.deque(maxlen=_MOST_RESTARTS)
+        while not self._stopped:
+            time.sleep(_WATCHED_EVERY)
+            with self._changed:
+                if self._stopped or self._child.status() is None:
+                    continue
+                now = time.monotonic()
+                if len(starts) == _MOST_RESTARTS and now - starts[0] < _RESTART_SECONDS:
+                    self._watched = False
+                    return
+                starts.append(now)
+                print(
+                    f"{self.name!r}: the server ended by itself, {self._child.how_it_ended()}; starting it again",
+                    file=sys.stderr,
+                )
+                self._child.stop(0.0)
+                try:
+                    self._child = self._start(self.port)
+                    self._said = self._child.wait_ready(self._timeout)
+                    self.restarts += 1
+                except (OSError, RuntimeError, ValueError, ImportError) as error:
+                    print(f"{self.name!r}: {error}", file=sys.stderr)
 
     @functools.cached_property
     def _preprocessing(self) -> Any:
@@ -159,7 +213,7 @@ class Handle:
     def _check_running(self) -> None:
         if self._stopped:
             raise RuntimeError(f"predict: the server {self.name!r} was stopped; deploy it again")
-        if self._owner == os.getpid() and self._child.status() is not None:
+        if self._owner == os.getpid() and self._child.status() is not None and not self._watched:
             raise RuntimeError(
                 f"predict: the server {self.name!r} ended by itself, {self._child.how_it_ended()}; deploy it again"
                 f"{self._child.last_words()}"

@@ -25,6 +25,10 @@ _LOG = logging.getLogger("llmasos_xla.deployment")
 _NICENESS = 10
 
 
+class OtherModelError(UpdateError):
+    """Weights came alone, and are of a model that computes something else."""
+
+
 @final
 class Updates:
     """What a server does when it is told to: update, rollback, end a trial, tell figures.
@@ -75,7 +79,7 @@ class Updates:
         if trial:
             self._start_trial(slot, served, trial)
         else:
-            self._record(slot, served, None if files else str(message["path"]))
+            self._record(slot, served, None if files or message.get("passing") else str(message["path"]))
             slot.trial = None
             slot.put(served)
         return {"version": served.version, "seconds": time.perf_counter() - started, "trial": bool(trial)}
@@ -141,7 +145,7 @@ def recorded(state: pathlib.Path) -> dict[str, Any]:
 
 def _with_arrays(now: Served, arrays: Mapping[str, np.ndarray], version: str, fingerprint: Any) -> Served:
     if fingerprint is not None and fingerprint != now.engine.fingerprint:
-        raise UpdateError("update: these weights are of another model; hand over the model, or a file of it")
+        raise OtherModelError("update: these weights are of another model; hand over a file of it")
     wanted = {n: (tuple(a.shape), a.dtype.name) for n, a in now.arrays.items()}
     came = {n: (tuple(a.shape), a.dtype.name) for n, a in arrays.items()}
     if wanted != came:

@@ -82,7 +82,7 @@ def test_weights_come_from_memory_files_and_bundles_and_compile_nothing(models, 
 
 
 def test_weights_of_another_architecture_are_refused(slot, updates):
-    with pytest.raises(ValueError, match="these weights are of another model; hand over the model, or a file of it"):
+    with pytest.raises(ValueError, match="these weights are of another model; hand over a file of it"):
         update(updates, made(7, hidden=9))
 
 
@@ -334,4 +334,18 @@ def test_a_server_is_updated_and_a_killed_one_goes_on_with_a_whole_version(model
         os.kill(server.pid, signal.SIGKILL)
     with lm.Deployer(paths[0]).deploy(name="m", state=state) as server:
         assert server.stats()["version"] == "2"
+        np.testing.assert_allclose(server.predict(X), models[1].predict(X), rtol=1e-5)
+
+
+def test_a_server_that_is_killed_is_started_again(models, tmp_path):
+    paths = [model.export(tmp_path / f"{i}.lmx") for i, model in enumerate(models)]
+    with lm.Deployer(paths[0]).deploy(name="m", restart=True) as server:
+        server.update(paths[1])
+        # Weights of another architecture bring along what rebuilds it.
+        wide = made(7, hidden=9)
+        assert server.update(wide)["version"] == "3"
+        np.testing.assert_allclose(server.predict(X), wide.predict(X), rtol=1e-5)
+        os.kill(server.pid, signal.SIGKILL)
+        wait_until(lambda: server.restarts == 1)
+        assert server.running
         np.testing.assert_allclose(server.predict(X), models[1].predict(X), rtol=1e-5)
