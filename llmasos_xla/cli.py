@@ -1,9 +1,11 @@
 """`llmasos ...`: the package from a shell."""
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -11,10 +13,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="llmasos", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_launch(commands)
+    _add_serving(commands)
     chosen = parser.parse_args(arguments)
     try:
         return chosen.run(chosen)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, PermissionError, ConnectionError) as error:
         print(f"llmasos {chosen.command}: {str(error).removeprefix(f'{chosen.command}: ')}", file=sys.stderr)
         return 2
 
@@ -72,6 +75,88 @@ def _launch(chosen: argparse.Namespace) -> int:
         grace=chosen.grace,
         logs=chosen.logs,
     )
+
+
+def _add_serving(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "serve",
+        help="put a model behind an address",
+        description="Serves a bundle or a saved model until Ctrl-C, and starts the server again if it is killed.",
+    )
+    parser.add_argument("path", help="a .lmx, .h5 or .safetensors file")
+    parser.add_argument("--name", help="what the model is called in addresses; the file's name by default")
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (8000)")
+    parser.add_argument("--warm", type=int, nargs="*", default=[1], metavar="ROWS", help="numbers to compile for ahead")
+    parser.add_argument("--batch", type=int, default=64, help="rows that run together, at most (64)")
+    parser.add_argument("--delay", type=float, default=0.0, help="seconds that a batch waits for more rows (0)")
+    parser.add_argument("--request-timeout", type=float, metavar="S", help="seconds that a request may take")
+    parser.add_argument("--keep", type=int, default=3, help="versions that stay for a rollback (3)")
+    parser.add_argument("--keys", metavar="FILE", help="of API keys, one of which must come with every request")
+    parser.add_argument("--key", metavar="FILE", help="public key of whoever must have signed the bundles")
+    parser.add_argument("--state", metavar="FILE", help="where it is written down which version answers")
+    parser.add_argument("--program", action="store_true", help="run a bundle's program, not the model rebuilt from it")
+    parser.add_argument("--access-log", action="store_true", help="a line for each request")
+    parser.set_defaults(run=_serve)
+
+    parser = commands.add_parser("update", help="replace what a server of this machine serves, while it answers")
+    parser.add_argument("path", help="a .lmx, .h5 or .safetensors file, or a folder of checkpoints")
+    parser.add_argument("--share", type=float, help="let it answer this share of the requests first, on trial")
+    parser.add_argument("--shadow", type=float, help="let it compute this share of the requests unseen, on trial")
+    parser.add_argument("--requests", type=int, default=100, help="that a trial takes (100)")
+    parser.set_defaults(run=_update)
+    _add_address(parser)
+    parser = commands.add_parser("rollback", help="let the version before answer again")
+    parser.set_defaults(run=_rollback)
+    _add_address(parser)
+    parser = commands.add_parser("stats", help="what a server of this machine does")
+    parser.set_defaults(run=_stats)
+    _add_address(parser)
+
+
+def _add_address(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--port", type=int, default=8000, help="of the server (8000)")
+    parser.add_argument("--model", help="which, where it serves several")
+
+
+def _serve(chosen: argparse.Namespace) -> int:
+    from llmasos_xla.deployment.deployer import Deployer
+
+    options = {name: value for name, value in vars(chosen).items() if name not in ("command", "run", "path", "key")}
+    # The server lives until this process ends, which waits for Ctrl-C.
+    Deployer(chosen.path, key=chosen.key).deploy(**options, restart=True, wait=True)
+    return 0
+
+
+def _update(chosen: argparse.Namespace) -> int:
+    if chosen.share is not None and chosen.shadow is not None:
+        raise ValueError("a trial answers a share of the requests, or computes them unseen; say --share or --shadow")
+    message: dict[str, object] = {"do": "update", "path": os.path.abspath(chosen.path)}
+    share = chosen.share if chosen.shadow is None else chosen.shadow
+    if share is not None:
+        message["trial"] = {"share": share, "shadow": chosen.shadow is not None, "requests": chosen.requests}
+    found = _told(chosen, message)
+    print(f"version {found['version']} {'is on trial' if found['trial'] else 'answers'}, {found['seconds']:.3f} s")
+    return 0
+
+
+def _rollback(chosen: argparse.Namespace) -> int:
+    print(f"version {_told(chosen, {'do': 'rollback'})['version']} answers")
+    return 0
+
+
+def _stats(chosen: argparse.Namespace) -> int:
+    print(json.dumps(_told(chosen, {"do": "stats"}), indent=2))
+    return 0
+
+
+def _told(chosen: argparse.Namespace, message: dict[str, object]) -> dict[str, Any]:
+    from llmasos_xla.deployment.control import ControlError, ask
+
+    try:
+        return ask(chosen.port, {**message, "model": chosen.model})
+    except ControlError as error:
+        raise ValueError(str(error)) from None
 
 
 if __name__ == "__main__":
