@@ -1,14 +1,27 @@
-"""Deployment: a saved model behind an HTTP server.
+"""Deployment: a model behind an HTTP server, and updates while it answers.
 
 deployer     `Deployer(path).deploy()`: a server in a process of its own
-handle       what `deploy` returns: address, `predict`, `stop`
+handle       what `deploy` returns: address, `predict`, `update`, `rollback`, `stop`
+handing      the sending side of an update from memory
 lifecycle    what becomes of the servers when the script ends
 child        the parent's side of the server process: start, readiness, stop
-server       the server process: `python -m llmasos_xla.deployment.server model.h5`
+control      how a server is told what to do: a socket of the user's own
+
+server       the server process: `python -m llmasos_xla.deployment.server model.lmx`
 app          the web application: routes and errors
-served       a model as the server runs it: names of tensors, warm-up, one call at a time
+host         the models of a server, limits and keys
+slot         a model behind a name: the version that answers, those before, one on trial
+batching     the queue and the thread that empties it
+served       one version: face, program, weights
+faces        what a model looks like from outside: names of its tensors
+engine       a program compiled for a few numbers of rows, weights its arguments
+versions     from a file to a version that may answer
+updates      what the server does when it is told to
+trial        a version that has to prove itself
+shared       weights in shared memory
 protocol     requests and answers of the Open Inference Protocol v2
 tensors      one tensor of that protocol, as JSON or bytes
+raw_input    what a user passes to `predict`, as tensors
 """
 
 from llmasos_xla.deployment.deployer import Deployer
