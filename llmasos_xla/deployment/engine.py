@@ -104,7 +104,7 @@ class Engine:
     def bucket(self, rows: int) -> int:
         """The number of rows of the program that runs so many.
 
-        >>> Engine(None, "").bucket(5)
+        >>> Engine(lambda arrays, inputs: inputs, "same").bucket(5)
         8
         """
         return min(1 << (rows - 1).bit_length(), self.largest)
