@@ -18,7 +18,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from llmasos_xla._version import __version__
-from llmasos_xla.deployment import protocol
+from llmasos_xla.deployment import metrics, protocol
 from llmasos_xla.deployment.batching import ExpiredError, QueueFullError
 from llmasos_xla.deployment.host import Host
 from llmasos_xla.deployment.slot import LoadingError, Slot
@@ -163,6 +163,9 @@ def _rest(host: Host) -> Starlette:
     async def stats(request: Request) -> Response:
         return _json(host.stats())
 
+    async def figures(request: Request) -> Response:
+        return Response(metrics.exposition(host), media_type=metrics.CONTENT_TYPE)
+
     async def infer(request: Request) -> Response:
         raise HTTPException(405, headers={"Allow": "POST"})
 
@@ -187,6 +190,7 @@ def _rest(host: Host) -> Starlette:
         Route("/v2/health/live", live),
         Route("/v2/health/ready", ready),
         Route("/v2/stats", guarded(stats)),
+        Route("/metrics", guarded(figures)),
         Route("/v2/repository/index", guarded(index), methods=["GET", "POST"]),
     ]
     for model in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):

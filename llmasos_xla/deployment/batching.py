@@ -103,6 +103,8 @@ class Batcher:
         self._row_seconds = 0.0
         self.running = 0
         """Requests in the batch that runs."""
+        self.batches = self.rows = 0
+        """Batches that were run, and their rows."""
         self._thread = threading.Thread(target=self._work, name=f"run {name}", daemon=True)
         self._thread.start()
 
@@ -209,5 +211,7 @@ class Batcher:
         finally:
             self.running = 0
         rows = sum(job.rows for job in batch)
+        self.batches += 1
+        self.rows += rows
         self._row_seconds += 0.2 * ((time.monotonic() - started) / rows - self._row_seconds)
         self._done(list(zip(batch, found, strict=True)))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, final
 import numpy as np
 
 from llmasos_xla.deployment.batching import Batcher, Job, Outputs
+from llmasos_xla.deployment.histogram import Histogram
 
 if TYPE_CHECKING:
     from llmasos_xla.deployment.served import Served
@@ -58,6 +59,8 @@ class Slot:
         self.batcher = Batcher(_deliver, name=name, **queue)
         self.requests = self.failures = self.refused = 0
         self.updates = self.rollbacks = 0
+        self.histogram = Histogram()
+        """Seconds from request to answer."""
         self._last = 0
         # Seconds from request to answer, of the last few thousand: (when, how long).
         self._latencies: collections.deque[tuple[float, float]] = collections.deque(maxlen=_RECENT)
@@ -151,6 +154,7 @@ class Slot:
             raise
         seconds = time.perf_counter() - started
         self._latencies.append((time.monotonic(), seconds))
+        self.histogram.add(seconds)
         if trial is not None:
             if on_trial:
                 trial.told(seconds, None)
@@ -195,6 +199,8 @@ class Slot:
             "refused": self.refused,
             "updates": self.updates,
             "rollbacks": self.rollbacks,
+            "batches": self.batcher.batches,
+            "rows": self.batcher.rows,
             "waiting": len(self.batcher),
             "programs": len(current.engine.compiled) if current else 0,
             "latency_ms": {"p50": quantile(0.5), "p90": quantile(0.9), "p99": quantile(0.99)},

@@ -334,6 +334,82 @@ def test_nan_outputs_are_told_and_never_null(client, images, monkeypatch):
     assert client.infer({**asked(images), "parameters": {"binary_data_output": True}}).status_code == 200
 
 
+def test_figures_for_prometheus(client_of, image_model, images):
+    from prometheus_client.parser import text_string_to_metric_families
+
+    client = client_of(image_model)
+    for rows in (1, 3):
+        assert client.infer(asked(images, rows)).status_code == 200
+    assert client.infer(asked(images, shape=[1, 5, 5])).status_code == 400
+    answer = client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain")
+    found = {
+        (sample.name, *(sample.labels[label] for label in sorted(sample.labels))): sample.value
+        for family in text_string_to_metric_families(answer.text)
+        for sample in family.samples
+    }
+    assert found["llmasos_requests_total", "m"] == 2
+    assert found["llmasos_rows_total", "m"] == 4
+    assert found["llmasos_request_seconds_count", "m"] == found["llmasos_request_seconds_bucket", "+Inf", "m"] == 2
+    assert found["llmasos_version_info", "m", "1"] == 1
+    assert found["llmasos_ready",] == 1
+    assert found["llmasos_weight_bytes", "m"] == sum(a.nbytes for a in image_model.variables.params.values())
+
+
+def test_keys(images, image_model, client_of):
+    client = client_of(image_model, keys=("s3cret", "other"))
+    assert client.get("/v2/health/ready").status_code == 200
+    for path in ("/v2", "/v2/models/m", "/metrics", "/v2/stats"):
+        assert client.get(path).status_code == 401
+    answer = client.infer(asked(images))
+    assert (answer.status_code, answer.json()) == (401, {"error": "a key is wanted: Authorization: Bearer KEY"})
+    for headers, status in (
+        ({"Authorization": "Bearer s3cret"}, 200),
+        ({"X-API-Key": "other"}, 200),
+        ({"Authorization": "Bearer s3cre"}, 401),
+        ({"Authorization": "Basic s3cret"}, 401),
+        ({"X-API-Key": ""}, 401),
+    ):
+        content = orjson.dumps(asked(images))
+        assert client.request("POST", "/v2/models/m/infer", content=content, headers=headers).status_code == status
+
+
+def test_too_many_inside_are_told_when_to_come_back(client_of, image_model, images):
+    client = client_of(image_model, requests=0)
+    answer = client.infer(asked(images))
+    assert answer.status_code == 429
+    assert answer.headers["retry-after"] == "1"
+
+
+def test_priority_and_timeout(client, images):
+    for name in ("priority", "timeout"):
+        answer = client.infer({**asked(images), "parameters": {name: -1}})
+        assert answer.status_code == 400
+        assert answer.json()["error"] == f'infer: the parameter "{name}" is a whole number from 0, -1 came'
+    assert client.infer({**asked(images), "parameters": {"priority": 1, "timeout": 60_000_000}}).status_code == 200
+
+
+def test_a_request_that_takes_too_long_is_told_so(client_of, image_model, images, monkeypatch):
+    go = threading.Event()
+
+    def wait(self, inputs):
+        assert go.wait(20)
+        return {"output": np.zeros((1, 3), np.float32)}
+
+    monkeypatch.setattr(Served, "run", wait)
+    answer = client_of(image_model).infer({**asked(images), "parameters": {"timeout": 50_000}})
+    go.set()
+    assert answer.status_code == 504
+    assert answer.json()["error"].startswith("no answer within the time that the request gave it")
+
+
+def test_a_server_that_stops_takes_no_more(client_of, image_model, images):
+    client = client_of(image_model)
+    client.host.draining = True
+    assert client.infer(asked(images)).status_code == 503
+    assert client.get("/v2/health/ready").json() == {"ready": False, "state": "draining"}
+
+
 def test_while_it_loads(client_of_slot, images):
     client = client_of_slot(Slot("m"))
     assert client.get("/v2/health/live").status_code == 200

@@ -66,7 +66,9 @@ async def run(plan):
     host, port = plan["host"], plan["port"]
     body = plan["body"].encode("latin-1")
     head = "".join(f"{name}: {value}\r\n" for name, value in plan["headers"].items())
-    request = f"POST {plan['path']} HTTP/1.1\r\nHost: {host}\r\n{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    request = (
+        f"POST {plan['path']} HTTP/1.1\r\nHost: {host}\r\n{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    )
     ended, latencies, statuses, versions, wrong = [], [], {}, {}, []
     stop = time.perf_counter() + plan["seconds"]
     interval = plan["clients"] / plan["rate"] if plan.get("rate") else None
