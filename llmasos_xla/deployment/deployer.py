@@ -103,7 +103,7 @@ class Deployer:
             ("--key", self.key),
             ("--state", state),
         ):
-            arguments += [] if value is None else [option, os.fspath(value) if option != "--timeout" else str(value)]
+            arguments += [] if value is None else [option, str(value)]
         arguments += ["--program"] * program + ["--access-log"] * access_log
         if restart and state is None:
             # The server's own memory of what was handed over, for as long as this process lives.

@@ -1,8 +1,8 @@
 """A client that loads a server over HTTP/1.1: `python client.py` with a JSON plan on standard input.
 
-So many connections stay open. In a closed loop each sends its next request when its answer is there; at a rate, requests
-are sent when they are due, whether or not others have come back, so that a server that stalls is not spared, and a latency
-counts from when the request was due. Answers are checked while they come.
+So many connections stay open. In a closed loop each sends its next request when its answer is there; at a rate,
+requests are sent when they are due, so that a server that stalls is not spared: a latency counts from when the request
+was due. Answers are checked while they come.
 """
 
 import asyncio
