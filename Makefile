@@ -11,7 +11,7 @@ NATIVE := hatch_build.py llmasos_xla/kernels/_onednn/compiler.py $(wildcard llma
 # Where the originals run that goldens are made of: torch for the CPU, transformers, librosa.
 PEERS := .peers
 
-.PHONY: demo test test-all parity lint clean
+.PHONY: demo test test-all notebooks parity lint clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt $(NATIVE)
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +30,10 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n $(WORKERS) -m 'not slow'
+
+# Those that train long, which `make test` leaves out.
+notebooks: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n $(WORKERS) -m slow tests/test_notebooks.py
 
 test-all: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n $(WORKERS)

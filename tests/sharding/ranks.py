@@ -38,10 +38,13 @@ class Run(NamedTuple):
 
 def environment(**more: str) -> dict[str, str]:
     """This process's environment for a rank on the CPU, with no world in it."""
-    ours = re.compile(r"RANK|WORLD_SIZE|MASTER_|LOCAL_|LLMASOS_|SLURM_|OMPI_|PYTEST_|XLA_FLAGS|NPROC")
+    ours = re.compile(r"RANK|WORLD_SIZE|MASTER_|LOCAL_|LLMASOS_|SLURM_|OMPI_|PYTEST_|NPROC")
     kept = {name: value for name, value in os.environ.items() if not ours.match(name)}
+    # Ranks compile as this process does, and have devices of their own.
+    flags = re.sub(r"--xla_force_host_platform_device_count=\S*", "", kept.get("XLA_FLAGS", ""))
     return {
         **kept,
+        "XLA_FLAGS": flags.strip(),
         "PYTHONPATH": str(ROOT),
         "PYTHONUNBUFFERED": "1",
         "JAX_PLATFORMS": "cpu",

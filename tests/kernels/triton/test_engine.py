@@ -74,7 +74,8 @@ def test_vmap_scan_and_remat(arrays):
         step = jax.checkpoint(lambda h, _: (jnp.tanh(product(h, w)), None))
         return jax.lax.scan(step, x, None, length=3)[0].sum()
 
-    square = w[:45]
+    # Small: where tanh is near one, 1 - tanh² has lost its digits, and two right programs differ.
+    square = w[:45] / 7
     lowered = text(jax.grad(looped), x[:, :45], square)
     assert CALL in lowered
     assert_close(jax.grad(looped)(x[:, :45], square), jax.grad(_looped_plain)(x[:, :45], square))
