@@ -31,9 +31,9 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n $(WORKERS) -m 'not slow'
 
-# Those that train long, which `make test` leaves out.
+# What a newcomer reads and `make test` leaves out, since it trains long: two notebooks, the page on sharding.
 notebooks: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n $(WORKERS) -m slow tests/test_notebooks.py
+	$(BIN)/python -m pytest -n $(WORKERS) -m slow tests/test_notebooks.py tests/test_readme.py
 
 test-all: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n $(WORKERS)

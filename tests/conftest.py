@@ -9,9 +9,8 @@ import pathlib
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "agg")
 # Most of a test's time is LLVM's, on programs that run once; XLA's own passes, fusion among them, stay as users have
-# them, and each program is compiled in one piece, since threads for the pieces would take other workers' cores.
-# XLA_FLAGS="" takes the optimized code that users run, and the second leg of .ci/run does.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1")
+# them. XLA_FLAGS="" takes the optimized code that users run, and the second leg of .ci/run does.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 # Threads enough for eight devices to wait in (llmasos_xla/sharding/threads.py).
 os.environ.setdefault("NPROC", "32")
 

@@ -66,6 +66,7 @@ def test_every_make_target_has_a_rule():
     assert [name for name in targets.split() if not re.search(rf"^{name}:", text, re.MULTILINE)] == []
 
 
+@pytest.mark.slow
 def test_the_page_on_sharding(tmp_path, monkeypatch, capsys):
     """Its listings run one after the other, as they stand; the table of arrays is the one that is printed."""
     monkeypatch.chdir(tmp_path)

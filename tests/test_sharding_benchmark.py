@@ -41,6 +41,7 @@ def test_layouts_take_turns(tmp_path):
     assert found["versions"]["jax"] in said
 
 
+@pytest.mark.slow
 def test_checkpoints_and_messages(tmp_path):
     said, found = run(tmp_path, "--parts", "saves", "wire")
     (row,) = found["saves"]

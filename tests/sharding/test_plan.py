@@ -299,30 +299,45 @@ def test_pictures_are_planned_as_large_as_the_data_were(height, width):
     assert flops[0] == flops[1]
 
 
-def test_detectors_recognizers_and_nets_of_fewer_steps_than_samples():
-    detector = lm.models.rtdetr_r18(
-        depths=(1, 1), widths=(4, 8), stem=4, maps=2, attended=(1,), classes=2, queries=4, width=8, depth=1, heads=2,
-        points=2, hidden=8, encoder_width=8, encoder_heads=2, encoder_hidden=8, input_shape=(16, 24, 3),
-    )  # fmt: skip
-    recognizer = lm.models.conformer_small(vocab=7, width=8, depth=1, num_heads=2, channels=4)
-    activity = lm.models.silero_vad()
-    for net, loss in ((detector, "detection"), (recognizer, "ctc"), (activity, "binary_crossentropy")):
-        net.compile("adam", loss)
-        time = None if net is detector else 4096
-        assert lm.plan(net, batch_size=4, topology="cpu:2", shard="data", time=time).best.flops > 0
+DETECTOR = dict(
+    depths=(1, 1), widths=(4, 8), stem=4, maps=2, attended=(1,), classes=2, queries=4, width=8, depth=1, heads=2,
+    points=2, hidden=8, encoder_width=8, encoder_heads=2, encoder_hidden=8, input_shape=(16, 24, 3),
+)  # fmt: skip
+WHISPER = dict(
+    vocab=60, width=16, depth=1, num_heads=2, mels=8, source=100, context=40, start_ids=(1, 2), end=3,
+    suppressed_first=(),
+)  # fmt: skip
 
 
-def test_encoders_with_decoders():
-    t5 = lm.models.t5(vocab=30, width=8, depth=1, heads=2, key_dim=4, hidden=16)
-    recurrent = lm.models.seq2seq(vocab=30, width=8, hidden=8)
-    whisper = lm.models.whisper(
-        vocab=60, width=16, depth=1, num_heads=2, mels=8, source=100, context=40, start_ids=(1, 2), end=3,
-        suppressed_first=(),
-    )  # fmt: skip
-    for net in (t5, recurrent, whisper):
-        net.compile("adam", "sparse_categorical_crossentropy")
-        short, long = (lm.plan(net, batch_size=4, topology="cpu:2", shard="data", time=n).best for n in (8, 32))
-        assert 1.5 * short.flops < long.flops
+@pytest.mark.parametrize(
+    ("make", "loss", "time"),
+    [
+        pytest.param(lambda: lm.models.rtdetr_r18(**DETECTOR), "detection", None, marks=pytest.mark.slow),
+        (lambda: lm.models.conformer_small(vocab=7, width=8, depth=1, num_heads=2, channels=4), "ctc", 4096),
+        (lm.models.silero_vad, "binary_crossentropy", 4096),
+    ],
+    ids=["detector", "recognizer", "activity"],
+)
+def test_detectors_recognizers_and_nets_of_fewer_steps_than_samples(make, loss, time):
+    net = make()
+    net.compile("adam", loss)
+    assert lm.plan(net, batch_size=4, topology="cpu:2", shard="data", time=time).best.flops > 0
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: lm.models.t5(vocab=30, width=8, depth=1, heads=2, key_dim=4, hidden=16),
+        pytest.param(lambda: lm.models.seq2seq(vocab=30, width=8, hidden=8), marks=pytest.mark.slow),
+        pytest.param(lambda: lm.models.whisper(**WHISPER), marks=pytest.mark.slow),
+    ],
+    ids=["t5", "seq2seq", "whisper"],
+)
+def test_encoders_with_decoders(make):
+    net = make()
+    net.compile("adam", "sparse_categorical_crossentropy")
+    short, long = (lm.plan(net, batch_size=4, topology="cpu:2", shard="data", time=n).best for n in (8, 32))
+    assert 1.5 * short.flops < long.flops
 
 
 def test_a_decoder_of_open_length():

@@ -15,16 +15,21 @@ from llmasos_xla.sharding import MeshSpec
 THREE = MeshSpec(data=2, fsdp=2, tensor=2)
 # What is listed runs always; the rest of the products are slow tests.
 QUICK = [
-    *((kind, shard) for kind in ("mlp", "cnn", "lstm") for shard in ("data", "fsdp", "tensor", THREE)),
+    *(("cnn", shard) for shard in ("data", "fsdp", "tensor", THREE)),
+    *((kind, THREE) for kind in ("mlp", "lstm")),
+    ("lstm", "tensor"),
     ("cnn", MeshSpec(pipe=2, data=2, tensor=2)),
     ("lstm", MeshSpec(pipe=2, data=2, fsdp=2)),
     ("lstm", MeshSpec(data=2, seq=4)),
-    ("decoder", "fsdp"),
     ("decoder", MeshSpec(seq=4, data=2)),
     ("decoder", MeshSpec(pipe=2)),
-    ("mixture", MeshSpec(expert=4, data=2)),
 ]
 SLOW = [
+    *(("mlp", shard) for shard in ("data", "fsdp", "tensor")),
+    *(("lstm", shard) for shard in ("data", "fsdp")),
+    # Gradients of both, over these axes, are always compared: test_model_parts.py.
+    ("decoder", "fsdp"),
+    ("mixture", MeshSpec(expert=4, data=2)),
     ("decoder", MeshSpec(pipe=2, tensor=2, seq=2)),
     ("decoder", MeshSpec(fsdp=2, tensor=2, seq=2)),
     *((kind, shard) for kind in ("decoder", "mixture") for shard in ("data", "tensor", THREE)),
@@ -41,6 +46,7 @@ CASES = [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)
 # Losses of twenty steps imply gradients; by themselves they are looked at for one model of each kind of layer.
 GRADIENTS = [
     *(case for case in QUICK if case[0] in ("mlp", "cnn")),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW if case[0] == "mlp"),
     *(pytest.param(*case, marks=pytest.mark.slow) for case in (*QUICK, *SLOW) if case[0] not in ("mlp", "cnn")),
 ]
 STEPS, BATCH = 20, 16

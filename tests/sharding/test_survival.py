@@ -55,6 +55,7 @@ def test_sigterm_to_one_rank_saves_the_same_step_on_all(tmp_path, undisturbed):
     finish(tmp_path, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_other_processes_and_another_strategy(tmp_path, undisturbed):
     out = run(tmp_path, 0, "step", 9, "SIGTERM")
     assert out.code == 75, out.text

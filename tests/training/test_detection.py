@@ -152,6 +152,7 @@ def _rectangles(rows, seed=0):
     return images, targets
 
 
+@pytest.mark.slow
 def test_a_detector_learns_through_the_front_door():
     images, targets = _rectangles(8)
     model = Network(TINY)

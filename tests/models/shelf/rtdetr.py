@@ -3,8 +3,10 @@ from models_sample import Sample, images
 from llmasos_xla.models import RTDETRConfig
 
 TINY = RTDETRConfig.rtdetr_r18(
-    depths=(1, 1, 1, 1),
-    widths=(8, 8, 12, 16),
+    depths=(1, 1),
+    widths=(8, 12),
+    maps=2,
+    attended=(1,),
     stem=8,
     classes=3,
     queries=20,
