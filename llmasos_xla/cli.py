@@ -87,6 +87,7 @@ def _add_serving(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--name", help="what the model is called in addresses; the file's name by default")
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (8000)")
+    parser.add_argument("--grpc-port", type=int, metavar="PORT", help="answer over gRPC too, there")
     parser.add_argument("--warm", type=int, nargs="*", default=[1], metavar="ROWS", help="numbers to compile for ahead")
     parser.add_argument("--batch", type=int, default=64, help="rows that run together, at most (64)")
     parser.add_argument("--delay", type=float, default=0.0, help="seconds that a batch waits for more rows (0)")

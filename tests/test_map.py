@@ -65,7 +65,8 @@ def test_files_are_small():
 
 
 @pytest.mark.parametrize(
-    "heavy", ["flax", "optax", "grain", "h5py", "pyarrow", "sklearn", "starlette", "PIL", "rich", "matplotlib", "orbax"]
+    "heavy",
+    ["flax", "optax", "grain", "h5py", "pyarrow", "sklearn", "starlette", "PIL", "rich", "matplotlib", "orbax", "grpc"],
 )
 def test_import_loads_nothing_heavy(loaded_by_import, heavy):
     assert heavy not in loaded_by_import

@@ -1,4 +1,4 @@
-"""Deployment: a model behind an HTTP server, and updates while it answers.
+"""Deployment: a model behind an HTTP server, over gRPC too if asked for, and updates while it answers.
 
 deployer     `Deployer(path).deploy()`: a server in a process of its own
 handle       what `deploy` returns: address, `predict`, `update`, `rollback`, `stop`
@@ -21,6 +21,10 @@ trial        a version that has to prove itself
 shared       weights in shared memory
 protocol     requests and answers of the Open Inference Protocol v2
 tensors      one tensor of that protocol, as JSON or bytes
+rpc          the gRPC server: the same protocol, the same models
+rpc_content  requests and answers over gRPC, as arrays by name
+rpc_messages the messages of that protocol over gRPC
+both         the web server with the gRPC server beside it
 raw_input    what a user passes to `predict`, as tensors
 """
 

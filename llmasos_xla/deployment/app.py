@@ -95,7 +95,7 @@ class App:
                 [wanted.name for wanted in request.outputs],
                 version=version,
                 priority=request.urgency,
-                timeout=_seconds(request.timeout, self.host.limits.seconds),
+                timeout=seconds(request.timeout, self.host.limits.seconds),
                 aside=len(content) > _LARGE,
             )
         except Exception as error:
@@ -127,7 +127,7 @@ def refusal(error: Exception) -> HTTPException:
     if isinstance(error, QueueFullError):
         return HTTPException(429, str(error), headers={"Retry-After": str(math.ceil(error.retry_after))})
     if isinstance(error, ExpiredError | TimeoutError):
-        return HTTPException(504, f"no answer within the time that the request gave it: {error or 'it runs on'}")
+        return HTTPException(504, f"no answer within the time that the request gave it: {str(error) or 'it runs on'}")
     if isinstance(error, LookupError) and not isinstance(error, KeyError | IndexError):
         return HTTPException(404, str(error))
     if isinstance(error, ValueError | TypeError):
@@ -214,7 +214,8 @@ def _addressed(host: Host, request: Request) -> Slot:
     return slot
 
 
-def _seconds(microseconds: int | None, otherwise: float | None) -> float | None:
+def seconds(microseconds: int | None, otherwise: float | None) -> float | None:
+    """How long a request may take: what it says, or `otherwise`."""
     return otherwise if microseconds is None else min(microseconds / 1e6, _MOST_SECONDS)
 
 

@@ -54,7 +54,7 @@ class Child:
         return self._process.poll()
 
     def wait_ready(self, timeout: float) -> dict[str, Any]:
-        """What the server says of itself once it is ready: port, example, preprocessing.
+        """What the server says of itself once it is ready: ports, example, preprocessing.
 
         Raises the server's own error if it could not start, TimeoutError if it took too long; the process is gone then.
         """
@@ -78,7 +78,7 @@ class Child:
                     raise _KINDS.get(message["kind"], RuntimeError)(message["error"])
                 said |= message
                 if "ready" in message:
-                    return {"port": said["port"], **said["ready"]}
+                    return {"port": said["port"], "grpc_port": said.get("grpc_port"), **said["ready"]}
         except BaseException:
             self.stop(0.0)
             raise

@@ -48,6 +48,7 @@ class Deployer:
         host: str = "127.0.0.1",
         name: str | None = None,
         *,
+        grpc_port: int | None = None,
         warm: Sequence[int] = (1,),
         max_body: int = protocol.MAX_BODY,
         batch: int = 64,
@@ -68,6 +69,7 @@ class Deployer:
             port: where to listen; 0 takes a free one.
             host: the address to listen on; "0.0.0.0" lets other machines ask, and anyone on them: there is no password.
             name: what the model is called in addresses; the file's name without its ending by default.
+            grpc_port: where to answer over gRPC too; 0 takes a free port. Wants the extra "grpc".
             warm: numbers of rows to compile for before it is ready; others are compiled when first asked for.
             max_body: bytes of a request; larger ones are refused.
             batch: rows of different requests that run together, at most; 1 runs each alone.
@@ -84,11 +86,13 @@ class Deployer:
                 interactive.
             timeout: seconds until ready, at most.
 
-        Raises OSError if the port is in use, ValueError for a file that is no model, TimeoutError, or RuntimeError with
+        Raises OSError if a port is in use, ValueError for a file that is no model, TimeoutError, or RuntimeError with
         the server's last output if it ends early.
         """
         name = _checked_name(name, self.path)
         _check_whole("port", port, 0, 65535)
+        if grpc_port is not None:
+            _check_whole("grpc_port", grpc_port, 0, 65535)
         _check_whole("max_body", max_body, 1, 1 << 40)
         for rows in warm:
             _check_whole("warm", rows, 1, 1 << 20)
@@ -111,10 +115,11 @@ class Deployer:
             atexit.register(folder.cleanup)
             arguments += ["--state", os.path.join(folder.name, "state.json")]
 
-        def start(port: int) -> Child:
-            return Child([str(self.path), *arguments, "--port", str(port), "--warm", *map(str, warm)])
+        def start(port: int, grpc_port: int | None) -> Child:
+            ports = ["--port", str(port), *([] if grpc_port is None else ["--grpc-port", str(grpc_port)])]
+            return Child([str(self.path), *arguments, *ports, "--warm", *map(str, warm)])
 
-        handle = Handle(start, name, host, port, max_body, timeout, restart)
+        handle = Handle(start, name, host, port, grpc_port, max_body, timeout, restart)
         lifecycle.keep(handle, wait)
         return handle
 

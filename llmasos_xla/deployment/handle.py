@@ -27,8 +27,8 @@ _MOST_RESTARTS, _RESTART_SECONDS, _WATCHED_EVERY = 5, 60.0, 0.05
 # Values up to here are written out in the curl line.
 _MOST_VALUES = 32
 
-Start = Callable[[int], Child]
-"""Starts a server that listens on a port."""
+Start = Callable[[int, int | None], Child]
+"""Starts a server that listens on a port, and on another over gRPC unless that is None."""
 
 
 @final
@@ -38,9 +38,19 @@ class Handle:
     Threads may share it. Copies in forked processes may ask but not stop it.
     """
 
-    def __init__(self, start: Start, name: str, host: str, port: int, max_body: int, timeout: float, restart: bool):
+    def __init__(
+        self,
+        start: Start,
+        name: str,
+        host: str,
+        port: int,
+        grpc_port: int | None,
+        max_body: int,
+        timeout: float,
+        restart: bool,
+    ):
         self._start, self._timeout = start, timeout
-        self._child = start(port)
+        self._child = start(port, grpc_port)
         self._said = self._child.wait_ready(timeout)
         self._max_body = max_body
         self._stopped, self._owner, self._changed = False, os.getpid(), threading.Lock()
@@ -57,7 +67,13 @@ class Handle:
     @property
     def url(self) -> str:
         """Where it answers, without a slash at the end: "http://127.0.0.1:8000"."""
-        return f"http://[{self._host}]:{self.port}" if ":" in self._host else f"http://{self._host}:{self.port}"
+        return f"http://{self._address(self.port)}"
+
+    @property
+    def grpc_url(self) -> str | None:
+        """Where it answers over gRPC, as clients of gRPC want it: "127.0.0.1:8001". None if it does not."""
+        port = self._said["grpc_port"]
+        return None if port is None else self._address(port)
 
     @property
     def pid(self) -> int:
@@ -192,7 +208,7 @@ class Handle:
                 )
                 self._child.stop(0.0)
                 try:
-                    self._child = self._start(self.port)
+                    self._child = self._start(self.port, self._said["grpc_port"])
                     self._said = self._child.wait_ready(self._timeout)
                     self.restarts += 1
                 except (OSError, RuntimeError, ValueError, ImportError) as error:
@@ -204,6 +220,9 @@ class Handle:
 
         known = self._said["preprocessing"]
         return None if known is None else Preprocessing.from_json(known)
+
+    def _address(self, port: int) -> str:
+        return f"[{self._host}]:{port}" if ":" in self._host else f"{self._host}:{port}"
 
     def _state(self) -> str:
         if self._stopped:

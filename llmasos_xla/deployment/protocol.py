@@ -73,7 +73,7 @@ def read_request(content: bytes, json_length: str | None = None) -> InferRequest
         raise ValueError('infer: "outputs" is a list of {"name"}')
     parameters = _parameters(message)
     binary = parameters.get("binary_data_output") is True
-    priority, timeout = (_whole(parameters, name) for name in ("priority", "timeout"))
+    priority, timeout = (whole(parameters, name) for name in ("priority", "timeout"))
     wanted = {}
     for entry in asked or []:
         if type(entry) is not dict or type(entry.get("name")) is not str:
@@ -85,7 +85,8 @@ def read_request(content: bytes, json_length: str | None = None) -> InferRequest
     return InferRequest(identity, found, tuple(wanted.values()), binary, priority or 0, timeout or None)
 
 
-def _whole(parameters: Mapping[str, Any], name: str) -> int | None:
+def whole(parameters: Mapping[str, Any], name: str) -> int | None:
+    """The parameter of that name, if there is one; raises ValueError if it is no whole number from 0."""
     value = parameters.get(name)
     if value is not None and (type(value) is not int or value < 0):
         raise ValueError(f'infer: the parameter "{name}" is a whole number from 0, {str(value)[:40]} came')

@@ -1,7 +1,8 @@
 """The server process: `python -m llmasos_xla.deployment.server model.h5 --port 8000`.
 
 It answers health at once, loads and warms the model meanwhile, and drains on SIGTERM or Ctrl-C. What happens is told
-in JSON lines on standard output: `{"port": ...}`, then `{"ready": {...}}` or `{"error": ..., "kind": ...}`.
+in JSON lines on standard output: `{"port": ...}`, with `--grpc-port` `{"grpc_port": ...}`, then `{"ready": {...}}` or
+`{"error": ..., "kind": ...}`.
 """
 
 import argparse
@@ -93,8 +94,19 @@ def _serve(options: argparse.Namespace, listener: socket.socket, tell: Callable[
         timeout_graceful_shutdown=_DRAIN_SECONDS,
         ws="none",
     )
-    server = uvicorn.Server(config)
-    failed = threading.Event()
+    bound, failed = threading.Event(), threading.Event()
+
+    def told(port: int) -> None:
+        tell({"grpc_port": port})
+        bound.set()
+
+    if options.grpc_port is None:
+        server = uvicorn.Server(config)
+        bound.set()
+    else:
+        from llmasos_xla.deployment.both import Both
+
+        server = Both(config, host, f"{options.host}:{options.grpc_port}", told)
 
     def stop() -> None:
         host.draining = True
@@ -118,6 +130,8 @@ def _serve(options: argparse.Namespace, listener: socket.socket, tell: Callable[
             slot.put(served)
             updates = Updates(host, state=state, key=options.key, program=options.program)
             controls.append(Control(port, updates.handle))
+            # Who waits for readiness wants the ports by then.
+            bound.wait()
             tell({"ready": about(served)})
         except Exception as error:
             _tell_error(error, tell)
@@ -127,7 +141,14 @@ def _serve(options: argparse.Namespace, listener: socket.socket, tell: Callable[
     threading.Thread(target=load, name="load", daemon=True).start()
     if options.watch_parent:
         threading.Thread(target=_watch_parent, args=(stop,), name="watch", daemon=True).start()
-    server.run(sockets=[listener])
+    try:
+        server.run(sockets=[listener])
+    except OSError as error:
+        tell({"error": str(error), "kind": "OSError"})
+        failed.set()
+    except Exception as error:
+        _tell_error(error, tell)
+        failed.set()
     for control in controls:
         control.close()
     # The requests had their time to drain; a call into the model cannot be interrupted and would hold the exit up.
@@ -183,6 +204,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--name", required=True, help="what the model is called in addresses")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
+    parser.add_argument("--grpc-port", type=int, help="answer over gRPC too, there; 0 takes a free one")
     parser.add_argument("--warm", type=int, nargs="*", default=[1], help="numbers of rows to compile for before ready")
     parser.add_argument("--max-body", type=int, default=protocol.MAX_BODY, help="bytes of a request, at most")
     parser.add_argument("--batch", type=int, default=64, help="rows that run together, at most")
