@@ -20,6 +20,7 @@ updates      what the server does when it is told to
 trial        a version that has to prove itself
 shared       weights in shared memory
 protocol     requests and answers of the Open Inference Protocol v2
+codings      bodies that come compressed
 tensors      one tensor of that protocol, as JSON or bytes
 rpc          the gRPC server: the same protocol, the same models
 rpc_content  requests and answers over gRPC, as arrays by name

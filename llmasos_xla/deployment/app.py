@@ -18,7 +18,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from llmasos_xla._version import __version__
-from llmasos_xla.deployment import metrics, protocol
+from llmasos_xla.deployment import codings, metrics, protocol
 from llmasos_xla.deployment.batching import ExpiredError, QueueFullError
 from llmasos_xla.deployment.host import Host
 from llmasos_xla.deployment.slot import LoadingError, Slot
@@ -82,8 +82,10 @@ class App:
             slot.find(version)
         except (LookupError, LoadingError) as error:
             raise refusal(error) from None
-        _check_media(headers)
+        coding = _check_media(headers)
         content = await _body(headers, receive, self.host.limits.body)
+        if coding != "identity":
+            content = await _unpacked(content, coding, self.host.limits.body)
         try:
             length = headers.get(protocol.JSON_LENGTH.lower().encode())
             read = functools.partial(
@@ -219,7 +221,8 @@ def seconds(microseconds: int | None, otherwise: float | None) -> float | None:
     return otherwise if microseconds is None else min(microseconds / 1e6, _MOST_SECONDS)
 
 
-def _check_media(headers: Mapping[bytes, bytes]) -> None:
+def _check_media(headers: Mapping[bytes, bytes]) -> str:
+    """How the body is compressed, if its kind is one of those that are read."""
     # None is fine: clients of the protocol send bytes without naming them.
     kind = headers.get(b"content-type", _MEDIA[0].encode()).decode("latin-1").partition(";")[0].strip().lower()
     if kind not in _MEDIA:
@@ -227,8 +230,10 @@ def _check_media(headers: Mapping[bytes, bytes]) -> None:
             415, f"media type {kind[:60]!r} came, {' or '.join(_MEDIA)} is wanted; name it in Content-Type"
         )
     coding = headers.get(b"content-encoding", b"identity").decode("latin-1").strip().lower()
-    if coding != "identity":
-        raise HTTPException(415, f"content encoding {coding[:60]!r} came; send the body as it is")
+    if coding not in codings.CODINGS:
+        known = ", ".join(codings.CODINGS)
+        raise HTTPException(415, f"content encoding {coding[:60]!r} came; known: {known}")
+    return coding
 
 
 async def _body(headers: Mapping[bytes, bytes], receive: Receive, most: int) -> bytes:
@@ -253,8 +258,20 @@ async def _body(headers: Mapping[bytes, bytes], receive: Receive, most: int) -> 
         while more and dropped <= 4 * most:
             part, more = await _part(receive)
             dropped += len(part)
-    reason = f"the body is larger than {most} bytes; send fewer rows a request, or start the server with max_body="
-    raise HTTPException(413, reason, headers={"Connection": "close"})
+    raise HTTPException(413, _too_large(most), headers={"Connection": "close"})
+
+
+async def _unpacked(content: bytes, coding: str, most: int) -> bytes:
+    try:
+        return await asyncio.to_thread(codings.unpacked, content, coding, most)
+    except codings.TooLargeError:
+        raise HTTPException(413, _too_large(most)) from None
+    except ValueError as error:
+        raise HTTPException(400, str(error)) from None
+
+
+def _too_large(most: int) -> str:
+    return f"the body is larger than {most} bytes; send fewer rows a request, or start the server with max_body="
 
 
 async def _part(receive: Receive) -> tuple[bytes, bool]:

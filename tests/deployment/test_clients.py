@@ -111,6 +111,9 @@ def test_compressed(clients, image_model, images, algorithm):
     expected = image_model.predict(images)
     answer = clients["grpc"].infer("insects", [tensor(over_grpc, images)], compression_algorithm=algorithm)
     np.testing.assert_array_equal(answer.as_numpy("output"), expected)
+    options = {"request_compression_algorithm": algorithm, "response_compression_algorithm": algorithm}
+    answer = clients["http"].infer("insects", [tensor(over_http, images)], **options)
+    np.testing.assert_array_equal(answer.as_numpy("output"), expected)
 
 
 def test_which_models_there_are(client, kind):
