@@ -202,7 +202,12 @@ class Batcher:
                 ]
         except Exception as error:
             if len(batch) == 1:
-                self._done([(batch[0], error)])
+                failed = error
+                if isinstance(error, ValueError | TypeError | LookupError | TimeoutError):
+                    # The inputs were accepted, so this is no fault of the sender's, as these would tell.
+                    failed = RuntimeError(f"infer: the model failed: {error}")
+                    failed.__cause__ = error
+                self._done([(batch[0], failed)])
             else:
                 # Whoever is at fault, the others shall not pay for it.
                 for job in batch:

@@ -329,9 +329,10 @@ def test_compressed_bodies(client_of, image_model, images):
     assert (answer.status_code, answer.json()) == (400, {"error": "infer: the body is gzip that is cut off"})
 
 
-def test_a_fault_of_the_model_is_a_500_with_an_id_in_the_log(client_of, image_model, images, caplog, monkeypatch):
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError, TypeError, LookupError, TimeoutError])
+def test_a_fault_of_the_model_is_a_500_with_an_id_in_the_log(client_of, image_model, images, caplog, monkeypatch, kind):
     def fail(self, inputs):
-        raise RuntimeError("secret")
+        raise kind("secret")
 
     monkeypatch.setattr(Served, "run", fail)
     answer = client_of(image_model).infer(asked(images))
@@ -340,7 +341,7 @@ def test_a_fault_of_the_model_is_a_500_with_an_id_in_the_log(client_of, image_mo
     assert error.startswith("the model failed on this request; the server's log has the reason under ")
     assert "secret" not in answer.text
     assert error.split()[-1] in caplog.text
-    assert "RuntimeError: secret" in caplog.text
+    assert f"{kind.__name__}: secret" in caplog.text
 
 
 def test_nan_outputs_are_told_and_never_null(client, images, monkeypatch):
