@@ -299,20 +299,24 @@ def test_pictures_are_planned_as_large_as_the_data_were(height, width):
     assert flops[0] == flops[1]
 
 
-DETECTOR = dict(
-    depths=(1, 1), widths=(4, 8), stem=4, maps=2, attended=(1,), classes=2, queries=4, width=8, depth=1, heads=2,
-    points=2, hidden=8, encoder_width=8, encoder_heads=2, encoder_hidden=8, input_shape=(16, 24, 3),
-)  # fmt: skip
-WHISPER = dict(
-    vocab=60, width=16, depth=1, num_heads=2, mels=8, source=100, context=40, start_ids=(1, 2), end=3,
-    suppressed_first=(),
-)  # fmt: skip
+def _detector():
+    return lm.models.rtdetr_r18(
+        depths=(1, 1), widths=(4, 8), stem=4, maps=2, attended=(1,), classes=2, queries=4, width=8, depth=1, heads=2,
+        points=2, hidden=8, encoder_width=8, encoder_heads=2, encoder_hidden=8, input_shape=(16, 24, 3),
+    )  # fmt: skip
+
+
+def _whisper():
+    return lm.models.whisper(
+        vocab=60, width=16, depth=1, num_heads=2, mels=8, source=100, context=40, start_ids=(1, 2), end=3,
+        suppressed_first=(),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("make", "loss", "time"),
     [
-        pytest.param(lambda: lm.models.rtdetr_r18(**DETECTOR), "detection", None, marks=pytest.mark.slow),
+        pytest.param(_detector, "detection", None, marks=pytest.mark.slow),
         (lambda: lm.models.conformer_small(vocab=7, width=8, depth=1, num_heads=2, channels=4), "ctc", 4096),
         (lm.models.silero_vad, "binary_crossentropy", 4096),
     ],
@@ -329,7 +333,7 @@ def test_detectors_recognizers_and_nets_of_fewer_steps_than_samples(make, loss, 
     [
         lambda: lm.models.t5(vocab=30, width=8, depth=1, heads=2, key_dim=4, hidden=16),
         pytest.param(lambda: lm.models.seq2seq(vocab=30, width=8, hidden=8), marks=pytest.mark.slow),
-        pytest.param(lambda: lm.models.whisper(**WHISPER), marks=pytest.mark.slow),
+        pytest.param(_whisper, marks=pytest.mark.slow),
     ],
     ids=["t5", "seq2seq", "whisper"],
 )
