@@ -64,11 +64,11 @@ def _peers(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             problem = server.check(picture, wanted)
             if problem:
                 failed[name] = problem
-                del servers[name]
+                _say(f"{name}: {problem}")
+        right = [name for name in servers if name not in failed]
         for turn in range(options.rounds):
             bare.append(_bare(weights, picture))
-            order = list(servers)
-            for name in order[turn % len(order) :] + order[: turn % len(order)]:
+            for name in right[turn % len(right) :] + right[: turn % len(right)] if right else ():
                 with servers[name].awake():
                     for clients in CLIENTS:
                         load(servers[name].plan(picture, clients, 0.5))
