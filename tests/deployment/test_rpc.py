@@ -349,11 +349,12 @@ def test_priority_and_time_reach_the_model(told):
 
 
 def test_no_more_than_so_many_are_inside(told):
-    begun = threading.Event()
+    begun, release = threading.Event(), threading.Event()
 
     async def slow(tensors):
         begun.set()
-        await asyncio.sleep(0.5)
+        while not release.is_set():
+            await asyncio.sleep(0.01)
         return dict(tensors)
 
     with Running([told(slow)], requests=1) as running:
@@ -361,6 +362,7 @@ def test_no_more_than_so_many_are_inside(told):
         assert begun.wait(10)
         with refused("RESOURCE_EXHAUSTED", "1 requests are inside, which is all that may be; ask again later"):
             running.infer(asked(ONE))
+        release.set()
         assert future.result(10)
         assert running.host.refused == 1
         assert running.host.inside == 0
@@ -432,7 +434,7 @@ def test_deadlines_and_callers_that_leave(told):
 
     with Running([told(slow)]) as running:
         with refused("DEADLINE_EXCEEDED"):
-            running.infer(asked(ONE), timeout=0.3)
+            running.infer(asked(ONE), timeout=1.0)
         begun.clear()
         future = running.channel.unary_unary(f"/{SERVICE}/ModelInfer").future(asked(ONE).SerializeToString())
         assert begun.wait(10)
