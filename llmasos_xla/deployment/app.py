@@ -4,6 +4,7 @@ import asyncio
 import functools
 import logging
 import math
+import pathlib
 import re
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
@@ -28,6 +29,14 @@ _MEDIA = ("application/json", "application/octet-stream")
 _INFER = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
 # Bodies from here on are read into arrays beside the event loop, so that small requests do not wait for them.
 _LARGE = 1 << 17
+# The page is whole in itself: nothing of it may come from elsewhere, and nothing of it may go there.
+_PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "connect-src 'self'; img-src blob: data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
 _MOST_SECONDS = 24 * 3600.0
 
 
@@ -165,6 +174,9 @@ def _rest(host: Host) -> Starlette:
     async def stats(request: Request) -> Response:
         return _json(host.stats())
 
+    async def page(request: Request) -> Response:
+        return Response(_page(), headers=_PAGE_HEADERS, media_type="text/html")
+
     async def figures(request: Request) -> Response:
         return Response(metrics.exposition(host), media_type=metrics.CONTENT_TYPE)
 
@@ -188,6 +200,7 @@ def _rest(host: Host) -> Starlette:
         return checked
 
     routes = [
+        Route("/", page),
         Route("/v2", guarded(server)),
         Route("/v2/health/live", live),
         Route("/v2/health/ready", ready),
@@ -203,6 +216,11 @@ def _rest(host: Host) -> Starlette:
         ]
     handlers: dict[Any, Callable] = {HTTPException: _refused}
     return Starlette(routes=routes, exception_handlers=handlers)
+
+
+@functools.cache
+def _page() -> bytes:
+    return (pathlib.Path(__file__).parent / "page" / "index.html").read_bytes()
 
 
 def _addressed(host: Host, request: Request) -> Slot:

@@ -268,7 +268,7 @@ def test_bytes_that_belong_to_no_tensor_are_refused(client, images):
         ("GET", "/v2/models/n/ready", 404, "unknown model 'n'; this server has 'm'"),
         ("GET", "/v2/models/m/versions/2", 404, "model 'm' has no version '2'; it has '1'"),
         ("GET", "/v1", 404, "there is nothing at '/v1'; known: /v2, /v2/health/live"),
-        ("GET", "/", 404, "there is nothing at '/'; known: /v2"),
+        ("GET", "/page", 404, "there is nothing at '/page'; known: /v2"),
         ("GET", "/v2/models/m/infer", 405, "method GET came at '/v2/models/m/infer'; it takes POST"),
         ("DELETE", "/v2/models/m", 405, "method DELETE came at '/v2/models/m'; it takes "),
     ],
@@ -352,6 +352,13 @@ def test_nan_outputs_are_told_and_never_null(client, images, monkeypatch):
         "infer: the model's 'output' holds NaN or infinity, which JSON cannot carry; ask for binary data to see it"
     )
     assert client.infer({**asked(images), "parameters": {"binary_data_output": True}}).status_code == 200
+
+
+def test_the_page_is_whole_in_itself(client):
+    answer = client.get("/")
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert "http" not in answer.text.replace("http-equiv", "")
 
 
 def test_figures_for_prometheus(client_of, image_model, images):
