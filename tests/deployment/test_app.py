@@ -491,15 +491,29 @@ json_values = st.recursive(
 keys = st.sampled_from(["name", "shape", "datatype", "data", "parameters"])
 
 
-@settings(max_examples=150, deadline=None)
-@given(
+odd_messages = given(
     changes=st.dictionaries(keys, json_values, min_size=1),
     more=st.dictionaries(st.sampled_from(["id", "outputs", "parameters"]), json_values),
 )
-def test_no_message_brings_it_down(client, images, changes, more):
+
+
+def never_down(client, images, changes, more):
     body = orjson.dumps({**asked(images, **changes), **more})
     answer = client.request("POST", "/v2/models/m/infer", content=body)
     assert answer.status_code in (200, 400), answer.text
+
+
+@settings(max_examples=150, deadline=None)
+@odd_messages
+def test_no_message_brings_it_down(client, images, changes, more):
+    never_down(client, images, changes, more)
+
+
+@pytest.mark.slow
+@settings(max_examples=2000, deadline=None)
+@odd_messages
+def test_two_thousand_messages_do_not_bring_it_down(client, images, changes, more):
+    never_down(client, images, changes, more)
 
 
 @settings(max_examples=100, deadline=None)
