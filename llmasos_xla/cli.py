@@ -83,8 +83,7 @@ def _add_serving(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="put a model behind an address",
         description="Serves a bundle or a saved model until Ctrl-C, and starts the server again if it is killed.",
     )
-    parser.add_argument("path", help="a .lmx, .h5 or .safetensors file")
-    parser.add_argument("--name", help="what the model is called in addresses; the file's name by default")
+    parser.add_argument("paths", nargs="+", metavar="[NAME=]PATH", help="a .lmx, .h5 or .safetensors file, or several")
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (8000)")
     parser.add_argument("--grpc-port", type=int, metavar="PORT", help="answer over gRPC too, there")
@@ -123,9 +122,15 @@ def _add_address(parser: argparse.ArgumentParser) -> None:
 def _serve(chosen: argparse.Namespace) -> int:
     from llmasos_xla.deployment.deployer import Deployer
 
-    options = {name: value for name, value in vars(chosen).items() if name not in ("command", "run", "path", "key")}
+    options = {name: value for name, value in vars(chosen).items() if name not in ("command", "run", "paths", "key")}
+    named = [path.rpartition("=") for path in chosen.paths]
+    models = {name or os.path.splitext(os.path.basename(path))[0]: path for name, _, path in named}
+    if len(models) < len(named):
+        raise ValueError("two models have one name; write NAME=PATH")
+    # One without a name gets its file's, made fit for an address.
+    alone = len(named) == 1 and not named[0][0]
     # The server lives until this process ends, which waits for Ctrl-C.
-    Deployer(chosen.path, key=chosen.key).deploy(**options, restart=True, wait=True)
+    Deployer(chosen.paths[0] if alone else models, key=chosen.key).deploy(**options, restart=True, wait=True)
     return 0
 
 

@@ -5,7 +5,7 @@ import os
 import pathlib
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 from llmasos_xla.deployment import lifecycle, protocol
@@ -17,10 +17,10 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")
 
 @final
 class Deployer:
-    """Serves the model that `model.save(path)` or `model.export(path)` wrote.
+    """Serves the model that `model.save(path)` or `model.export(path)` wrote, or several.
 
     Args:
-        path: a `.h5`, `.safetensors` or `.lmx` file.
+        path: a `.h5`, `.safetensors` or `.lmx` file; several as a dict from what they are called to their files.
         key: the public ed25519 key, PEM text or a file of it, of whoever must have signed this bundle and those that
             come in updates.
 
@@ -38,9 +38,15 @@ class Deployer:
     ('tiny', True)
     """
 
-    def __init__(self, path: str | os.PathLike, *, key: str | os.PathLike | None = None):
-        self.path, self.key = pathlib.Path(path).absolute(), key
-        self._check_file()
+    def __init__(
+        self, path: str | os.PathLike | Mapping[str, str | os.PathLike], *, key: str | os.PathLike | None = None
+    ):
+        self.key = key
+        named = path if isinstance(path, Mapping) else {None: path}
+        if not named:
+            raise ValueError("Deployer: a dict of no models came; one at least is wanted")
+        self.paths = {name: pathlib.Path(each).absolute() for name, each in named.items()}
+        self._check_files()
 
     def deploy(
         self,
@@ -89,15 +95,19 @@ class Deployer:
         Raises OSError if a port is in use, ValueError for a file that is no model, TimeoutError, or RuntimeError with
         the server's last output if it ends early.
         """
-        name = _checked_name(name, self.path)
+        if name is not None and None not in self.paths:
+            raise ValueError(
+                f"deploy: the models have names already, {', '.join(map(str, self.paths))}; leave name away"
+            )
+        models = {_checked_name(name if each is None else each, path): path for each, path in self.paths.items()}
         _check_whole("port", port, 0, 65535)
         if grpc_port is not None:
             _check_whole("grpc_port", grpc_port, 0, 65535)
         _check_whole("max_body", max_body, 1, 1 << 40)
         for rows in warm:
             _check_whole("warm", rows, 1, 1 << 20)
-        self._check_file()
-        arguments = ["--name", name, "--host", host, "--max-body", str(max_body)]
+        self._check_files()
+        arguments = [*(f"--name={each}" for each in models), "--host", host, "--max-body", str(max_body)]
         _check_whole("batch", batch, 1, 1 << 16)
         _check_whole("keep", keep, 0, 1000)
         arguments += ["--batch", str(batch), "--delay", str(delay), "--keep", str(keep)]
@@ -117,26 +127,31 @@ class Deployer:
 
         def start(port: int, grpc_port: int | None) -> Child:
             ports = ["--port", str(port), *([] if grpc_port is None else ["--grpc-port", str(grpc_port)])]
-            return Child([str(self.path), *arguments, *ports, "--warm", *map(str, warm)])
+            return Child([*map(str, models.values()), *arguments, *ports, "--warm", *map(str, warm)])
 
-        handle = Handle(start, name, host, port, grpc_port, max_body, timeout, restart)
+        handle = Handle(start, list(models), host, port, grpc_port, max_body, timeout, restart)
         lifecycle.keep(handle, wait)
         return handle
 
     def __repr__(self) -> str:
-        return f"Deployer({str(self.path)!r})"
+        return f"Deployer({', '.join(repr(str(path)) for path in self.paths.values())})"
 
-    def _check_file(self) -> None:
-        from llmasos_xla.api import saving
-        from llmasos_xla.storage.bundle import Bundle
+    def _check_files(self) -> None:
+        for path in self.paths.values():
+            _check_file(path, self.key)
 
-        if self.path.suffix == ".lmx":
-            Bundle.open(self.path, key=self.key)
-        elif saving.read(self.path).spec.get("preprocessing") is None:
-            raise ValueError(
-                f"Deployer: the model in {self.path.name!r} has never seen data, so it is not known how to prepare its "
-                "input; fit it, or call predict once, and save it again"
-            )
+
+def _check_file(path: pathlib.Path, key: Any) -> None:
+    from llmasos_xla.api import saving
+    from llmasos_xla.storage.bundle import Bundle
+
+    if path.suffix == ".lmx":
+        Bundle.open(path, key=key)
+    elif saving.read(path).spec.get("preprocessing") is None:
+        raise ValueError(
+            f"Deployer: the model in {path.name!r} has never seen data, so it is not known how to prepare its "
+            "input; fit it, or call predict once, and save it again"
+        )
 
 
 def _checked_name(name: str | None, path: pathlib.Path) -> str:

@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import functools
 import http.client
 import os
 import shlex
@@ -19,6 +18,7 @@ import orjson
 from llmasos_xla.deployment import control, protocol
 from llmasos_xla.deployment.child import Child
 from llmasos_xla.deployment.raw_input import to_tensors
+from llmasos_xla.errors import unknown
 
 # `predict` runs batches of this size; a request of whole batches gets the same programs, so the same bits.
 _BATCH = 256
@@ -41,7 +41,7 @@ class Handle:
     def __init__(
         self,
         start: Start,
-        name: str,
+        names: Sequence[str],
         host: str,
         port: int,
         grpc_port: int | None,
@@ -53,8 +53,11 @@ class Handle:
         self._child = start(port, grpc_port)
         self._said = self._child.wait_ready(timeout)
         self._max_body = max_body
+        self._prepared: dict[str, tuple[Any, Any]] = {}
         self._stopped, self._owner, self._changed = False, os.getpid(), threading.Lock()
-        self.name: str = name
+        self.name: str = names[0]
+        """Of the model; of the first, where there are several."""
+        self.names: tuple[str, ...] = tuple(names)
         self.port: int = self._said["port"]
         self.restarts: int = 0
         """How often the server was started again."""
@@ -89,11 +92,11 @@ class Handle:
     @property
     def curl(self) -> str:
         """A command line that asks the server about one made-up row."""
-        inputs = ",".join(map(_curl_tensor, self._said["example"]))
+        inputs = ",".join(map(_curl_tensor, self._said["models"][self.name]["example"]))
         address = shlex.quote(f"{self.url}/v2/models/{self.name}/infer")
         return f"curl -s {address} -H 'Content-Type: application/json' -d '{{\"inputs\":[{inputs}]}}'"
 
-    def predict(self, x: Any, *, timeout: float = 300.0) -> np.ndarray:
+    def predict(self, x: Any, *, model: str | None = None, timeout: float = 300.0) -> np.ndarray:
         """Outputs [rows, ...] in float32, as `model.predict(x)` gives them, asked over HTTP.
 
         `x` is what `model.predict` takes. Many rows go in several requests; each may take `timeout` seconds.
@@ -102,10 +105,11 @@ class Handle:
         server is gone.
         """
         self._check_running()
-        tensors = to_tensors(x, self._preprocessing)
-        return np.concatenate([self._infer(part, timeout) for part in _parts(tensors, self._max_body)])
+        name = self._named(model)
+        tensors = to_tensors(x, self._preprocessing(name))
+        return np.concatenate([self._infer(name, part, timeout) for part in _parts(tensors, self._max_body)])
 
-    def update(self, source: Any, **trial: Any) -> dict[str, Any]:
+    def update(self, source: Any, *, model: str | None = None, **trial: Any) -> dict[str, Any]:
         """Replaces the weights, or the model, while requests are answered; returns the new version and the seconds.
 
         The new version is opened, checked against its digests, compiled for all that the old one was compiled for, and
@@ -115,6 +119,7 @@ class Handle:
         Args:
             source: a bundle, a saved model or a folder of checkpoints; or a model or its `Variables` from this process,
                 whose weights go through shared memory, with no file between.
+            model: which is replaced, where there are several; the first if None. So it is in the other methods.
             **trial: share=0.1 lets the new version answer a tenth of the requests, until requests=100 were good and it
                 answers them all, or more than most_errors=0.01 of them failed, or its median latency was more than
                 most_latency=2.0 times the other's, and it is taken back; shadow=True computes the same beside and sends
@@ -122,42 +127,39 @@ class Handle:
 
         Raises ControlError with the reason if the version is refused, ConnectionError if the server is gone.
         """
-        self._check_running()
-        message: dict[str, Any] = {"do": "update", "model": self.name}
+        message: dict[str, Any] = {"do": "update"}
         if trial:
             message["trial"] = trial
         if isinstance(source, str | os.PathLike):
-            return control.ask(self.port, {**message, "path": os.path.abspath(source)})
+            return self._tell(model, {**message, "path": os.path.abspath(source)})
         from llmasos_xla.deployment.handing import handed_over
 
         try:
             with handed_over(source) as (more, files):
-                return control.ask(self.port, {**message, **more}, files)
+                return self._tell(model, {**message, **more}, files)
         except control.ControlError as error:
             if error.kind != "OtherModelError":
                 raise
         # Another architecture: what rebuilds it has to come along.
         with tempfile.TemporaryDirectory() as folder:
-            path = os.path.join(folder, f"{self.name}.safetensors")
+            path = os.path.join(folder, "model.safetensors")
             source.save(path)
-            return control.ask(self.port, {**message, "path": path, "passing": True})
+            return self._tell(model, {**message, "path": path, "passing": True})
 
-    def rollback(self) -> str:
+    def rollback(self, *, model: str | None = None) -> str:
         """Lets the version before answer again, at once; returns which. Raises ControlError if there is none."""
-        self._check_running()
-        return control.ask(self.port, {"do": "rollback", "model": self.name})["version"]
+        return self._tell(model, {"do": "rollback"})["version"]
 
-    def end_trial(self, good: bool) -> str:
+    def end_trial(self, good: bool, *, model: str | None = None) -> str:
         """Ends a trial: lets the version on trial answer, or takes it back; returns which answers."""
-        self._check_running()
-        message = {"do": "end_trial", "model": self.name, "verdict": "good" if good else "bad"}
-        return control.ask(self.port, message)["version"]
+        return self._tell(model, {"do": "end_trial", "verdict": "good" if good else "bad"})["version"]
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self, *, model: str | None = None) -> dict[str, Any]:
         """Versions, requests, latencies of the last minute, queue and programs."""
         self._check_running()
         found = control.ask(self.port, {"do": "stats"})
-        return next(model for model in found["models"] if model["name"] == self.name)
+        name = self._named(model)
+        return next(each for each in found["models"] if each["name"] == name)
 
     def ready(self) -> bool:
         """Whether the server answers and its model can be asked."""
@@ -214,12 +216,28 @@ class Handle:
                 except (OSError, RuntimeError, ValueError, ImportError) as error:
                     print(f"{self.name!r}: {error}", file=sys.stderr)
 
-    @functools.cached_property
-    def _preprocessing(self) -> Any:
+    def _named(self, model: str | None) -> str:
+        if model is not None and model not in self.names:
+            raise unknown("server", "model", model, self.names)
+        return self.name if model is None else model
+
+    def _preprocessing(self, name: str) -> Any:
         from llmasos_xla.data.preprocessing import Preprocessing
 
-        known = self._said["preprocessing"]
-        return None if known is None else Preprocessing.from_json(known)
+        said = self._said["models"][name]["preprocessing"]
+        before, found = self._prepared.get(name, (None, None))
+        if before is not said:
+            found = None if said is None else Preprocessing.from_json(said)
+            self._prepared[name] = said, found
+        return found
+
+    def _tell(self, model: str | None, message: dict[str, Any], files: Sequence[int] = ()) -> dict[str, Any]:
+        """Has the server do something to a model, and learns how that one's input is prepared from then on."""
+        name = self._named(model)
+        self._check_running()
+        found = control.ask(self.port, {**message, "model": name}, files)
+        self._said["models"][name] = control.ask(self.port, {"do": "about", "model": name})
+        return found
 
     def _address(self, port: int) -> str:
         return f"[{self._host}]:{port}" if ":" in self._host else f"{self._host}:{port}"
@@ -238,10 +256,10 @@ class Handle:
                 f"{self._child.last_words()}"
             )
 
-    def _infer(self, tensors: Mapping[str, np.ndarray], timeout: float) -> np.ndarray:
+    def _infer(self, name: str, tensors: Mapping[str, np.ndarray], timeout: float) -> np.ndarray:
         body = protocol.write_request(tensors, ["output"])
         try:
-            status, content, json_length = self._ask("POST", f"/v2/models/{self.name}/infer", body, timeout)
+            status, content, json_length = self._ask("POST", f"/v2/models/{name}/infer", body, timeout)
         except TimeoutError:
             raise TimeoutError(
                 f"predict: no answer from {self.url} within {timeout:g} s; pass a larger timeout="

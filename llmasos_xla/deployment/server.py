@@ -80,11 +80,11 @@ def _serve(options: argparse.Namespace, listener: socket.socket, tell: Callable[
     from llmasos_xla.deployment.host import Host, Limits
     from llmasos_xla.deployment.slot import Slot
 
-    slot = Slot(options.name, keep=options.keep, most_rows=options.batch, delay=options.delay)
+    slots = [Slot(name, keep=options.keep, most_rows=options.batch, delay=options.delay) for name in options.name]
     state = pathlib.Path(options.state) if options.state else None
     port, controls = listener.getsockname()[1], []
     keys = pathlib.Path(options.keys).read_text().split() if options.keys else ()
-    host = Host([slot], limits=Limits(options.max_body, seconds=options.timeout), keys=keys)
+    host = Host(slots, limits=Limits(options.max_body, seconds=options.timeout), keys=keys)
     config = uvicorn.Config(
         App(host),
         access_log=options.access_log,
@@ -117,22 +117,23 @@ def _serve(options: argparse.Namespace, listener: socket.socket, tell: Callable[
             from llmasos_xla.deployment.updates import Updates, recorded
             from llmasos_xla.deployment.versions import about, open_version
 
-            path, version = options.path, "1"
-            found = recorded(state).get(options.name) if state else None
-            if found:
-                path, version = found["path"], found["version"]
-            served = open_version(path, options.name, version, key=options.key, program=options.program)
-            if found and found["digest"] != served.digest:
-                print(f"{path!r} is not the file it was when it was handed over", file=sys.stderr)
-            served.path = path
-            for rows in options.warm:
-                served.warm(rows)
-            slot.put(served)
+            known = recorded(state) if state else {}
+            for slot, path in zip(slots, options.paths, strict=True):
+                found = known.get(slot.name, {"path": path, "version": "1"})
+                served = open_version(
+                    found["path"], slot.name, found["version"], key=options.key, program=options.program
+                )
+                if found.get("digest") not in (None, served.digest):
+                    print(f"{found['path']!r} is not the file it was when it was handed over", file=sys.stderr)
+                served.path = found["path"]
+                for rows in options.warm:
+                    served.warm(rows)
+                slot.put(served)
             updates = Updates(host, state=state, key=options.key, program=options.program)
             controls.append(Control(port, updates.handle))
             # Who waits for readiness wants the ports by then.
             bound.wait()
-            tell({"ready": about(served)})
+            tell({"ready": {"models": {slot.name: about(slot.find()) for slot in slots}}})
         except Exception as error:
             _tell_error(error, tell)
             failed.set()
@@ -200,8 +201,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m llmasos_xla.deployment.server", description="Serves a saved model."
     )
-    parser.add_argument("path", help="the .h5 or .safetensors file")
-    parser.add_argument("--name", required=True, help="what the model is called in addresses")
+    parser.add_argument("paths", nargs="+", help="a .lmx, .h5 or .safetensors file, or several")
+    parser.add_argument("--name", required=True, action="append", help="what each model is called in addresses")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
     parser.add_argument("--grpc-port", type=int, help="answer over gRPC too, there; 0 takes a free one")

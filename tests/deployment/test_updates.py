@@ -337,6 +337,38 @@ def test_a_server_is_updated_and_a_killed_one_goes_on_with_a_whole_version(model
         np.testing.assert_allclose(server.predict(X), models[1].predict(X), rtol=1e-5)
 
 
+def test_several_models_are_updated_each_by_itself(models, tmp_path):
+    paths = [model.export(tmp_path / f"{i}.lmx") for i, model in enumerate(models)]
+    with lm.Deployer({"a": paths[0], "b": paths[1]}).deploy() as server:
+        assert server.names == ("a", "b")
+        np.testing.assert_allclose(server.predict(X), models[0].predict(X), rtol=1e-5)
+        np.testing.assert_allclose(server.predict(X, model="b"), models[1].predict(X), rtol=1e-5)
+        server.update(paths[2], model="b")
+        np.testing.assert_allclose(server.predict(X), models[0].predict(X), rtol=1e-5)
+        np.testing.assert_allclose(server.predict(X, model="b"), models[2].predict(X), rtol=1e-5)
+        assert (server.stats()["version"], server.stats(model="b")["version"]) == ("1", "2")
+        with pytest.raises(ValueError, match="unknown model 'c'"):
+            server.predict(X, model="c")
+    with pytest.raises(ValueError, match="the models have names already, a"):
+        lm.Deployer({"a": paths[0]}).deploy(name="x")
+    with pytest.raises(ValueError, match="a dict of no models"):
+        lm.Deployer({})
+
+
+def test_what_an_update_changes_about_the_input_is_known_to_the_sender(tmp_path):
+    def words(texts):
+        model = lm.Sequential([lm.layers.Embedding(12, 4), lm.layers.GlobalAveragePooling1D(), lm.layers.Dense(1)])
+        model.compile(loss="mse")
+        model.fit(texts, np.zeros(len(texts), np.float32), verbose=0)
+        return model
+
+    old, new = words(["good bad"]), words(["rain sun", "wind"])
+    old.save(tmp_path / "old.h5")
+    with lm.Deployer(tmp_path / "old.h5").deploy() as server:
+        server.update(new)
+        np.testing.assert_allclose(server.predict(["sun wind"]), new.predict(["sun wind"]), rtol=1e-5)
+
+
 def test_a_server_that_is_killed_is_started_again(models, tmp_path):
     paths = [model.export(tmp_path / f"{i}.lmx") for i, model in enumerate(models)]
     with lm.Deployer(paths[0]).deploy(name="m", restart=True) as server:
