@@ -15,6 +15,7 @@
     callbacks                     early stopping, best checkpoint, logs
     plan                          which devices and which layout, before anyone pays for them
     Deployer                      serve a saved model over HTTP
+    export                        a model as a bundle, or for ONNX, OpenVINO, IREE, TensorFlow
     sharding                      meshes, where arrays lie on them
     initialize, world             several processes, on one machine or many
     kernels                       convolution, pooling, recurrence for your own JAX code
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from llmasos_xla.core import pure as pure
     from llmasos_xla.data.dataset import Dataset as Dataset
     from llmasos_xla.deployment.deployer import Deployer as Deployer
+    from llmasos_xla.deployment.exporting import export as export
     from llmasos_xla.models import layers as layers
     from llmasos_xla.models.lora import LoRA as LoRA
     from llmasos_xla.sharding.distributed import initialize as initialize
@@ -73,6 +75,7 @@ _HOMES = {
     "Sequential": "api.sequential",
     "Variables": "core",
     "World": "sharding.processes.world",
+    "export": "deployment.exporting",
     "finetune": "api.finetuning",
     "generate": "api.generate",
     "initialize": "sharding.distributed",

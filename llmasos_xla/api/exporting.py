@@ -25,7 +25,7 @@ INPUT, OUTPUT = "input", "output"
 ROWS = "rows"
 # One, since a program for one row is what every server has.
 _EXAMPLE_ROWS = 1
-_LEAST = (1, 2, 4, 8, 16, 32, 64, 128)
+LEAST = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Forward(NamedTuple):
@@ -45,8 +45,11 @@ class Forward(NamedTuple):
         return dict(encoded) if isinstance(encoded, Mapping) else {self.tensors[0].name: np.asarray(encoded)}
 
 
-def forward_of(model: Door, who: str) -> Forward:
-    """What `model.predict` computes between encoded input and outputs; raises ValueError for one without data."""
+def forward_of(model: Door, who: str, precision: str | None = None) -> Forward:
+    """What `model.predict` computes between encoded input and outputs; raises ValueError for one without data.
+
+    `precision` is that of the arithmetic, the model's own if None.
+    """
     learner = model.learner
     preprocessing = learner.preprocessing
     if preprocessing is None:
@@ -54,7 +57,8 @@ def forward_of(model: Door, who: str) -> Forward:
             f"{who}: the model has never seen data, so it is not known how to prepare its input; fit it, or call "
             "predict once"
         )
-    several, outputs = learner.spec.several(), learner.outputs
+    several = learner.spec.several()
+    outputs = learner.outputs if precision is None else learner.outputs_in(precision)
     names = tuple(several) or (OUTPUT,)
     parts = preprocessing.input if isinstance(preprocessing.input, tuple) else ((INPUT, preprocessing.input),)
     # A single input goes in as an array; so does the first of several where the others need not come.
@@ -139,6 +143,13 @@ def export_net(
 
     Raises ValueError where the function cannot be exported for any number of rows.
     """
+    forward, request = forward_of_net(net, variables, example)
+    arrays = fetch(files.arrays_by_name(variables, None))
+    return _write(path, forward.run, arrays, forward.tensors, forward.groups, request, platforms, name, key)
+
+
+def forward_of_net(net: Net | Callable, variables: Variables, example: Any) -> tuple[Forward, dict[str, np.ndarray]]:
+    """What pure functions compute, and the example, by name; raises ValueError for an example that is no batch."""
     alone = not isinstance(example, Mapping)
     request = {INPUT: np.asarray(example)} if alone else {n: np.asarray(a) for n, a in example.items()}
     if not request or any(a.ndim < 1 for a in request.values()) or len({len(a) for a in request.values()}) != 1:
@@ -152,8 +163,7 @@ def export_net(
         return dict(y) if isinstance(y, Mapping) else {OUTPUT: y}
 
     tensors = tuple(bundle.Tensor(n, str(a.dtype), (ROWS, *a.shape[1:])) for n, a in request.items())
-    arrays = fetch(files.arrays_by_name(variables, None))
-    return _write(path, run, arrays, tensors, [tuple(request)], request, platforms, name, key)
+    return Forward(run, tensors, (tuple(request),), {}), request
 
 
 def variables_of(arrays: Mapping[str, Any]) -> Variables:
@@ -225,12 +235,12 @@ def _exported(
     """(lengths, {} for any; the smallest that it takes; program): one for all lengths if that can be."""
 
     def export(inputs: Mapping[str, Any]) -> Any:
-        with _unlocated():
+        with unlocated():
             return jax.export.export(run, platforms=tuple(platforms))(abstract, {n: inputs[n] for n in group})
 
     free, why = _free(tensors), ""
     # The smallest size that a network takes is nowhere written down; the largest is, where there is one.
-    for least in (_LEAST if free else (1,)) if not lengths else ():
+    for least in (LEAST if free else (1,)) if not lengths else ():
         bounds = [f"{n} >= {least}" for n in free if least > 1] + [f"{n} <= {most}" for n in free if most is not None]
         try:
             found = export(shapes(tensors, bounds))
@@ -260,7 +270,7 @@ def _free(tensors: Sequence[bundle.Tensor]) -> list[str]:
 
 
 @contextlib.contextmanager
-def _unlocated() -> Iterator[None]:
+def unlocated() -> Iterator[None]:
     """Programs without the places in the source that they came from: nobody's folders go into a file."""
     name = "jax_traceback_in_locations_limit"
     before = getattr(jax.config, name)

@@ -441,6 +441,11 @@ class Learner:
         self.build()
         return self._toolbox().objective.predict
 
+    def outputs_in(self, precision: str) -> Callable[[Variables, Any], Any]:
+        """The same with the network's arithmetic in that precision, "float32" or "bfloat16"."""
+        self.build()
+        return dataclasses.replace(self._toolbox().objective, precision=precision).predict
+
     def predict_encoded(self, x: Any) -> Any:
         """Outputs for input that `encode` has brought into shape."""
         return self._toolbox().predictor(self.evaluation_variables, x)

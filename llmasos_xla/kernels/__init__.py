@@ -8,6 +8,7 @@ rnn, gru, lstm, slstm   recurrence over time
 LayerNorm               normalization inside of an lstm
 bidirectional           the same in both directions
 explain                 which implementation runs, and why
+plain_version           what a kernel in a traced program computes, in plain JAX
 tracing_for             chooses for another platform or GPU than the one that is here
 dividing_rows           runs each device's kernels on its rows in a program over a mesh
 dividing_by_xla         leaves them to XLA's partitioner
@@ -15,6 +16,7 @@ dividing_by_xla         leaves them to XLA's partitioner
 
 from llmasos_xla.kernels._dispatch import explain as explain
 from llmasos_xla.kernels._dispatch import tracing_for as tracing_for
+from llmasos_xla.kernels._operation import plain_version as plain_version
 from llmasos_xla.kernels._rows import dividing_by_xla as dividing_by_xla
 from llmasos_xla.kernels._rows import dividing_rows as dividing_rows
 from llmasos_xla.kernels.activation import ACTIVATIONS as ACTIVATIONS

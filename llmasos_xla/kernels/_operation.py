@@ -16,7 +16,7 @@ An implementation asked for by name stays the engine's own in an export and in a
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -64,6 +64,8 @@ class Operation:
     flops: Callable[[Spec], float] | None = None
 
 
+_ENGINES: "list[Engine]" = []
+
 Lower = Callable[[Any, Arrays, Operation, Spec, bool], Any]
 
 
@@ -80,6 +82,7 @@ class Engine:
     def __init__(self, name: str, platform: str, lower: Lower):
         self.name, self.platform, self._lower_own = name, platform, lower
         self.operations: dict[str, Operation] = {}
+        _ENGINES.append(self)
         self.elsewhere: Lower | None = None
         """As `lower`, on every other platform: for tests that run the engine's own version interpreted."""
         self.primitive = p = extend_core.Primitive(name)
@@ -185,6 +188,18 @@ class Engine:
             return [None] * len(arrays)
         known = [None if ad.is_undefined_primal(a) else a for a in arrays]
         return operation.transpose(spec, known, [ad.instantiate_zeros(ct) for ct in cotangents], named)
+
+
+def plain_version(primitive: Any, params: Mapping[str, Any]) -> Callable[..., Arrays] | None:
+    """What an equation of a traced program computes, as plain JAX; None where it is no engine's operation.
+
+    For readers of programs that know JAX's own primitives alone: nothing but a lowering replaces an operation by
+    itself. It holds for an implementation that was asked for by name, too.
+    """
+    for engine in _ENGINES:
+        if primitive is engine.primitive:
+            return functools.partial(engine.operations[params["op"]].xla, params["spec"])
+    return None
 
 
 def unfit(*operands: Any) -> str | None:

@@ -1,8 +1,9 @@
-"""Files that are whole or not there."""
+"""Files and folders that are whole or not there."""
 
 import contextlib
 import os
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Callable
 
@@ -25,3 +26,25 @@ def atomically(path: pathlib.Path, fill: Callable[[str], None]) -> None:
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+
+
+def folder_atomically(path: pathlib.Path, fill: Callable[[pathlib.Path], None]) -> None:
+    """Puts the folder that `fill(temporary folder)` fills in the place of the one there was, which stays until then."""
+    new = pathlib.Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
+    old = None
+    try:
+        fill(new)
+        umask = os.umask(0)
+        os.umask(umask)
+        new.chmod(0o777 & ~umask)
+        if path.exists():
+            old = pathlib.Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".old"))
+            os.replace(path, old)
+        os.replace(new, path)
+    finally:
+        # An old folder that is here without a new one is put back.
+        if old is not None and not path.exists():
+            os.replace(old, path)
+        for folder in (new, old):
+            if folder is not None and folder.exists():
+                shutil.rmtree(folder)

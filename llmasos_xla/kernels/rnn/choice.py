@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from llmasos_xla.kernels._dispatch import Candidate, platform
+from llmasos_xla.kernels._dispatch import Candidate, choose, platform
 from llmasos_xla.kernels.activation import ACTIVATIONS, Activation, activation
 from llmasos_xla.kernels.rnn import onednn, triton, xla, xla_tangent
 from llmasos_xla.kernels.rnn._check import STATES, Problem, check
@@ -73,7 +73,7 @@ def both_directions(function: Callable, x: Any, forward: Mapping, backward: Mapp
 
     runs, reason = implementation, f"each direction as {op} has it"
     if implementation is None:
-        each = [next(c for c in candidates(op, x, **a, **options) if c.objection is None) for a in directions]
+        each = [choose(op, candidates(op, x, **a, **options), None) for a in directions]
         runs = " and ".join(dict.fromkeys(c.implementation for c in each))
         reason += f": {' and '.join(dict.fromkeys(c.formulation for c in each))}"
     return [
