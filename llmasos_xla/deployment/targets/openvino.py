@@ -93,10 +93,19 @@ def _in_int8(model: Any, batches: list[Arrays]) -> Any:
     with quiet("nncf"), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return nncf.quantize(model, nncf.Dataset(given), subset_size=len(given))
+            kind = nncf.ModelType.TRANSFORMER if _attends(model) else None
+            return nncf.quantize(model, nncf.Dataset(given), subset_size=len(given), model_type=kind)
         except RuntimeError as error:
             why = " ".join(str(error).split())[:400]
             raise ValueError(f"export: NNCF cannot bring this model to 8 bits: {why}") from error
+
+
+def _attends(model: Any) -> bool:
+    """Whether activations are multiplied with each other, as attention does: NNCF scales such a model otherwise."""
+    products = [op for op in model.get_ops() if op.get_type_name() in ("MatMul", "Einsum")]
+    return any(
+        all(v.get_source_output().get_node().get_type_name() != "Constant" for v in op.inputs()) for op in products
+    )
 
 
 class Compiled:
