@@ -93,7 +93,7 @@ def _function(body: Any, rules: Mapping[str, Rule]) -> Callable[..., tuple[Any, 
 
 def _scan(params: Mapping[str, Any], operands: Sequence[Any], rules: Mapping[str, Rule]) -> Sequence[Any]:
     """A scan forwards; one that runs backwards reads and writes its steps the other way round."""
-    body, fixed, carried = _function(params["jaxpr"], rules), params["num_consts"], params["num_carry"]
+    body, (fixed, carried) = _function(params["jaxpr"], rules), _fixed_and_carried(params)
     constants, carry, steps = operands[:fixed], operands[fixed : fixed + carried], operands[fixed + carried :]
 
     def step(carry: Any, x: Any) -> tuple[Any, Any]:
@@ -105,6 +105,15 @@ def _scan(params: Mapping[str, Any], operands: Sequence[Any], rules: Mapping[str
 
     carry, out = jax.lax.scan(step, tuple(carry), turned(steps), length=params["length"])
     return [*carry, *turned(out)]
+
+
+def _fixed_and_carried(params: Mapping[str, Any]) -> tuple[int, int]:
+    """How many operands of a scan are constants, and how many are carried."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    # From JAX 0.12 on: the operands' tree, of constants, carry and steps.
+    fixed, carried, _ = params["ft_in"].unpack()
+    return len(fixed), len(carried)
 
 
 def _while(params: Mapping[str, Any], operands: Sequence[Any], rules: Mapping[str, Rule]) -> Sequence[Any]:
