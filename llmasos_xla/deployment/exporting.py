@@ -30,11 +30,11 @@ class Target(NamedTuple):
 
 TARGETS = {
     "bundle": Target("bundle", ".lmx"),
-    "onnx": Target("onnx", ".onnx"),
-    "openvino": Target("openvino", ""),
-    "iree": Target("iree", "", rows=1),
-    "savedmodel": Target("tensorflow", "", "export_savedmodel"),
-    "tflite": Target("tensorflow", ".tflite", "export_tflite"),
+    "onnx": Target("to_onnx", ".onnx"),
+    "openvino": Target("to_openvino", ""),
+    "iree": Target("to_iree", "", rows=1),
+    "savedmodel": Target("to_tensorflow", "", "export_savedmodel"),
+    "tflite": Target("to_tensorflow", ".tflite", "export_tflite"),
 }
 """The targets by name."""
 

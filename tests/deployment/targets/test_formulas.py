@@ -8,7 +8,7 @@ import pytest
 
 from llmasos_xla import kernels
 from llmasos_xla.deployment.targets import formulas
-from llmasos_xla.deployment.targets.onnx import RULES
+from llmasos_xla.deployment.targets.to_onnx import RULES
 
 
 def rewritten(function, *shapes):

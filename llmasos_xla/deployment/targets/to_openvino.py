@@ -9,8 +9,8 @@ from typing import Any
 
 from llmasos_xla.deployment.targets import quantized
 from llmasos_xla.deployment.targets.checking import Export, as_folder, compare, quiet, tolerance_of
-from llmasos_xla.deployment.targets.onnx import converted
 from llmasos_xla.deployment.targets.subject import Arrays, Subject
+from llmasos_xla.deployment.targets.to_onnx import converted
 from llmasos_xla.errors import missing_package, unknown
 
 PRECISIONS = ("float32", "float16", "int8")
