@@ -77,7 +77,7 @@ def test_sixteen_clients_at_once(server, image_model, images):
         thread.join()
     for k in range(16):
         for answer in answers[k]:
-            # Requests that run as one batch are another program, whose last bits may differ; other rows differ by far more.
+            # As one batch they run another program, whose last bits may differ; other rows differ by far more.
             np.testing.assert_allclose(answer, expected[k], rtol=1e-5)
 
 
