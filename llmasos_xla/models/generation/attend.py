@@ -70,9 +70,12 @@ def to_cache(
         bias = None if bias is None else bias[..., :time]
     else:
         keys, values = cache["key"], cache["value"]
-    own = step.index + jnp.arange(time, dtype=jnp.int32)
-    causal = jnp.arange(length, dtype=jnp.int32)[None, :] <= own[:, None]
-    seen = jnp.broadcast_to(causal[None], (query.shape[0], time, length)) & step.seen[:, None, :length]
+    seen = step.seen[:, None, :length]
+    if time > 1:
+        own = step.index + jnp.arange(time, dtype=jnp.int32)
+        causal = jnp.arange(length, dtype=jnp.int32)[None, :] <= own[:, None]
+        seen = jnp.broadcast_to(causal[None], (query.shape[0], time, length)) & seen
+    # A single step sees all that has been seen: in a ring (`continuous`) what came before it may lie behind it.
     return over(query, keys, values, seen, scale=scale, bias=bias), cache
 
 

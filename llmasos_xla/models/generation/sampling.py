@@ -10,13 +10,13 @@ from jaxtyping import Array, Float, Int, Key
 
 
 class Sampling(NamedTuple):
-    """How ids are drawn, as arrays: another temperature is not another program."""
+    """How ids are drawn, as arrays: another temperature is not another program. One for all rows, or one a row."""
 
-    temperature: Float[Array, ""]
+    temperature: Float[Array, "#batch"] | Float[Array, ""]
     """Logits are divided by it; 0 takes the most probable id."""
-    top_k: Int[Array, ""]
+    top_k: Int[Array, "#batch"] | Int[Array, ""]
     """How many of the most probable ids are drawn from; 0 for all."""
-    top_p: Float[Array, ""]
+    top_p: Float[Array, "#batch"] | Float[Array, ""]
     """The most probable ids that together have at least this probability are drawn from; 1 for all."""
 
     @classmethod
@@ -30,7 +30,10 @@ class Sampling(NamedTuple):
 
 
 def draw(
-    logits: Float[Array, "batch vocab"], keys: Key[Array, "batch"], count: Int[Array, ""], sampling: Sampling
+    logits: Float[Array, "batch vocab"],
+    keys: Key[Array, "batch"],
+    count: Int[Array, "batch"] | Int[Array, ""],
+    sampling: Sampling,
 ) -> Int[Array, "batch"]:
     """The id number `count` of each row; a row's draw depends on that, its own key and its own logits alone.
 
@@ -38,19 +41,27 @@ def draw(
     tie with the last one kept are kept.
     """
     logits = logits.astype(jnp.float32)
+    batch, vocab = logits.shape
+    temperature, k, p = (jnp.broadcast_to(a, (batch,)) for a in sampling)
+
+    def greedy() -> jax.Array:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
     def sampled() -> jax.Array:
-        warm = logits / jnp.maximum(sampling.temperature, 1e-6)
-        warm = lax.cond(sampling.top_k > 0, lambda: top_k(warm, sampling.top_k), lambda: warm)
-        warm = lax.cond(sampling.top_p < 1, lambda: top_p(warm, sampling.top_p), lambda: warm)
-        steps = jax.vmap(jax.random.fold_in, (0, None))(keys, count)
-        noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:], jnp.float32))(steps)
-        return jnp.argmax(warm + noise, axis=-1).astype(jnp.int32)
+        warm = logits / jnp.maximum(temperature, 1e-6)[:, None]
+        warm = lax.cond(jnp.any(k > 0), lambda: top_k(warm, jnp.where(k > 0, k, vocab)), lambda: warm)
+        # A bound of 1 is none, however the probabilities are rounded.
+        warm = lax.cond(jnp.any(p < 1), lambda: top_p(warm, jnp.where(p < 1, p, jnp.inf)), lambda: warm)
+        steps = jax.vmap(jax.random.fold_in)(keys, jnp.broadcast_to(count, (batch,)))
+        noise = jax.vmap(lambda key: jax.random.gumbel(key, (vocab,), jnp.float32))(steps)
+        return jnp.where(temperature > 0, jnp.argmax(warm + noise, axis=-1).astype(jnp.int32), greedy())
 
-    return lax.cond(sampling.temperature > 0, sampled, lambda: jnp.argmax(logits, axis=-1).astype(jnp.int32))
+    return lax.cond(jnp.any(temperature > 0), sampled, greedy)
 
 
-def top_k(logits: Float[Array, "batch vocab"], k: Int[Array, ""]) -> Float[Array, "batch vocab"]:
+def top_k(
+    logits: Float[Array, "batch vocab"], k: Int[Array, "batch"] | Int[Array, ""]
+) -> Float[Array, "batch vocab"]:
     """-inf in the place of all but the k largest of each row.
 
     >>> top_k(jnp.array([[3.0, 1.0, 2.0]]), jnp.array(2)).tolist()
@@ -60,7 +71,9 @@ def top_k(logits: Float[Array, "batch vocab"], k: Int[Array, ""]) -> Float[Array
     return jnp.where(_ordered(logits) >= least, logits, -jnp.inf)
 
 
-def top_p(logits: Float[Array, "batch vocab"], p: Float[Array, ""]) -> Float[Array, "batch vocab"]:
+def top_p(
+    logits: Float[Array, "batch vocab"], p: Float[Array, "batch"] | Float[Array, ""]
+) -> Float[Array, "batch vocab"]:
     """-inf in the place of all but the most probable ids of each row, as many as it takes for probability p.
 
     >>> top_p(jnp.log(jnp.array([[0.5, 0.2, 0.3]])), jnp.array(0.6)).tolist()[0][1]
