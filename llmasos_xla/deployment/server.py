@@ -128,6 +128,7 @@ def _serve(options: argparse.Namespace, listener: socket.socket, tell: Callable[
                 served.path = found["path"]
                 for rows in options.warm:
                     served.warm(rows)
+                slot.warm_writer(served)
                 slot.put(served)
             updates = Updates(host, state=state, key=options.key, program=options.program)
             controls.append(Control(port, updates.handle))

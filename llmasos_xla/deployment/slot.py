@@ -3,6 +3,7 @@
 import asyncio
 import collections
 import contextlib
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, final
@@ -15,6 +16,7 @@ from llmasos_xla.deployment.histogram import Histogram
 if TYPE_CHECKING:
     from llmasos_xla.deployment.served import Served
     from llmasos_xla.deployment.trial import Trial
+    from llmasos_xla.deployment.writing import Writer
 
 KEPT = 3
 """Versions that stay in memory behind the one that answers, for a rollback."""
@@ -57,6 +59,8 @@ class Slot:
         self.previous: "collections.deque[Served]" = collections.deque(maxlen=keep)
         """Those that answered before, the newest last."""
         self.batcher = Batcher(_deliver, name=name, **queue)
+        self._writer: "Writer | None" = None
+        self._lock = threading.Lock()
         self.requests = self.failures = self.refused = 0
         self.updates = self.rollbacks = 0
         self.histogram = Histogram()
@@ -66,6 +70,23 @@ class Slot:
         self._latencies: collections.deque[tuple[float, float]] = collections.deque(maxlen=_RECENT)
         if served is not None:
             self.put(served)
+
+    @property
+    def writer(self) -> "Writer":
+        """What writes texts with this model's versions, begun when it is first asked for."""
+        with self._lock:
+            if self._writer is None:
+                from llmasos_xla.deployment.writing import Writer
+
+                self._writer = Writer(self.name)
+            return self._writer
+
+    def warm_writer(self, served: "Served", like: "Served | None" = None) -> None:
+        """Compiles what a first prompt to this version needs, or all that `like` has, if its model writes texts."""
+        from llmasos_xla.deployment.lanes import writes
+
+        if writes(served):
+            self.writer.warm(served, like)
 
     def next_version(self) -> str:
         """The name of the version that comes next."""
@@ -203,6 +224,7 @@ class Slot:
             "rows": self.batcher.rows,
             "waiting": len(self.batcher),
             "programs": len(current.engine.compiled) if current else 0,
+            "writing": self._writer.stats() if self._writer else None,
             "latency_ms": {"p50": quantile(0.5), "p90": quantile(0.9), "p99": quantile(0.99)},
             "requests_per_second": round(len([1 for when, _ in tuple(self._latencies) if when > now - 10]) / 10, 2),
         }

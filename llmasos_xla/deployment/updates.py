@@ -75,6 +75,7 @@ class Updates:
             path = str(message["path"])
             served = open_version(path, slot.name, version, like=now, key=self._key, program=self._program)
         check(served, now)
+        slot.warm_writer(served, now)
         trial = message.get("trial")
         if trial:
             self._start_trial(slot, served, trial)

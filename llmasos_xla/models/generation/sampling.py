@@ -59,9 +59,7 @@ def draw(
     return lax.cond(jnp.any(temperature > 0), sampled, greedy)
 
 
-def top_k(
-    logits: Float[Array, "batch vocab"], k: Int[Array, "batch"] | Int[Array, ""]
-) -> Float[Array, "batch vocab"]:
+def top_k(logits: Float[Array, "batch vocab"], k: Int[Array, "batch"] | Int[Array, ""]) -> Float[Array, "batch vocab"]:
     """-inf in the place of all but the k largest of each row.
 
     >>> top_k(jnp.array([[3.0, 1.0, 2.0]]), jnp.array(2)).tolist()
