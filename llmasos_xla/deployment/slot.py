@@ -224,7 +224,7 @@ class Slot:
             "rows": self.batcher.rows,
             "waiting": len(self.batcher),
             "programs": len(current.engine.compiled) if current else 0,
-            "writing": self._writer.stats() if self._writer else None,
+            "writing": None if self._writer is None else self._writer.stats(),
             "latency_ms": {"p50": quantile(0.5), "p90": quantile(0.9), "p99": quantile(0.99)},
             "requests_per_second": round(len([1 for when, _ in tuple(self._latencies) if when > now - 10]) / 10, 2),
         }

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from models.test_generation import MODELS, PROMPTS, left_padded, made, uncached, written
 
 from llmasos_xla.models.generation import continuous
 from llmasos_xla.models.generation.protocol import functions
 from llmasos_xla.models.generation.sampling import Sampling, draw
-from models.test_generation import MODELS, PROMPTS, left_padded, made, uncached, written
 
 every_model = pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
 MOST, ENDS = 4, 2
