@@ -25,6 +25,8 @@ INPUT, OUTPUT = "input", "output"
 ROWS = "rows"
 # One, since a program for one row is what every server has.
 _EXAMPLE_ROWS = 1
+# Largest number of ids that made-up input is drawn from.
+_MOST_IDS = 1 << 20
 LEAST = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
@@ -95,7 +97,7 @@ def export_model(
     forward = forward_of(model, "export")
     tensors, seen = forward.tensors, forward.seen
     if example is None:
-        request = _made_up(tensors, dict.fromkeys(seen, min(lengths)) if lengths else seen)
+        request = made_up(learner.spec, tensors, dict.fromkeys(seen, min(lengths)) if lengths else seen, _EXAMPLE_ROWS)
     else:
         request = forward.named(learner.encode(example, "export: example"))
     # The training state stays behind; how it was trained is kept, since the precision of prediction is part of it.
@@ -245,7 +247,8 @@ def _exported(
         try:
             found = export(shapes(tensors, bounds))
         except Exception as error:
-            why = str(error)[:600]
+            # The first one: what fails at larger sizes may be another thing.
+            why = why or str(error)[:600]
             continue
         yield {}, least, found
         return
@@ -255,7 +258,7 @@ def _exported(
         warnings.warn(
             f"export: the model cannot be exported for any size at once; it is for the one it has seen, "
             f"{dict(seen)}; lengths=(16, 32, ...) exports a program for each of these. The reason: {why}",
-            stacklevel=6,
+            stacklevel=5,
         )
     for sizes in [dict.fromkeys(free, size) for size in lengths] or [dict(seen)]:
         fixed = [
@@ -303,16 +306,37 @@ def _shape(name: str, part: Any) -> tuple[int | str, ...]:
     return (ROWS, *(f"{side}length{axis}" if axis in free else n for axis, n in enumerate(part.shape)))
 
 
-def _made_up(tensors: Sequence[bundle.Tensor], sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
-    """Inputs that a model takes, the same each time: random pixels and numbers, small ids, masks of ones."""
-    rng, sizes = np.random.default_rng(0), {ROWS: _EXAMPLE_ROWS, **sizes}
+def made_up(
+    spec: Any, tensors: Sequence[bundle.Tensor], lengths: Mapping[str, int], rows: int
+) -> dict[str, np.ndarray]:
+    """Inputs that a model takes, the same each time: random pixels, numbers and ids, masks with padding behind."""
+    rng, sizes = np.random.default_rng(0), {ROWS: rows, **lengths}
     found = {}
     for tensor in tensors:
         shape = tuple(sizes[n] if isinstance(n, str) else n for n in tensor.shape)
         if tensor.dtype == "uint8":
             found[tensor.name] = rng.integers(0, 256, shape, np.uint8)
+        elif tensor.dtype == "int32" and tensor.name.endswith("mask") and len(shape) == 2:
+            kept = shape[1] - np.arange(shape[0]) % max(shape[1] // 2, 1)
+            found[tensor.name] = (np.arange(shape[1]) < kept[:, None]).astype(np.int32)
         elif tensor.dtype == "int32":
-            found[tensor.name] = np.ones(shape, np.int32)
+            known = spec.integers.get(tensor.name) or _ids(spec, tensor.name, shape)
+            # 0 is often padding, which stands behind words alone.
+            found[tensor.name] = rng.integers(min(1, known - 1), known, shape, np.int32)
         else:
             found[tensor.name] = rng.normal(size=shape).astype(tensor.dtype)
     return found
+
+
+def _ids(spec: Any, name: str, shape: Sequence[int]) -> int:
+    """From how many ids may be drawn: the largest power of two that the model has vectors for."""
+    known = _MOST_IDS
+    while known > 1:
+        ids = np.full(shape, known - 1, np.int32)
+        try:
+            spec.check_tokens({name: ids} if name in spec.inputs else ids)
+        except ValueError:
+            known //= 2
+        else:
+            break
+    return known

@@ -48,13 +48,8 @@ class Engine:
         """What `model.predict` computes, by the kernels that are fastest here."""
         forward, learner = forward_of(model, "deploy"), model.learner
         assert learner.preprocessing is not None
-        recipe = learner.recipe
-        about = [
-            learner.spec.to_json(),
-            learner.preprocessing.to_json()["input"],
-            recipe.precision if recipe else None,
-            None if recipe is None or recipe.to_json() is not None else id(recipe),
-        ]
+        precision = learner.recipe.precision if learner.recipe else None
+        about = [learner.spec.to_json(), learner.preprocessing.to_json()["input"], precision or "float32"]
         return cls(forward.run, hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest(), largest)
 
     @classmethod

@@ -10,15 +10,13 @@ import numpy as np
 from jax.extend import core
 
 from llmasos_xla.api.door import Door
-from llmasos_xla.api.exporting import LEAST, ROWS, Forward, arrays_of, forward_of, forward_of_net
+from llmasos_xla.api.exporting import LEAST, ROWS, Forward, arrays_of, forward_of, forward_of_net, made_up
 from llmasos_xla.core import Net
 from llmasos_xla.kernels import dividing_by_xla, tracing_for
 from llmasos_xla.sharding.transfer import fetch
 from llmasos_xla.storage import bundle
 from llmasos_xla.storage.exported import shapes
 
-# Largest number of ids that made-up input is drawn from.
-_MOST_IDS = 1 << 20
 _MADE_UP_ROWS = 4
 _MOST_ROWS = 32
 
@@ -146,7 +144,7 @@ def subject_of(model: Door, *, example: Any = None, rows: int | None = None, len
         # Those that must come and the mask that tells padding: others are there for those who know of them.
         names = next((g for g in forward.groups if "attention_mask" in g), forward.groups[0])
         lengths = dict.fromkeys(forward.seen, length) if length is not None else forward.seen
-        request = _made_up(learner.spec, [t for t in forward.tensors if t.name in names], lengths)
+        request = made_up(learner.spec, [t for t in forward.tensors if t.name in names], lengths, _MADE_UP_ROWS)
     else:
         request = encode(example, "example")
     most = getattr(learner.spec.layers[0], "context", None)
@@ -225,37 +223,3 @@ def _shorter(request: Arrays, inputs: Sequence[bundle.Tensor]) -> Arrays:
         kept = [max(m - 1, 1) if isinstance(n, str) else m for n, m in zip(tensor.shape[1:], array.shape[1:])]
         found[tensor.name] = array[(slice(None), *(slice(n) for n in kept))]
     return found
-
-
-def _made_up(spec: Any, tensors: Sequence[bundle.Tensor], lengths: Mapping[str, int]) -> Arrays:
-    """Inputs that a model takes, the same each time: random pixels, numbers and ids, masks with padding behind."""
-    rng, sizes = np.random.default_rng(0), {ROWS: _MADE_UP_ROWS, **lengths}
-    found = {}
-    for tensor in tensors:
-        shape = tuple(sizes[n] if isinstance(n, str) else n for n in tensor.shape)
-        if tensor.dtype == "uint8":
-            found[tensor.name] = rng.integers(0, 256, shape, np.uint8)
-        elif tensor.dtype == "int32" and tensor.name.endswith("mask") and len(shape) == 2:
-            kept = shape[1] - np.arange(shape[0]) % max(shape[1] // 2, 1)
-            found[tensor.name] = (np.arange(shape[1]) < kept[:, None]).astype(np.int32)
-        elif tensor.dtype == "int32":
-            known = spec.integers.get(tensor.name) or _ids(spec, tensor.name, shape)
-            # 0 is often padding, which stands behind words alone.
-            found[tensor.name] = rng.integers(min(1, known - 1), known, shape, np.int32)
-        else:
-            found[tensor.name] = rng.normal(size=shape).astype(tensor.dtype)
-    return found
-
-
-def _ids(spec: Any, name: str, shape: Sequence[int]) -> int:
-    """From how many ids may be drawn: the largest power of two that the model has vectors for."""
-    known = _MOST_IDS
-    while known > 1:
-        ids = np.full(shape, known - 1, np.int32)
-        try:
-            spec.check_tokens({name: ids} if name in spec.inputs else ids)
-        except ValueError:
-            known //= 2
-        else:
-            break
-    return known
