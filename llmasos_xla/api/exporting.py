@@ -100,8 +100,6 @@ def export_model(
         request = made_up(learner.spec, tensors, dict.fromkeys(seen, min(lengths)) if lengths else seen, _EXAMPLE_ROWS)
     else:
         request = forward.named(learner.encode(example, "export: example"))
-    # The training state stays behind; how it was trained is kept, since the precision of prediction is part of it.
-    model_json = {**files.specification(learner, {**model._door(), **model._kept()}), "unfinished": None}
     preprocessing = learner.preprocessing
     assert preprocessing is not None
     return _write(
@@ -118,8 +116,16 @@ def export_model(
         lengths,
         seen,
         preprocessing=preprocessing.to_json(),
-        model=model_json,
+        model=specification_of(model),
     )
+
+
+def specification_of(model: Door) -> dict[str, Any]:
+    """What `lm.load` rebuilds the model from, beside `arrays_of(model)`.
+
+    The training state stays behind; how it was trained is kept, since the precision of prediction is part of it.
+    """
+    return {**files.specification(model.learner, {**model._door(), **model._kept()}), "unfinished": None}
 
 
 def export_net(

@@ -122,10 +122,18 @@ def ask(port: int, message: dict[str, Any], files: Sequence[int] = (), timeout: 
         except OSError as error:
             raise ConnectionError(f"control: no server of this user listens on port {port} of this machine") from error
         data = _framed(message)
-        sent = socket.send_fds(connection, [data], list(files)) if files else 0
-        if sent < len(data):
-            connection.sendall(data[sent:])
-        answer, extra = _receive(connection)
+        try:
+            sent = socket.send_fds(connection, [data], list(files)) if files else 0
+            if sent < len(data):
+                connection.sendall(data[sent:])
+            answer, extra = _receive(connection)
+        except TimeoutError:
+            raise TimeoutError(f"control: the server on port {port} did not answer within {timeout:g} s") from None
+        except (OSError, ValueError) as error:
+            raise ConnectionError(
+                f"control: the server on port {port} ended before it answered; whether it did what it was told, its "
+                "stats tell once it is back"
+            ) from error
         for number in extra:
             os.close(number)
     if "error" in answer:

@@ -83,8 +83,8 @@ class Deployer:
             request_timeout: seconds that a request may take where it does not say.
             keep: versions that stay in memory for a rollback.
             keys: a file of API keys, one of which must come with every request.
-            state: a file in which it is written down which file answers, so that a server that starts again with it
-                goes on with the version that was handed over last.
+            state: a file in which it is written down which version answers, so that a server that starts again with
+                it goes on with the one that was handed over last. Weights from memory are kept beside it, `FILE.live`.
             program: run a bundle's program as it is, not the model that is rebuilt from it.
             restart: start the server again, with the version that was handed over last, if it ends by itself.
             access_log: prints a line for each request.

@@ -168,7 +168,7 @@ class ProgramFace:
     preprocessing = None
 
     def __init__(self, content: Content):
-        self._content = content
+        self.content = content
         self._tensors = {t.name: t for t in content.inputs}
         self.inputs = tuple(
             Tensor(t.name, _datatype(t.dtype), _shape(t.shape), ((1, *_some(t.shape)), 0)) for t in content.inputs
@@ -177,7 +177,7 @@ class ProgramFace:
 
     def encode(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """As `Face` has it."""
-        known = [p.inputs for p in self._content.programs]
+        known = [p.inputs for p in self.content.programs]
         if not any(tensors.keys() == set(names) for names in known):
             wanted = " or ".join(dict.fromkeys(", ".join(names) for names in known))
             raise ValueError(f"infer: inputs {', '.join(tensors)[:200]} came; {wanted} are wanted")
@@ -192,10 +192,10 @@ class ProgramFace:
                 if came != (sizes.setdefault(n, came) if isinstance(n, str) else n):
                     raise ValueError(f"{who} has shape {array.shape}; {_wanted(wanted.shape)} is wanted")
             found[name] = _cast(array, np.dtype(wanted.dtype), who)
-        for name, (least, most) in self._content.limits.items():
+        for name, (least, most) in self.content.limits.items():
             if name in sizes and not least <= sizes[name] <= (most or sizes[name]):
                 raise ValueError(f"infer: a length of {sizes[name]} came; {least} to {most or 'any'} is wanted")
-        lengths = [p.lengths for p in self._content.programs if set(p.inputs) == found.keys()]
+        lengths = [p.lengths for p in self.content.programs if set(p.inputs) == found.keys()]
         if not any(all(sizes.get(n) == m for n, m in fixed.items()) for fixed in lengths):
             came = {n: m for n, m in sizes.items() if n in lengths[0]}
             raise ValueError(
@@ -211,10 +211,10 @@ class ProgramFace:
         """As `Face` has it."""
         return [
             tuple(
-                (n, _some(self._tensors[n].shape, p.lengths, self._content.limits), self._tensors[n].dtype)
+                (n, _some(self._tensors[n].shape, p.lengths, self.content.limits), self._tensors[n].dtype)
                 for n in p.inputs
             )
-            for p in self._content.programs
+            for p in self.content.programs
         ]
 
 

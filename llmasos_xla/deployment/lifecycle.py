@@ -20,9 +20,9 @@ _LIVE: list[tuple[Handle, bool]] = []
 
 def keep(handle: Handle, wait: bool | None) -> None:
     """Looks after `handle` until it is stopped; `wait`: whether a script that ends goes on serving (None: decide)."""
-    if not _LIVE:
-        atexit.unregister(_at_exit)
-        atexit.register(_at_exit)
+    # The last to be registered runs first: what the servers need, folders for instance, is cleaned up behind it.
+    atexit.unregister(_at_exit)
+    atexit.register(_at_exit)
     _LIVE[:] = [(other, w) for other, w in _LIVE if other.running]
     _LIVE.append((handle, not interactive() if wait is None else wait))
 

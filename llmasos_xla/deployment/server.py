@@ -22,7 +22,7 @@ from llmasos_xla.deployment import protocol
 
 # The model's own errors; anything else is a fault whose traceback is wanted.
 _PLAIN = (ValueError, FileNotFoundError, PermissionError, ImportError)
-_DRAIN_SECONDS = 5
+_DRAIN_SECONDS, _WRITE_SECONDS = 5, 2.5
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -81,8 +81,7 @@ def _serve(options: argparse.Namespace, listener: socket.socket, tell: Callable[
     from llmasos_xla.deployment.slot import Slot
 
     slots = [Slot(name, keep=options.keep, most_rows=options.batch, delay=options.delay) for name in options.name]
-    state = pathlib.Path(options.state) if options.state else None
-    port, controls = listener.getsockname()[1], []
+    port, controls, states = listener.getsockname()[1], [], []
     keys = pathlib.Path(options.keys).read_text().split() if options.keys else ()
     host = Host(slots, limits=Limits(options.max_body, seconds=options.timeout), keys=keys)
     config = uvicorn.Config(
@@ -114,24 +113,27 @@ def _serve(options: argparse.Namespace, listener: socket.socket, tell: Callable[
 
     def load() -> None:
         try:
-            from llmasos_xla.deployment.updates import Updates, recorded
+            from llmasos_xla.deployment.state import State
+            from llmasos_xla.deployment.updates import Updates
             from llmasos_xla.deployment.versions import about, open_version
 
-            known = recorded(state) if state else {}
+            state = State(pathlib.Path(options.state)) if options.state else None
             for slot, path in zip(slots, options.paths, strict=True):
-                found = known.get(slot.name, {"path": path, "version": "1"})
+                found = (state and state.known(slot.name)) or {"path": path, "version": "1"}
                 served = open_version(
                     found["path"], slot.name, found["version"], key=options.key, program=options.program
                 )
                 if found.get("digest") not in (None, served.digest):
                     print(f"{found['path']!r} is not the file it was when it was handed over", file=sys.stderr)
-                served.path = found["path"]
+                served.path = None if state and state.keeps(found["path"]) else found["path"]
                 for rows in options.warm:
                     served.warm(rows)
                 slot.warm_writer(served)
                 slot.put(served)
             updates = Updates(host, state=state, key=options.key, program=options.program)
             controls.append(Control(port, updates.handle))
+            if state is not None:
+                states.append(state)
             # Who waits for readiness wants the ports by then.
             bound.wait()
             tell({"ready": {"models": {slot.name: about(slot.find()) for slot in slots}}})
@@ -153,6 +155,9 @@ def _serve(options: argparse.Namespace, listener: socket.socket, tell: Callable[
         failed.set()
     for control in controls:
         control.close()
+    for state in states:
+        if not state.close(_WRITE_SECONDS):
+            print("the newest weights are not written; a restart begins with older ones", file=sys.stderr)
     # The requests had their time to drain; a call into the model cannot be interrupted and would hold the exit up.
     sys.stderr.flush()
     os._exit(1 if failed.is_set() else 0)

@@ -1,9 +1,6 @@
 """Updates while the server answers: a version is prepared beside the serving path, and then one reference is set."""
 
-import json
 import logging
-import os
-import pathlib
 import threading
 import time
 from collections.abc import Mapping
@@ -14,15 +11,14 @@ import numpy as np
 
 from llmasos_xla.deployment import shared
 from llmasos_xla.deployment.host import Host
+from llmasos_xla.deployment.niceness import yield_to_others
 from llmasos_xla.deployment.served import Served
 from llmasos_xla.deployment.slot import Slot
+from llmasos_xla.deployment.state import State
 from llmasos_xla.deployment.trial import Trial
 from llmasos_xla.deployment.versions import UpdateError, about, check, open_version
-from llmasos_xla.storage.atomic import atomically
 
 _LOG = logging.getLogger("llmasos_xla.deployment")
-# A thread that prepares yields to those that answer.
-_NICENESS = 10
 
 
 class OtherModelError(UpdateError):
@@ -35,11 +31,11 @@ class Updates:
 
     Args:
         host: the models.
-        state: a file that says which bundle answers, so that a server that was killed starts with it again; or None.
+        state: where it is written down which version answers, so that a server that was killed starts with it; or None.
         key: the public key of whoever must have signed new bundles.
     """
 
-    def __init__(self, host: Host, *, state: pathlib.Path | None = None, key: Any = None, program: bool = False):
+    def __init__(self, host: Host, *, state: State | None = None, key: Any = None, program: bool = False):
         self._host, self._state, self._key, self._program = host, state, key, program
         self._locks = {name: threading.Lock() for name in host.slots}
 
@@ -68,21 +64,22 @@ class Updates:
     def _update(self, slot: Slot, message: Mapping[str, Any], files: list[int]) -> dict[str, Any]:
         started = time.perf_counter()
         now, version = slot.find(), slot.next_version()
-        _yield_to_others()
+        # A thread that prepares yields to those that answer.
+        yield_to_others()
         if files:
             served = _with_arrays(now, shared.read(files[0]), version, message.get("fingerprint"))
         else:
             path = str(message["path"])
             served = open_version(path, slot.name, version, like=now, key=self._key, program=self._program)
+            served.path = None if message.get("passing") else path
         check(served, now)
         slot.warm_writer(served, now)
         trial = message.get("trial")
         if trial:
             self._start_trial(slot, served, trial)
         else:
-            self._record(slot, served, None if files or message.get("passing") else str(message["path"]))
             slot.trial = None
-            slot.put(served)
+            self._answers_now(slot, served)
         return {"version": served.version, "seconds": time.perf_counter() - started, "trial": bool(trial)}
 
     def _start_trial(self, slot: Slot, served: Served, options: Mapping[str, Any]) -> None:
@@ -112,36 +109,25 @@ class Updates:
             "version %s of %r %s: %s", served.version, slot.name, "answers now" if good else "was taken back", reason
         )
         if good:
-            self._record(slot, served, None)
-            slot.put(served)
+            self._answers_now(slot, served)
         else:
             slot.rollbacks += 1
         return {"version": slot.find().version}
 
     def _rolled_back(self, slot: Slot) -> dict[str, Any]:
         served = slot.rollback()
-        self._record(slot, served, None)
+        if self._state is not None:
+            self._state.put(slot.name, served)
         return {"version": served.version}
 
-    def _record(self, slot: Slot, served: Served, path: str | None) -> None:
-        """Writes down which file answers, ahead of the swap: a server that is killed finds one or the other, whole."""
-        if path is not None:
-            served.path = path
-        if self._state is None or served.path is None:
-            return
-        known = recorded(self._state)
-        known[slot.name] = {"path": served.path, "digest": served.digest, "version": served.version}
-        text = json.dumps(known)
-        atomically(self._state, lambda temporary: _write(temporary, text))
-
-
-def recorded(state: pathlib.Path) -> dict[str, Any]:
-    """What a server wrote down: model -> path, digest, version; empty if there is nothing that can be read."""
-    try:
-        found = json.loads(state.read_text())
-    except (FileNotFoundError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    def _answers_now(self, slot: Slot, served: Served) -> None:
+        # Ahead of the swap: a server that is killed finds one version or the other, whole.
+        if self._state is not None and served.path is not None:
+            self._state.put(slot.name, served)
+        slot.put(served)
+        # Behind it: to write weights takes its time, and whoever updates waits for none of it.
+        if self._state is not None and served.path is None:
+            self._state.put(slot.name, served)
 
 
 def _with_arrays(now: Served, arrays: Mapping[str, np.ndarray], version: str, fingerprint: Any) -> Served:
@@ -155,16 +141,3 @@ def _with_arrays(now: Served, arrays: Mapping[str, np.ndarray], version: str, fi
         raise UpdateError(f"update: {len(names)} arrays do not fit the model: {told}")
     placed = {n: jax.device_put(arrays[n], now.arrays[n].sharding) for n in now.arrays}
     return Served(now.face, now.engine, placed, now.name, version)
-
-
-def _yield_to_others() -> None:
-    # On Linux the niceness is a thread's own. Children of this thread would have it, too; it starts none.
-    if hasattr(os, "setpriority") and hasattr(threading, "get_native_id"):
-        try:
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
-        except OSError as error:
-            _LOG.debug("control: the priority stays: %s", error)
-
-
-def _write(path: str, text: str) -> None:
-    pathlib.Path(path).write_text(text)

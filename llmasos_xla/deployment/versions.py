@@ -1,5 +1,9 @@
-"""From a file to a version that may answer: opened, checked, compiled, tried on an example, beside the serving path."""
+"""From a file to a version that may answer: opened, checked, compiled, tried on an example, beside the serving path.
 
+And back, for versions that came from memory.
+"""
+
+import dataclasses
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -7,10 +11,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from llmasos_xla.api import saving
+from llmasos_xla.api.exporting import specification_of
 from llmasos_xla.api.load import load, of_saved
-from llmasos_xla.api.saving import of_content
+from llmasos_xla.deployment.faces import ModelFace, ProgramFace
 from llmasos_xla.deployment.served import Served
+from llmasos_xla.sharding.transfer import fetch
 from llmasos_xla.storage.bundle import Bundle
+from llmasos_xla.storage.bundle import write as write_bundle
 
 TOLERANCE = 1e-2
 """How far an example's outputs may be from those in the bundle, over the largest of them: another device may round
@@ -44,10 +52,27 @@ def open_version(
     bundle = Bundle.open(path, key=key)
     if bundle.content.model is None or program:
         return Served.of_bundle(bundle, name, version, like=like)
-    served = Served.of_model(of_saved(of_content(bundle.content)), name, version, like=like)
+    served = Served.of_model(of_saved(saving.of_content(bundle.content)), name, version, like=like)
     served.digest = bundle.digest
     served.known = bundle.content.example
     return served
+
+
+def ending(served: Served) -> str:
+    """Of the file that `write_version` makes of it."""
+    return ".safetensors" if isinstance(served.face, ModelFace) else ".lmx"
+
+
+def write_version(served: Served, path: pathlib.Path) -> None:
+    """Writes a version that has no file of its own, so that `open_version` gives the same; atomically."""
+    arrays = fetch(served.arrays)
+    if isinstance(served.face, ModelFace):
+        saving.write(path, specification_of(served.face.model), arrays)
+        return
+    assert isinstance(served.face, ProgramFace)
+    content = served.face.content
+    inputs = content.example[0]
+    write_bundle(path, dataclasses.replace(content, arrays=arrays, example=(inputs, served.run(inputs))))
 
 
 def about(served: Served) -> dict[str, Any]:
