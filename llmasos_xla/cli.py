@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     try:
         return chosen.run(chosen)
-    except (ValueError, FileNotFoundError, PermissionError, ConnectionError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"llmasos {chosen.command}: {str(error).removeprefix(f'{chosen.command}: ')}", file=sys.stderr)
         return 2
 

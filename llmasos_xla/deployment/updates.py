@@ -59,6 +59,8 @@ class Updates:
     def _slot(self, name: Any) -> Slot:
         if name is None and len(self._host.slots) == 1:
             return next(iter(self._host.slots.values()))
+        if name is None:
+            raise LookupError(f"control: which model? This server has {', '.join(map(repr, self._host.slots))}")
         return self._host.slot(str(name))
 
     def _update(self, slot: Slot, message: Mapping[str, Any], files: list[int]) -> dict[str, Any]:
