@@ -14,7 +14,9 @@ import time
 from collections.abc import Sequence
 from typing import Any, final
 
-_KINDS = {kind.__name__: kind for kind in (ValueError, TypeError, FileNotFoundError, OSError, ImportError)}
+_KINDS = {
+    kind.__name__: kind for kind in (ValueError, TypeError, FileNotFoundError, PermissionError, OSError, ImportError)
+}
 # The server gives its requests five seconds to end; past this it hangs.
 _GRACE_SECONDS = 8.0
 

@@ -147,6 +147,10 @@ def _check_file(path: pathlib.Path, key: Any) -> None:
 
     if path.suffix == ".lmx":
         Bundle.open(path, key=key)
+    elif key is not None:
+        raise PermissionError(
+            f"Deployer: only bundles are signed, and a signature is asked for; {path.name!r} is no bundle"
+        )
     elif saving.read(path).spec.get("preprocessing") is None:
         raise ValueError(
             f"Deployer: the model in {path.name!r} has never seen data, so it is not known how to prepare its "

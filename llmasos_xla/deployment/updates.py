@@ -32,7 +32,7 @@ class Updates:
     Args:
         host: the models.
         state: where it is written down which version answers, so that a server that was killed starts with it; or None.
-        key: the public key of whoever must have signed new bundles.
+        key: the public key of whoever must have signed new bundles; weights from memory are refused then.
     """
 
     def __init__(self, host: Host, *, state: State | None = None, key: Any = None, program: bool = False):
@@ -68,6 +68,11 @@ class Updates:
         now, version = slot.find(), slot.next_version()
         # A thread that prepares yields to those that answer.
         yield_to_others()
+        if self._key is not None and (files or message.get("passing")):
+            raise PermissionError(
+                "update: weights from memory are not signed, and a signature is asked for; export them as a bundle "
+                "with key=, and hand over that"
+            )
         if files:
             served = _with_arrays(now, shared.read(files[0]), version, message.get("fingerprint"))
         else:
