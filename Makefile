@@ -11,7 +11,10 @@ NATIVE := hatch_build.py llmasos_xla/kernels/_onednn/compiler.py $(wildcard llma
 # Where the originals run that goldens are made of: torch for the CPU, transformers, librosa.
 PEERS := .peers
 
-.PHONY: demo test test-all notebooks parity lint clean
+# Where exported copies run: ONNX Runtime, OpenVINO, IREE, TensorFlow.
+EXPORTS := .exports
+
+.PHONY: demo test test-all notebooks parity exports lint clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt $(NATIVE)
 	$(PYTHON) -m venv $(VENV)
@@ -53,10 +56,24 @@ parity: $(VENV)/.installed-dev $(PEERS)/.installed
 	LLMASOS_GOLDENS=$(CURDIR)/.cache/goldens $(BIN)/python -m pytest -n $(WORKERS) tests/models/test_parity.py tests/models/test_beams.py \
 		tests/models/test_log_mel.py tests/models/test_parakeet.py tests/models/test_t5.py
 
+# The suite's versions, but for what requirements.txt has itself.
+$(EXPORTS)/.installed: tests/deployment/targets/requirements.txt pyproject.toml constraints.txt $(NATIVE)
+	$(PYTHON) -m venv $(EXPORTS)
+	$(EXPORTS)/bin/python -m pip install --quiet --upgrade pip
+	grep -v '^h5py==' constraints.txt > $(EXPORTS)/constraints.txt
+	$(EXPORTS)/bin/python -m pip install --quiet --constraint $(EXPORTS)/constraints.txt --editable '.[test]' \
+		--requirement tests/deployment/targets/requirements.txt
+	$(EXPORTS)/bin/python -m pip install --quiet --no-deps jax2onnx==0.17.1
+	touch $@
+
+# Copies in others' formats, each run by the others' runtime and held to our outputs.
+exports: $(EXPORTS)/.installed
+	LLMASOS_EXPORTS=1 $(EXPORTS)/bin/python -m pytest -n $(WORKERS) --dist loadfile -rs tests/deployment/targets
+
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
 clean:
-	rm -rf $(VENV) $(PEERS) .cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS) $(EXPORTS) .cache .pytest_cache .ruff_cache

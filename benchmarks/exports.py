@@ -1,6 +1,7 @@
 """How far exported copies are from our own outputs: small models with random weights, every target that is installed.
 
-    python benchmarks/exports.py [target ...]
+    python benchmarks/exports.py [target ...]   # small ones, in all targets or these
+    python benchmarks/exports.py shelf          # some of the shelf in their own sizes, in ONNX: a minute
 
 A line for each model and target: the largest difference over all outputs of all checks, and the largest output.
 """
@@ -16,7 +17,7 @@ import numpy as np
 import llmasos_xla as lm
 
 TARGETS = ("onnx", "onnx int8", "openvino", "openvino float16", "openvino int8", "iree", "savedmodel", "tflite")
-PACKAGES = ("jax", "jax2onnx", "onnxruntime", "openvino", "nncf", "iree-base-compiler", "tensorflow")
+PACKAGES = ("jax", "jax2onnx", "onnxruntime", "openvino", "nncf", "iree-base-compiler", "tensorflow", "tensorflow-cpu")
 
 
 def models() -> dict[str, tuple[lm.Sequential | lm.Network, np.ndarray]]:
@@ -50,6 +51,9 @@ def main(wanted: list[str]) -> None:
     """Prints the table."""
     versions = [f"{p} {v}" for p in PACKAGES if (v := _version(p))]
     print(f"{jax.devices()[0].device_kind}; {', '.join(versions)}")
+    if wanted == ["shelf"]:
+        _shelf()
+        return
     for name, (model, x) in models().items():
         largest = float(np.abs(np.asarray(model.predict(x))).max())
         for target in wanted or TARGETS:
@@ -67,6 +71,23 @@ def main(wanted: list[str]) -> None:
                 except (ImportError, ValueError) as error:
                     told = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             print(f"{name:8}{target:18}{told}  (largest output {largest:.2g})", flush=True)
+
+
+def _shelf() -> None:
+    rng = np.random.default_rng(0)
+    words = rng.integers(1, 60, (2, 24)).astype(np.int32)
+    for name in ("seed_cnn", "lstm_lm", "resnet18", "resnet50", "minilm", "bert", "nanogpt", "gpt2"):
+        side = {"seed_cnn": (28, 28, 1), "resnet18": (224, 224, 3), "resnet50": (224, 224, 3)}.get(name)
+        x = words if side is None else rng.standard_normal((2, *side)).astype(np.float32)
+        model = getattr(lm.models, name)()
+        largest = float(np.abs(np.asarray(model.predict(x))).max())
+        # Recurrences and pictures are for one size.
+        options = {"length": x.shape[1]} if name in ("lstm_lm", "resnet18", "resnet50") else {}
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / "m.onnx"
+            # Told, whatever it is.
+            difference = lm.export(model, path, example=x, tolerance=1.0, **options).difference
+        print(f"{name:10}{difference:.1e}  (largest output {largest:.2g})", flush=True)
 
 
 def _version(package: str) -> str | None:

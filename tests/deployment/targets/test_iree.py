@@ -3,12 +3,11 @@
 import json
 
 import pytest
-from deployment.targets import samples
+from deployment.targets import needs, samples
 
 import llmasos_xla as lm
 
-pytest.importorskip("iree.compiler", reason="iree-base-compiler is not installed")
-runtime = pytest.importorskip("iree.runtime", reason="iree-base-runtime is not installed")
+_, runtime = needs.modules("iree.compiler", "iree.runtime")
 pytestmark = pytest.mark.usefixtures("unchecked")
 
 LENGTHS = {"bert": {"length": 6}, "gpt2": {"length": 7}}

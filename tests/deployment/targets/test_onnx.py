@@ -5,15 +5,13 @@ import sys
 
 import numpy as np
 import pytest
-from deployment.targets import samples
+from deployment.targets import needs, samples
 
 import llmasos_xla as lm
 from llmasos_xla.deployment.targets.checking import DifferentOutputError
 
-onnx = pytest.importorskip("onnx", reason="onnx is not installed")
-runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
-if __import__("importlib.util").util.find_spec("jax2onnx") is None:
-    pytest.skip("jax2onnx is not installed", allow_module_level=True)
+needs.installed("jax2onnx")
+onnx, runtime = needs.modules("onnx", "onnxruntime")
 pytestmark = pytest.mark.usefixtures("unchecked")
 
 

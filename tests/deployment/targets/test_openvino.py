@@ -1,20 +1,15 @@
 """OpenVINO's form gives our outputs on its CPU device."""
 
 import json
-import os
 
 import numpy as np
 import pytest
-from deployment.targets import samples
+from deployment.targets import needs, samples
 
 import llmasos_xla as lm
 
-if __import__("importlib.util").util.find_spec("jax2onnx") is None:
-    pytest.skip("jax2onnx is not installed", allow_module_level=True)
-pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
-# Importing it sends statistics, but in a continuous integration.
-os.environ.setdefault("CI", "true")
-openvino = pytest.importorskip("openvino", reason="openvino is not installed")
+needs.installed("jax2onnx", "onnxruntime", "nncf")
+(openvino,) = needs.modules("openvino")
 pytestmark = pytest.mark.usefixtures("unchecked")
 
 
@@ -50,7 +45,6 @@ def test_half_the_bytes(tmp_path):
 
 @pytest.mark.parametrize(("name", "data"), [("cnn", samples.pictures), ("gpt2", samples.words)])
 def test_eight_bits(tmp_path, name, data):
-    pytest.importorskip("nncf", reason="nncf is not installed")
     model, x = samples.EVERY[name](), data(40)
     result = lm.export(model, tmp_path / "m", target="openvino", precision="int8", calibration=x)
     read = openvino.Core().read_model(result.path / "model.xml")

@@ -4,12 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from deployment.targets import samples
+from deployment.targets import needs, samples
 
 import llmasos_xla as lm
 
-if __import__("importlib.util").util.find_spec("tensorflow") is None:
-    pytest.skip("tensorflow is not installed", allow_module_level=True)
+needs.installed("tensorflow")
 pytestmark = pytest.mark.usefixtures("unchecked")
 
 # BERT reads the first step of each row, which LiteRT cannot find in rows of any number.
