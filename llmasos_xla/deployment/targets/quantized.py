@@ -1,7 +1,7 @@
 """ONNX in 8 bits: quantize and dequantize nodes (QDQ) around products and convolutions, scales from calibration data.
 
-NPUs and the compilers of FPGA vendors read this form. Weights are signed with a scale for each output channel,
-activations signed with one scale each, as ONNX Runtime's static quantization finds them.
+Weights are signed with a scale for each output channel, activations signed with a scale and a zero point each, as ONNX
+Runtime's static quantization finds them. What compilers for NPUs and FPGAs ask for stands in docs/export.md.
 """
 
 import pathlib
