@@ -93,6 +93,8 @@ def _add_serving(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--request-timeout", type=float, metavar="S", help="seconds that a request may take")
     parser.add_argument("--keep", type=int, default=3, help="versions that stay for a rollback (3)")
     parser.add_argument("--keys", metavar="FILE", help="of API keys, one of which must come with every request")
+    parser.add_argument("--certificate", metavar="FILE", help="PEM: answer over TLS alone, with this certificate")
+    parser.add_argument("--certificate-key", metavar="FILE", help="its private key, where that is in another file")
     parser.add_argument("--key", metavar="FILE", help="public key of whoever must have signed the bundles")
     parser.add_argument("--state", metavar="FILE", help="where it is written down which version answers")
     parser.add_argument("--program", action="store_true", help="run a bundle's program, not the model rebuilt from it")

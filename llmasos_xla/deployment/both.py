@@ -9,6 +9,7 @@ import uvicorn
 
 from llmasos_xla.deployment import rpc
 from llmasos_xla.deployment.host import Host
+from llmasos_xla.deployment.tls import Tls
 
 
 @final
@@ -18,14 +19,14 @@ class Both(uvicorn.Server):
     Both drain at the same time, since the process that waits for their end counts its seconds once.
     """
 
-    def __init__(self, config: uvicorn.Config, host: Host, address: str, told: Callable[[int], None]):
+    def __init__(self, config: uvicorn.Config, host: Host, address: str, told: Callable[[int], None], tls: Tls | None):
         super().__init__(config)
-        self._host, self._address, self._told = host, address, told
+        self._host, self._address, self._told, self._tls = host, address, told, tls
         self._other: rpc.Server | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Starts both; raises what `rpc.serve` does."""
-        self._other = await rpc.serve(self._host, self._address)
+        self._other = await rpc.serve(self._host, self._address, tls=self._tls)
         self._told(self._other.port)
         await super().startup(sockets)
 

@@ -62,6 +62,8 @@ class Deployer:
         request_timeout: float | None = None,
         keep: int = 3,
         keys: str | os.PathLike | None = None,
+        certificate: str | os.PathLike | None = None,
+        certificate_key: str | os.PathLike | None = None,
         state: str | os.PathLike | None = None,
         program: bool = False,
         restart: bool = False,
@@ -83,6 +85,9 @@ class Deployer:
             request_timeout: seconds that a request may take where it does not say.
             keep: versions that stay in memory for a rollback.
             keys: a file of API keys, one of which must come with every request.
+            certificate: a PEM file, the server's certificate and those that signed it; it answers over TLS alone then,
+                over gRPC too. The handle trusts that certificate.
+            certificate_key: a PEM file, its private key, unless that is in the same file.
             state: a file in which it is written down which version answers, so that a server that starts again with
                 it goes on with the one that was handed over last. Weights from memory are kept beside it, `FILE.live`.
             program: run a bundle's program as it is, not the model that is rebuilt from it.
@@ -106,6 +111,8 @@ class Deployer:
         _check_whole("max_body", max_body, 1, 1 << 40)
         for rows in warm:
             _check_whole("warm", rows, 1, 1 << 20)
+        if certificate_key is not None and certificate is None:
+            raise ValueError("deploy: certificate_key came without certificate; a key alone encrypts nothing")
         self._check_files()
         arguments = [*(f"--name={each}" for each in models), "--host", host, "--max-body", str(max_body)]
         _check_whole("batch", batch, 1, 1 << 16)
@@ -116,6 +123,8 @@ class Deployer:
             ("--keys", keys),
             ("--key", self.key),
             ("--state", state),
+            ("--certificate", certificate and os.path.abspath(certificate)),
+            ("--certificate-key", certificate_key and os.path.abspath(certificate_key)),
         ):
             arguments += [] if value is None else [option, str(value)]
         arguments += ["--program"] * program + ["--access-log"] * access_log
@@ -129,7 +138,7 @@ class Deployer:
             ports = ["--port", str(port), *([] if grpc_port is None else ["--grpc-port", str(grpc_port)])]
             return Child([*map(str, models.values()), *arguments, *ports, "--warm", *map(str, warm)])
 
-        handle = Handle(start, list(models), host, port, grpc_port, max_body, timeout, restart)
+        handle = Handle(start, list(models), host, port, grpc_port, max_body, timeout, restart, certificate)
         lifecycle.keep(handle, wait)
         return handle
 

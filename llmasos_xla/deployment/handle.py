@@ -48,6 +48,7 @@ class Handle:
         max_body: int,
         timeout: float,
         restart: bool,
+        certificate: str | os.PathLike | None = None,
     ):
         self._start, self._timeout = start, timeout
         self._child = start(port, grpc_port)
@@ -59,6 +60,7 @@ class Handle:
         """Of the model; of the first, where there are several."""
         self.names: tuple[str, ...] = tuple(names)
         self.port: int = self._said["port"]
+        self._certificate = None if certificate is None else os.path.abspath(certificate)
         self.restarts: int = 0
         """How often the server was started again."""
         self._watched = restart
@@ -69,8 +71,8 @@ class Handle:
 
     @property
     def url(self) -> str:
-        """Where it answers, without a slash at the end: "http://127.0.0.1:8000"."""
-        return f"http://{self._address(self.port)}"
+        """Where it answers, without a slash at the end: "http://127.0.0.1:8000", or https with a certificate."""
+        return f"{'http' if self._certificate is None else 'https'}://{self._address(self.port)}"
 
     @property
     def grpc_url(self) -> str | None:
@@ -94,7 +96,8 @@ class Handle:
         """A command line that asks the server about one made-up row."""
         inputs = ",".join(map(_curl_tensor, self._said["models"][self.name]["example"]))
         address = shlex.quote(f"{self.url}/v2/models/{self.name}/infer")
-        return f"curl -s {address} -H 'Content-Type: application/json' -d '{{\"inputs\":[{inputs}]}}'"
+        trust = "" if self._certificate is None else f"--cacert {shlex.quote(self._certificate)} "
+        return f"curl -s {trust}{address} -H 'Content-Type: application/json' -d '{{\"inputs\":[{inputs}]}}'"
 
     def predict(self, x: Any, *, model: str | None = None, timeout: float = 300.0) -> np.ndarray:
         """Outputs [rows, ...] in float32, as `model.predict(x)` gives them, asked over HTTP.
@@ -276,10 +279,18 @@ class Handle:
         self, method: str, path: str, body: protocol.Body | None = None, timeout: float | None = None
     ) -> tuple[int, bytes, str | None]:
         # Not urllib: it would go through a proxy that the environment names.
-        with contextlib.closing(http.client.HTTPConnection(self._host, self.port, timeout=timeout)) as connection:
+        with contextlib.closing(self._connection(timeout)) as connection:
             connection.request(method, path, body.content if body else None, body.headers if body else {})
             answer = connection.getresponse()
             return answer.status, answer.read(), answer.headers.get(protocol.JSON_LENGTH)
+
+    def _connection(self, timeout: float | None) -> http.client.HTTPConnection:
+        certificate = self._said["certificate"]
+        if certificate is None:
+            return http.client.HTTPConnection(self._host, self.port, timeout=timeout)
+        from llmasos_xla.deployment.tls import trusting
+
+        return http.client.HTTPSConnection(self._host, self.port, timeout=timeout, context=trusting(certificate))
 
 
 def _parts(tensors: Mapping[str, np.ndarray], max_body: int) -> Iterator[dict[str, np.ndarray]]:

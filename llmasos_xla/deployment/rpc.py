@@ -6,7 +6,7 @@ status of HTTP has its code of gRPC. https://grpc.io/docs/guides/status-codes/
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 from starlette.exceptions import HTTPException
 
@@ -19,6 +19,7 @@ from llmasos_xla.deployment.rpc_content import parse, read_request, write_answer
 from llmasos_xla.deployment.rpc_messages import HEALTH, METHODS, SERVICE, message
 from llmasos_xla.deployment.server import listen
 from llmasos_xla.deployment.slot import Slot
+from llmasos_xla.deployment.tls import Tls
 
 # As the web application has it: larger messages are read beside the event loop.
 _LARGE = 1 << 17
@@ -38,14 +39,6 @@ _OPEN = ("ServerLive", "ServerReady", "Check")
 """Methods that want no key: who asks for health has none."""
 
 Headers = Mapping[bytes, bytes]
-
-
-class Tls(NamedTuple):
-    """What an encrypted server shows, as PEM."""
-
-    key: bytes
-    certificates: bytes
-    """The server's own first, then those that signed it."""
 
 
 @final

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 from llmasos_xla.deployment import protocol
+from llmasos_xla.deployment.tls import Tls, read
 
 # The model's own errors; anything else is a fault whose traceback is wanted.
 _PLAIN = (ValueError, FileNotFoundError, PermissionError, ImportError)
@@ -31,13 +32,18 @@ def main(arguments: list[str] | None = None) -> int:
     tell = _teller()
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     try:
+        tls = read(options.certificate, options.certificate_key) if options.certificate else None
+    except (OSError, ValueError) as error:
+        _tell_error(error, tell)
+        return 1
+    try:
         listener = listen(options.host, options.port)
     except OSError as error:
         tell({"error": str(error), "kind": "OSError"})
         return 1
     tell({"port": listener.getsockname()[1]})
     try:
-        return _serve(options, listener, tell)
+        return _serve(options, listener, tls, tell)
     except Exception as error:
         _tell_error(error, tell)
         return 1
@@ -72,7 +78,7 @@ def _why_not(error: OSError) -> str:
     return known.get(error.errno or 0, f"cannot be bound ({error.strerror or error})")
 
 
-def _serve(options: argparse.Namespace, listener: socket.socket, tell: Callable[[dict], None]) -> int:
+def _serve(options: argparse.Namespace, listener: socket.socket, tls: Tls | None, tell: Callable[[dict], None]) -> int:
     import uvicorn
 
     from llmasos_xla.deployment.app import App
@@ -92,6 +98,8 @@ def _serve(options: argparse.Namespace, listener: socket.socket, tell: Callable[
         server_header=False,
         timeout_graceful_shutdown=_DRAIN_SECONDS,
         ws="none",
+        ssl_certfile=options.certificate,
+        ssl_keyfile=options.certificate_key,
     )
     bound, failed = threading.Event(), threading.Event()
 
@@ -105,7 +113,7 @@ def _serve(options: argparse.Namespace, listener: socket.socket, tell: Callable[
     else:
         from llmasos_xla.deployment.both import Both
 
-        server = Both(config, host, f"{options.host}:{options.grpc_port}", told)
+        server = Both(config, host, f"{options.host}:{options.grpc_port}", told, tls)
 
     def stop() -> None:
         host.draining = True
@@ -136,7 +144,8 @@ def _serve(options: argparse.Namespace, listener: socket.socket, tell: Callable[
                 states.append(state)
             # Who waits for readiness wants the ports by then.
             bound.wait()
-            tell({"ready": {"models": {slot.name: about(slot.find()) for slot in slots}}})
+            models = {slot.name: about(slot.find()) for slot in slots}
+            tell({"ready": {"models": models, "certificate": tls.own if tls else None}})
         except Exception as error:
             _tell_error(error, tell)
             failed.set()
@@ -220,6 +229,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--keep", type=int, default=3, help="versions that stay for a rollback")
     parser.add_argument("--keys", metavar="FILE", help="of API keys; one of them must come with every request")
     parser.add_argument("--key", metavar="FILE", help="public key of whoever must have signed the bundles")
+    parser.add_argument("--certificate", metavar="FILE", help="PEM: answer over TLS alone, with it")
+    parser.add_argument("--certificate-key", metavar="FILE", help="its private key, where that is in another file")
     parser.add_argument("--program", action="store_true", help="run a bundle's program, not the model rebuilt from it")
     parser.add_argument("--state", metavar="FILE", help="where it is written down which version answers")
     parser.add_argument("--access-log", action="store_true", help="a line for each request on standard error")

@@ -141,3 +141,39 @@ def frame():
             "y": [0.0, 1, 2, 3],
         }
     )
+
+
+@pytest.fixture(scope="session")
+def new_certificate():
+    """A function that makes a key and a certificate, as PEM, that bears one name and is good for so many hours."""
+    pytest.importorskip("cryptography", reason="cryptography is not installed")
+    import datetime
+    import ipaddress
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    def new(named="127.0.0.1", password=None, hours=1):
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
+        now = datetime.datetime.now(datetime.UTC)
+        general = x509.IPAddress(ipaddress.ip_address(named)) if named[0].isdigit() else x509.DNSName(named)
+        made = (
+            x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(hours=2))
+            .not_valid_after(now + datetime.timedelta(hours=hours))
+            .add_extension(x509.SubjectAlternativeName([general]), False)
+            .sign(key, hashes.SHA256())
+        )
+        hidden = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
+        pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, hidden)
+        return pem, made.public_bytes(serialization.Encoding.PEM)
+
+    return new
+
+
+@pytest.fixture(scope="session")
+def certificate(new_certificate):
+    """A key and a certificate for 127.0.0.1, as PEM."""
+    return new_certificate()

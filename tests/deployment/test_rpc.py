@@ -495,31 +495,6 @@ def test_two_servers_do_not_share_a_port(running):
         asyncio.run(rpc.serve(Host(), running.address))
 
 
-@pytest.fixture(scope="module")
-def certificate():
-    """A key and a certificate for 127.0.0.1, as PEM."""
-    pytest.importorskip("cryptography", reason="cryptography is not installed")
-    import datetime
-    import ipaddress
-
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
-        .sign(key, hashes.SHA256())
-    )
-    kinds = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    return key.private_bytes(*kinds), made.public_bytes(serialization.Encoding.PEM)
-
-
 def test_over_tls(told, certificate):
     with Running([told(echo)], tls=rpc.Tls(*certificate)) as running:
         content = asked(ONE, name="x").SerializeToString()
