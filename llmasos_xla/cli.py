@@ -99,6 +99,14 @@ def _add_serving(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--state", metavar="FILE", help="where it is written down which version answers")
     parser.add_argument("--program", action="store_true", help="run a bundle's program, not the model rebuilt from it")
     parser.add_argument("--access-log", action="store_true", help="a line for each request")
+    parser.add_argument(
+        "--tracing",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="URL",
+        help="send traces to a collector of OpenTelemetry; without URL, as its environment variables say",
+    )
     parser.set_defaults(run=_serve)
 
     parser = commands.add_parser("update", help="replace what a server of this machine serves, while it answers")

@@ -26,6 +26,7 @@ rpc          the gRPC server: the same protocol, the same models
 rpc_content  requests and answers over gRPC, as arrays by name
 rpc_messages the messages of that protocol over gRPC
 both         the web server with the gRPC server beside it
+tracing      spans for OpenTelemetry: requests, and what they waited for
 tls          the certificate that a server shows, and who trusts it
 raw_input    what a user passes to `predict`, as tensors
 exporting    `lm.export`: a model in another form, checked against our own outputs

@@ -46,6 +46,11 @@ class Job:
     arrived: float = dataclasses.field(default_factory=time.monotonic)
     cancelled: bool = False
     """Nobody waits for the result any more."""
+    began: float | None = None
+    ended: float | None = None
+    """When it ran, by `time.monotonic`."""
+    beside: int = 0
+    """Rows of the batch that it ran in, its own among them."""
     number: int = 0
 
     @property
@@ -190,6 +195,9 @@ class Batcher:
 
     def _run(self, batch: list[Job]) -> None:
         served, started = batch[0].served, time.monotonic()
+        rows = sum(job.rows for job in batch)
+        for job in batch:
+            job.began, job.beside = started, rows
         try:
             if len(batch) == 1:
                 found: list[Outputs] = [served.run(batch[0].inputs)]
@@ -215,8 +223,10 @@ class Batcher:
             return
         finally:
             self.running = 0
-        rows = sum(job.rows for job in batch)
+        ended = time.monotonic()
+        for job in batch:
+            job.ended = ended
         self.batches += 1
         self.rows += rows
-        self._row_seconds += 0.2 * ((time.monotonic() - started) / rows - self._row_seconds)
+        self._row_seconds += 0.2 * ((ended - started) / rows - self._row_seconds)
         self._done(list(zip(batch, found, strict=True)))

@@ -68,6 +68,7 @@ class Deployer:
         program: bool = False,
         restart: bool = False,
         access_log: bool = False,
+        tracing: bool | str = False,
         wait: bool | None = None,
         timeout: float = 120.0,
     ) -> Handle:
@@ -93,6 +94,8 @@ class Deployer:
             program: run a bundle's program as it is, not the model that is rebuilt from it.
             restart: start the server again, with the version that was handed over last, if it ends by itself.
             access_log: prints a line for each request.
+            tracing: the address of a collector of OpenTelemetry that gets a trace of each request, or True for the one
+                that OpenTelemetry's environment variables name. Wants the extra "tracing".
             wait: whether a script that ends goes on serving until Ctrl-C; by default unless the interpreter is
                 interactive.
             timeout: seconds until ready, at most.
@@ -128,6 +131,8 @@ class Deployer:
         ):
             arguments += [] if value is None else [option, str(value)]
         arguments += ["--program"] * program + ["--access-log"] * access_log
+        if tracing is not False:
+            arguments.append(f"--tracing={'' if tracing is True else tracing}")
         if restart and state is None:
             # The server's own memory of what was handed over, for as long as this process lives.
             folder = tempfile.TemporaryDirectory(prefix="llmasos-")

@@ -20,6 +20,7 @@ from llmasos_xla.deployment.rpc_messages import HEALTH, METHODS, SERVICE, messag
 from llmasos_xla.deployment.server import listen
 from llmasos_xla.deployment.slot import Slot
 from llmasos_xla.deployment.tls import Tls
+from llmasos_xla.deployment.tracing import Trace, Tracing
 
 # As the web application has it: larger messages are read beside the event loop.
 _LARGE = 1 << 17
@@ -35,6 +36,8 @@ _CODES = {
     504: "DEADLINE_EXCEEDED",
 }
 """Status of HTTP: code of gRPC; INTERNAL for others."""
+_FAULTS = ("UNKNOWN", "INTERNAL", "UNAVAILABLE", "DEADLINE_EXCEEDED")
+"""Codes that a trace shows as errors of this server. https://opentelemetry.io/docs/specs/semconv/rpc/grpc/"""
 _OPEN = ("ServerLive", "ServerReady", "Check")
 """Methods that want no key: who asks for health has none."""
 
@@ -62,7 +65,7 @@ class Server:
         await self._server.stop(max(until - clock(), 0.0))
 
 
-async def serve(host: Host, address: str, *, tls: Tls | None = None) -> Server:
+async def serve(host: Host, address: str, *, tls: Tls | None = None, tracing: Tracing | None = None) -> Server:
     """Starts the server at "address:port" in the running event loop; port 0 takes a free one.
 
     Raises OSError if the address cannot be had, ImportError without the package grpcio, ValueError for a key and
@@ -84,7 +87,7 @@ async def serve(host: Host, address: str, *, tls: Tls | None = None) -> Server:
         ("grpc.so_reuseport", 0),
     ]
     server = grpc.aio.server(options=options)
-    service = Service(host)
+    service = Service(host, tracing)
     server.add_generic_rpc_handlers(
         (
             grpc.method_handlers_generic_handler(SERVICE, {name: _handler(service, name) for name in METHODS}),
@@ -111,8 +114,8 @@ class Service:
     What it raises is `HTTPException`, whatever went wrong: one place knows what is told of which fault.
     """
 
-    def __init__(self, host: Host):
-        self._host = host
+    def __init__(self, host: Host, tracing: Tracing | None = None):
+        self._host, self._tracing = host, tracing
         self.stopping = asyncio.Event()
         self.inside = 0
         """Requests to models that are being read, waiting or running."""
@@ -129,6 +132,24 @@ class Service:
 
     async def answer(self, method: str, content: bytes, headers: Headers, timeout: float | None = None) -> bytes:
         """The answer to one message, whose sender waits `timeout` seconds for it."""
+        if self._tracing is None or method != "ModelInfer":
+            return await self._answer_to(method, content, headers, timeout)
+        trace, code = self._begin(self._tracing, method, headers), "CANCELLED"
+        try:
+            answer = await self._answer_to(method, content, headers, timeout)
+            code = "OK"
+            return answer
+        except HTTPException as error:
+            code = _code(error)
+            raise
+        finally:
+            _end(trace, code)
+
+    def _begin(self, tracing: Tracing, method: str, headers: Headers) -> Trace:
+        name = f"{SERVICE}/{method}"
+        return tracing.begin(name, headers, {"rpc.system.name": "grpc", "rpc.method": name})
+
+    async def _answer_to(self, method: str, content: bytes, headers: Headers, timeout: float | None) -> bytes:
         if method not in _OPEN:
             check_key(self._host, headers)
         try:
@@ -140,13 +161,18 @@ class Service:
     async def stream_answer(self, content: bytes, headers: Headers, timeout: float | None = None) -> bytes:
         """The answer to one message of `ModelStreamInfer`: errors are answers there, and the stream goes on."""
         check_key(self._host, headers)
-        answer = message("ModelStreamInferResponse")()
+        trace = None if self._tracing is None else self._begin(self._tracing, "ModelStreamInfer", headers)
+        answer, code = message("ModelStreamInferResponse")(), "OK"
         try:
             request = await self._parse("ModelStreamInfer", content)
             answer.infer_response.id = request.id
             answer.infer_response.CopyFrom(await self._infer(request, timeout))
         except Exception as error:
-            answer.error_message = _short(refusal(error).detail)
+            told = refusal(error)
+            answer.error_message, code = _short(told.detail), _code(told)
+        finally:
+            if trace is not None:
+                _end(trace, code)
         return answer.SerializeToString()
 
     async def _parse(self, method: str, content: bytes) -> Any:
@@ -229,6 +255,14 @@ class Service:
         return message("HealthCheckResponse")(status=1 if self._host.state == "ready" else 2)
 
 
+def _code(error: HTTPException) -> str:
+    return _CODES.get(error.status_code, "INTERNAL")
+
+
+def _end(trace: Trace, code: str) -> None:
+    trace.end({"rpc.response.status_code": code}, code if code in _FAULTS else None)
+
+
 def _stopping() -> HTTPException:
     return HTTPException(503, "the server is stopping; ask another", headers={"Retry-After": "1"})
 
@@ -268,7 +302,7 @@ def _handler(service: Service, name: str) -> Any:
         return {key.encode(): value if isinstance(value, bytes) else value.encode() for key, value in pairs}
 
     async def abort(context: Any, error: HTTPException) -> None:
-        code = grpc.StatusCode[_CODES.get(error.status_code, "INTERNAL")]
+        code = grpc.StatusCode[_code(error)]
         again = (error.headers or {}).get("Retry-After")
         more = () if again is None else (("grpc-retry-pushback-ms", str(1000 * int(again))),)
         await context.abort(code, _short(error.detail), more)

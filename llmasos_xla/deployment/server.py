@@ -85,13 +85,16 @@ def _serve(options: argparse.Namespace, listener: socket.socket, tls: Tls | None
     from llmasos_xla.deployment.control import Control
     from llmasos_xla.deployment.host import Host, Limits
     from llmasos_xla.deployment.slot import Slot
+    from llmasos_xla.deployment.tracing import Traced, start
 
     slots = [Slot(name, keep=options.keep, most_rows=options.batch, delay=options.delay) for name in options.name]
     port, controls, states = listener.getsockname()[1], [], []
     keys = pathlib.Path(options.keys).read_text().split() if options.keys else ()
     host = Host(slots, limits=Limits(options.max_body, seconds=options.timeout), keys=keys)
+    tracing = None if options.tracing is None else start(options.tracing or None)
+    app = App(host)
     config = uvicorn.Config(
-        App(host),
+        app if tracing is None else Traced(app, tracing),
         access_log=options.access_log,
         lifespan="off",
         log_level="info" if options.access_log else "warning",
@@ -113,7 +116,7 @@ def _serve(options: argparse.Namespace, listener: socket.socket, tls: Tls | None
     else:
         from llmasos_xla.deployment.both import Both
 
-        server = Both(config, host, f"{options.host}:{options.grpc_port}", told, tls)
+        server = Both(config, host, f"{options.host}:{options.grpc_port}", told, tls=tls, tracing=tracing)
 
     def stop() -> None:
         host.draining = True
@@ -167,6 +170,8 @@ def _serve(options: argparse.Namespace, listener: socket.socket, tls: Tls | None
     for state in states:
         if not state.close(_WRITE_SECONDS):
             print("the newest weights are not written; a restart begins with older ones", file=sys.stderr)
+    if tracing is not None:
+        tracing.close()
     # The requests had their time to drain; a call into the model cannot be interrupted and would hold the exit up.
     sys.stderr.flush()
     os._exit(1 if failed.is_set() else 0)
@@ -234,6 +239,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--program", action="store_true", help="run a bundle's program, not the model rebuilt from it")
     parser.add_argument("--state", metavar="FILE", help="where it is written down which version answers")
     parser.add_argument("--access-log", action="store_true", help="a line for each request on standard error")
+    parser.add_argument("--tracing", metavar="URL", help="of a collector of OpenTelemetry; empty: as its variables say")
     parser.add_argument("--watch-parent", action="store_true", help="stop when standard input ends")
     return parser.parse_args(arguments)
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from llmasos_xla.deployment.batching import Batcher, Job, Outputs
 from llmasos_xla.deployment.histogram import Histogram
+from llmasos_xla.deployment.tracing import JOBS
 
 if TYPE_CHECKING:
     from llmasos_xla.deployment.served import Served
@@ -190,6 +191,8 @@ class Slot:
         future: asyncio.Future[Any] = loop.create_future()
         deadline = None if timeout is None else time.monotonic() + timeout
         job = Job(served, inputs, priority, deadline, _Waiter(loop, future))
+        if (traced := JOBS.get()) is not None:
+            traced.append(job)
         self.batcher.submit(job)
         try:
             if timeout is None:
