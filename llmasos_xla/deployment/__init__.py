@@ -26,6 +26,7 @@ rpc          the gRPC server: the same protocol, the same models
 rpc_content  requests and answers over gRPC, as arrays by name
 rpc_messages the messages of that protocol over gRPC
 both         the web server with the gRPC server beside it
+metrics      figures for Prometheus; `grafana.json` is the board of them
 tracing      spans for OpenTelemetry: requests, and what they waited for
 tls          the certificate that a server shows, and who trusts it
 raw_input    what a user passes to `predict`, as tensors
