@@ -83,7 +83,12 @@ def _add_serving(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="put a model behind an address",
         description="Serves a bundle or a saved model until Ctrl-C, and starts the server again if it is killed.",
     )
-    parser.add_argument("paths", nargs="+", metavar="[NAME=]PATH", help="a .lmx, .h5 or .safetensors file, or several")
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        metavar="[NAME=]PATH",
+        help="a .lmx, .h5 or .safetensors file, or a folder with config.json and weights; or several",
+    )
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (8000)")
     parser.add_argument("--grpc-port", type=int, metavar="PORT", help="answer over gRPC too, there")
@@ -110,7 +115,9 @@ def _add_serving(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.set_defaults(run=_serve)
 
     parser = commands.add_parser("update", help="replace what a server of this machine serves, while it answers")
-    parser.add_argument("path", help="a .lmx, .h5 or .safetensors file, or a folder of checkpoints")
+    parser.add_argument(
+        "path", help="a .lmx, .h5 or .safetensors file, a folder of checkpoints, or one with config.json"
+    )
     parser.add_argument("--share", type=float, help="let it answer this share of the requests first, on trial")
     parser.add_argument("--shadow", type=float, help="let it compute this share of the requests unseen, on trial")
     parser.add_argument("--requests", type=int, default=100, help="that a trial takes (100)")

@@ -82,6 +82,7 @@ class Door:
                 "are saved without the training state, and after load compile must be called again",
                 stacklevel=2,
             )
+        self.settle()
         self.learner.save(path, {**self._door(), **self._kept()})
 
     def export(
@@ -112,6 +113,9 @@ class Door:
         from llmasos_xla.api.exporting import export_model
 
         return export_model(self, path, name=name, platforms=platforms, lengths=lengths, example=example, key=key)
+
+    def settle(self) -> None:
+        """Settles how raw input is prepared, where no data are needed to know it; nothing otherwise."""
 
     def _append(self, layer: Layer) -> None:
         if not isinstance(layer, Layer):

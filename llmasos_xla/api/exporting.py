@@ -52,6 +52,7 @@ def forward_of(model: Door, who: str, precision: str | None = None) -> Forward:
 
     `precision` is that of the arithmetic, the model's own if None.
     """
+    model.settle()
     learner = model.learner
     preprocessing = learner.preprocessing
     if preprocessing is None:

@@ -283,7 +283,7 @@ class Learner:
         callbacks = (callbacks,) if callable(callbacks) else tuple(callbacks or ())
         report = reporter(verbose if jax.process_index() == 0 else 0)
         started = time.time()
-        self._settle(dataset)
+        self.settle(dataset)
         shard, rows = settled(self, shard, batch_size, len(dataset), report)
         self.shard(shard)
         if self.placement is not None:
@@ -476,7 +476,7 @@ class Learner:
         if self._fitting not in (None, threading.get_ident()):
             raise RuntimeError("this model is being fitted in another thread; wait for that fit, or load a saved copy")
 
-    def _settle(self, dataset: Dataset) -> None:
+    def settle(self, dataset: Dataset) -> None:
         """Settles preprocessing and shapes when the first data are seen."""
         if self.preprocessing is None:
             self.preprocessing = fitted_preprocessing(dataset, self.spec)
@@ -487,7 +487,7 @@ class Learner:
 
     def _prepare(self, dataset: Dataset) -> None:
         """Settles preprocessing and weights when the first data are seen."""
-        self._settle(dataset)
+        self.settle(dataset)
         assert self.preprocessing is not None
         self.build()
         if self.spec.reads_integers and dataset.in_memory:

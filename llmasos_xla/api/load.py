@@ -8,6 +8,7 @@ from llmasos_xla.api.door import Door
 from llmasos_xla.api.model import Model
 from llmasos_xla.api.network import Network
 from llmasos_xla.api.sequential import Sequential
+from llmasos_xla.data.tokenizers.chat_template import ChatTemplate
 from llmasos_xla.data.tokenizers.keeping import from_json
 
 DOORS = {"Sequential": Sequential, "Model": Model, "Network": Network}
@@ -47,6 +48,8 @@ def of_saved(saved: saving.Saved) -> Door:
     model.learner = learner
     if isinstance(model, Network) and entries.get("tokenizer") is not None:
         model.tokenizer = from_json(entries["tokenizer"])
+    if isinstance(model, Network) and entries.get("chat_template") is not None:
+        model.chat_template = ChatTemplate.from_json(entries["chat_template"])
     if isinstance(model, Network) and entries.get("class_names") is not None:
         model.class_names = tuple(map(str, entries["class_names"]))
     return model

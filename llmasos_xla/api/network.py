@@ -4,20 +4,25 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from llmasos_xla.api.fitted import Fitted
 from llmasos_xla.core import Variables
+from llmasos_xla.data.dataset import Dataset
+from llmasos_xla.data.tokenizers.chat_template import ChatTemplate
 from llmasos_xla.data.tokenizers.keeping import to_json
 from llmasos_xla.data.tokenizers.opening import load_tokenizer
 from llmasos_xla.data.tokenizers.protocol import Tokenizer
 from llmasos_xla.errors import unknown
 from llmasos_xla.models import pretrained
 from llmasos_xla.models.config import Config
+from llmasos_xla.models.generation.protocol import Generative
 from llmasos_xla.models.pretrained.described import names_of_classes
 from llmasos_xla.models.pretrained.loading import drawn
 from llmasos_xla.models.spec import StackSpec
@@ -25,6 +30,9 @@ from llmasos_xla.models.streaming import Stream
 from llmasos_xla.sharding.placement import Placement, current
 from llmasos_xla.training.placed import Programs, shardings_of, whole_batches
 from llmasos_xla.training.tuning import Tuning
+
+_SOME_LENGTH = 8
+"""Ids of a row that stands for all rows of ids."""
 
 
 class Network(Fitted):
@@ -67,7 +75,8 @@ class Network(Fitted):
         """
         if isinstance(weights, str | os.PathLike):
             path = pathlib.Path(weights)
-            self.folder, self._tokenizer = path if path.is_dir() else path.parent, None
+            self.folder = path if path.is_dir() else path.parent
+            self._tokenizer = self._chat_template = None
             self.class_names = names_of_classes(self.folder)
         learner = self.learner
         if learner.spec.lora is not None:
@@ -83,7 +92,7 @@ class Network(Fitted):
     def tokenizer(self) -> Tokenizer | None:
         """What `generate`, `finetune` and pipelines make ids of texts with: what was set, or that of `folder`.
 
-        A file that `save` writes holds it, once it was used or set.
+        A file that `save` or `export` writes holds it, once it was used or set; that of a model which writes, always.
         """
         if self._tokenizer is None and self.folder is not None:
             with contextlib.suppress(FileNotFoundError):
@@ -93,6 +102,17 @@ class Network(Fitted):
     @tokenizer.setter
     def tokenizer(self, tokenizer: Tokenizer | None) -> None:
         self._tokenizer = tokenizer
+
+    @property
+    def chat_template(self) -> ChatTemplate | None:
+        """How a server makes a prompt of a conversation: what was set, or that of `folder`; files hold it."""
+        if self._chat_template is None and self.folder is not None:
+            self._chat_template = ChatTemplate.of_folder(self.folder)
+        return self._chat_template
+
+    @chat_template.setter
+    def chat_template(self, template: ChatTemplate | str | None) -> None:
+        self._chat_template = ChatTemplate(template) if isinstance(template, str) else template
 
     @property
     def config(self) -> Config:
@@ -193,10 +213,28 @@ class Network(Fitted):
             )
         return self._on_mesh[shapes]
 
+    def settle(self) -> None:
+        """A model that goes on with ids needs no data to know how its input is prepared."""
+        config, learner = self.config, self.learner
+        if learner.preprocessing is None and isinstance(config, Generative) and not config.encoder_inputs:
+            length = min(_SOME_LENGTH, config.context or _SOME_LENGTH)
+            learner.settle(Dataset(np.zeros((1, length), np.int32), mode="test"))
+
     def _kept(self) -> dict[str, Any]:
-        tokenizer = None if self._tokenizer is None else to_json(self._tokenizer)
         names = None if self.class_names is None else list(self.class_names)
-        return {key: a for key, a in (("tokenizer", tokenizer), ("class_names", names)) if a is not None}
+        tokenizer, template = self._tokenizer, self._chat_template
+        if isinstance(self.config, Generative):
+            template = self.chat_template
+            try:
+                tokenizer = self.tokenizer
+            except ImportError as error:
+                warnings.warn(f"save: the tokenizer of {str(self.folder)!r} stays behind: {error}", stacklevel=4)
+        found = {
+            "tokenizer": None if tokenizer is None else to_json(tokenizer),
+            "chat_template": None if template is None else template.to_json(),
+            "class_names": names,
+        }
+        return {key: a for key, a in found.items() if a is not None}
 
     def _door(self) -> dict[str, Any]:
         return {"door": "Network"}
@@ -214,6 +252,7 @@ class Network(Fitted):
         self.class_names: tuple[str, ...] | None = None
         """What the outputs are called: set, or as the folder's config.json says; a file that `save` writes holds it."""
         self._tokenizer: Tokenizer | None = None
+        self._chat_template: ChatTemplate | None = None
         self._forget()
 
     def _forget(self) -> None:

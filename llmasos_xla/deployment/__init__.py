@@ -9,6 +9,9 @@ control      how a server is told what to do: a socket of the user's own
 
 server       the server process: `python -m llmasos_xla.deployment.server model.lmx`
 app          the web application: routes and errors
+asking       what the addresses of all protocols share: keys, bodies, refusals
+chat         a conversation as a prompt
+rendering    runs chat templates, in a process of its own
 host         the models of a server, limits and keys
 slot         a model behind a name: the version that answers, those before, one on trial
 batching     the queue and the thread that empties it

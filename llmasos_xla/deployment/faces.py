@@ -86,6 +86,7 @@ class ModelFace:
     """
 
     def __init__(self, model: Door, name: str):
+        model.settle()
         preprocessing = model.learner.preprocessing
         if preprocessing is None:
             raise ValueError(

@@ -120,8 +120,8 @@ class Handle:
         by the version that they came to. If anything is wrong, nothing changes.
 
         Args:
-            source: a bundle, a saved model or a folder of checkpoints; or a model or its `Variables` from this process,
-                whose weights go through shared memory, with no file between.
+            source: a bundle, a saved model, a folder of checkpoints or of published weights; or a model or its
+                `Variables` from this process, whose weights go through shared memory, with no file between.
             model: which is replaced, where there are several; the first if None. So it is in the other methods.
             **trial: share=0.1 lets the new version answer a tenth of the requests, until requests=100 were good and it
                 answers them all, or more than most_errors=0.01 of them failed, or its median latency was more than

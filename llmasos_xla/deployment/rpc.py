@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 
 from llmasos_xla import errors
 from llmasos_xla._version import __version__
-from llmasos_xla.deployment.app import check_key, refusal, seconds
+from llmasos_xla.deployment.asking import check_key, refusal, seconds
 from llmasos_xla.deployment.batching import QueueFullError
 from llmasos_xla.deployment.host import Host
 from llmasos_xla.deployment.rpc_content import parse, read_request, write_answer

@@ -221,7 +221,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m llmasos_xla.deployment.server", description="Serves a saved model."
     )
-    parser.add_argument("paths", nargs="+", help="a .lmx, .h5 or .safetensors file, or several")
+    parser.add_argument("paths", nargs="+", help="a .lmx, .h5 or .safetensors file, a folder of weights, or several")
     parser.add_argument("--name", required=True, action="append", help="what each model is called in addresses")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")

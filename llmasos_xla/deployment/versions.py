@@ -4,6 +4,7 @@ And back, for versions that came from memory.
 """
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -12,8 +13,10 @@ import jax
 import numpy as np
 
 from llmasos_xla.api import saving
+from llmasos_xla.api.door import Door
 from llmasos_xla.api.exporting import specification_of
 from llmasos_xla.api.load import load, of_saved
+from llmasos_xla.api.pretrained import load_pretrained
 from llmasos_xla.deployment.faces import ModelFace, ProgramFace
 from llmasos_xla.deployment.served import Served
 from llmasos_xla.sharding.transfer import fetch
@@ -32,7 +35,7 @@ class UpdateError(ValueError):
 def open_version(
     path: str, name: str, version: str = "1", *, like: Served | None = None, key: Any = None, program: bool = False
 ) -> Served:
-    """The version that a bundle or a saved model holds, not yet compiled.
+    """The version that a bundle, a saved model or a folder of published weights holds, not yet compiled.
 
     A bundle's model is rebuilt, so that it runs on the kernels that are fastest here; what cannot be rebuilt, a
     function that somebody exported, runs as the program that it is. Where JAX cannot read that program any more,
@@ -48,7 +51,7 @@ def open_version(
     if pathlib.Path(path).suffix != ".lmx":
         if key is not None:
             raise PermissionError(f"deploy: only bundles are signed, and a signature is asked for; {path!r} is none")
-        return Served.of_model(load(path), name, version, like=like)
+        return Served.of_model(opened(path), name, version, like=like)
     bundle = Bundle.open(path, key=key)
     if bundle.content.model is None or program:
         return Served.of_bundle(bundle, name, version, like=like)
@@ -73,6 +76,19 @@ def write_version(served: Served, path: pathlib.Path) -> None:
     content = served.face.content
     inputs = content.example[0]
     write_bundle(path, dataclasses.replace(content, arrays=arrays, example=(inputs, served.run(inputs))))
+
+
+def opened(path: str) -> Door:
+    """The model of a file that `save` wrote, of a folder of checkpoints, or of one with config.json and weights.
+
+    Raises FileNotFoundError, or ValueError with the reason.
+    """
+    return load_pretrained(path) if published(path) else load(path)
+
+
+def published(path: str | os.PathLike) -> bool:
+    """Whether a path is a folder of published weights, as `lm.load_pretrained` reads it."""
+    return os.path.isfile(os.path.join(path, "config.json"))
 
 
 def about(served: Served) -> dict[str, Any]:

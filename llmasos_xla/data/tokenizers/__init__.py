@@ -3,6 +3,7 @@
     protocol        Tokenizer: encode, decode, batch, special ids
     keeping         in a model's file
     opening         load_tokenizer: a file or folder, whatever its format
+    chat_template   ChatTemplate: how a conversation becomes a prompt
     characters      Characters: each character an id, by a vocabulary of the training text
     huggingface     HuggingFace: tokenizer.json, WordPiece's vocab.txt, GPT-2's vocab.json and merges.txt; trains BPE
     sentence_piece  SentencePiece: .model
@@ -12,6 +13,7 @@
 """
 
 from llmasos_xla.data.tokenizers.characters import Characters as Characters
+from llmasos_xla.data.tokenizers.chat_template import ChatTemplate as ChatTemplate
 from llmasos_xla.data.tokenizers.huggingface import HuggingFace as HuggingFace
 from llmasos_xla.data.tokenizers.llama2c import Llama2C as Llama2C
 from llmasos_xla.data.tokenizers.opening import load_tokenizer as load_tokenizer
