@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import llmasos_xla as lm
-from llmasos_xla.deployment import lanes, writing
+from llmasos_xla.deployment import lanes
 from llmasos_xla.deployment.batching import ExpiredError, QueueFullError
 from llmasos_xla.deployment.served import Served
 from llmasos_xla.deployment.slot import Slot
@@ -68,6 +68,23 @@ class Heard:
         if self.error:
             raise self.error
         return self.ids
+
+
+@pytest.fixture
+def frozen(monkeypatch):
+    """While it is set, those who have a row write nothing more."""
+    frozen, run = threading.Event(), lanes.RowPrograms.advance
+
+    def advance(self, variables, rows, keep, steps):
+        if frozen.is_set():
+            time.sleep(0.005)
+            steps = 0
+        return run(self, variables, rows, keep, steps)
+
+    monkeypatch.setattr(lanes.RowPrograms, "advance", advance)
+    frozen.set()
+    yield frozen
+    frozen.clear()
 
 
 def prompts(count):
@@ -133,25 +150,29 @@ def test_no_more_is_written_than_the_context_holds(models, served, writer):
         Heard(writer, served[0], [1], ends=tuple(range(9)))
 
 
-def test_who_is_gone_leaves_its_row(served, writer, monkeypatch):
-    slow(monkeypatch)
+def test_who_is_gone_leaves_its_row(served, writer, frozen):
     gone = [Heard(writer, served[0], [1 + i], 150) for i in range(4)]
     late = Heard(writer, served[0], [9], 4)
     while not all(one.ids for one in gone):
         time.sleep(0.01)
     assert not late.ids
     gone[2].prompt.cancelled = True
+    while not late.ids:
+        time.sleep(0.01)
+    frozen.clear()
     assert len(late.result()) == 4
     assert not gone[2].done.is_set()
     for one in gone:
         one.prompt.cancelled = True
 
 
-def test_time_that_is_over(served, writer, monkeypatch):
-    slow(monkeypatch)
-    busy = [Heard(writer, served[0], [1 + i], 150) for i in range(3)]
-    late = Heard(writer, served[0], [7], 150, deadline=time.monotonic() + 0.5)
-    waiting = Heard(writer, served[0], [8], 5, deadline=time.monotonic() + 0.3)
+def test_time_that_is_over(served, writer, frozen):
+    busy = [Heard(writer, served[0], [1 + i], 150) for i in range(4)]
+    while not all(one.ids for one in busy):
+        time.sleep(0.01)
+    waiting = Heard(writer, served[0], [8], 5, deadline=time.monotonic())
+    late = busy.pop()
+    late.prompt.deadline = time.monotonic()
     with pytest.raises(ExpiredError, match="before its turn came"):
         waiting.result()
     with pytest.raises(ExpiredError, match="before its text had ended"):
@@ -160,8 +181,7 @@ def test_time_that_is_over(served, writer, monkeypatch):
         one.prompt.cancelled = True
 
 
-def test_the_urgent_come_first_and_a_full_queue_refuses(served, monkeypatch):
-    slow(monkeypatch)
+def test_the_urgent_come_first_and_a_full_queue_refuses(served, frozen):
     writer, order = Writer("story", most_rows=1, most_waiting=2), queue.SimpleQueue()
     first = Heard(writer, served[0], [1], 40)
     while not first.ids:
@@ -175,6 +195,7 @@ def test_the_urgent_come_first_and_a_full_queue_refuses(served, monkeypatch):
     waiting = [heard("late", 1), heard("soon", 0)]
     with pytest.raises(QueueFullError, match="2 prompts wait") as refused:
         heard("none", 0)
+    frozen.clear()
     assert 1 <= refused.value.retry_after <= 60
     for one in waiting:
         one.result()
@@ -223,18 +244,6 @@ def test_models_that_write_no_text(image_model, writer):
     bert.predict(np.zeros((1, 4), np.int32))
     with pytest.raises(TypeError, match="writes no text; it is BertConfig"):
         writer.submit(Prompt(Served.of_model(bert, "b"), [1], 1, print))
-
-
-def slow(monkeypatch):
-    """Calls of the program take as long as those of a large model."""
-    monkeypatch.setattr(writing, "_CALL_SECONDS", 1e-9)
-    run = lanes.RowPrograms.advance
-
-    def slowly(*arguments):
-        time.sleep(0.02)
-        return run(*arguments)
-
-    monkeypatch.setattr(lanes.RowPrograms, "advance", slowly)
 
 
 def test_an_update_is_written_with_by_the_programs_that_are_there(models, served):
