@@ -8,6 +8,8 @@ import numpy as np
 from llmasos_xla.data.tokenizers.protocol import Tokenizer
 
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+_AHEAD = 16
+"""Ids that are read again with those that come behind them."""
 
 
 def ids_of_texts(tokenizer: Any, prompt: Any, encode: Callable[[Any, str], list[int]]) -> tuple[bool, list[list[int]]]:
@@ -45,14 +47,21 @@ def encoder_texts(tokenizer: Any, text: str) -> list[int]:
 
 
 class Text:
-    """What one row has written: ids, and their text where there is a tokenizer."""
+    """What one row has written: ids, and their text where there is a tokenizer.
+
+    Only the last few ids are made text of again when more come: a long text is not read from its beginning each time.
+    """
 
     def __init__(self, tokenizer: Any, prompt: Sequence[int], stops: Sequence[str]):
         self._tokenizer, self._stops = tokenizer, stops
-        # A piece may look different at the beginning of a text: sentencepiece drops the blank that it begins with.
-        self._prompt = list(prompt) if tokenizer is not None else []
-        self._before = tokenizer.decode(self._prompt) if tokenizer is not None else ""
         self._ids: list[int] = []
+        # A piece may look different at the beginning of a text: sentencepiece drops the blank that it begins with. So
+        # some ids stand ahead of those whose text is looked for.
+        self._ahead = list(prompt)[-_AHEAD:] if tokenizer is not None else []
+        self._open: list[int] = []
+        """Ids whose text may change yet."""
+        self._settled = ""
+        """The text of the ids before these."""
         self._given = 0
         self.stopped = False
         """Whether a stop string has come."""
@@ -75,6 +84,7 @@ class Text:
             return list(ids)
         if self.stopped:
             return ""
+        self._open += ids
         text, self.stopped = self._cut(self._text())
         if not ended and not self.stopped:
             held = max((_overlap(text, stop) for stop in self._stops), default=0)
@@ -84,12 +94,24 @@ class Text:
         return piece
 
     def _text(self) -> str:
-        whole = self._tokenizer.decode([*self._prompt, *self._ids])
-        return whole[len(self._before) :] if whole.startswith(self._before) else self._tokenizer.decode(self._ids)
+        new = _text_behind(self._tokenizer, self._ahead, self._open)
+        text = self._settled + new
+        # What ends in a part of a character is not settled, nor is what has none yet.
+        if new and not new.endswith(_UNFINISHED):
+            self._settled, self._ahead, self._open = text, [*self._ahead, *self._open][-_AHEAD:], []
+        return text
 
     def _cut(self, text: str) -> tuple[str, bool]:
         places = [at for stop in self._stops if (at := text.find(stop)) >= 0]
         return (text[: min(places)], True) if places else (text, False)
+
+
+def _text_behind(tokenizer: Any, ahead: Sequence[int], ids: Sequence[int]) -> str:
+    """The text of ids that stand behind others."""
+    if not ids:
+        return ""
+    before, whole = tokenizer.decode(list(ahead)), tokenizer.decode([*ahead, *ids])
+    return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(list(ids))
 
 
 def _overlap(text: str, stop: str) -> int:

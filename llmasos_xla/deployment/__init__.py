@@ -10,8 +10,6 @@ control      how a server is told what to do: a socket of the user's own
 server       the server process: `python -m llmasos_xla.deployment.server model.lmx`
 app          the web application: routes and errors
 asking       what the addresses of all protocols share: keys, bodies, refusals
-chat         a conversation as a prompt
-rendering    runs chat templates, in a process of its own
 host         the models of a server, limits and keys
 slot         a model behind a name: the version that answers, those before, one on trial
 batching     the queue and the thread that empties it
@@ -25,6 +23,13 @@ shared       weights in shared memory
 protocol     requests and answers of the Open Inference Protocol v2
 codings      bodies that come compressed
 tensors      one tensor of that protocol, as JSON or bytes
+openai       requests and answers of OpenAI's completions
+openai_app   their addresses: texts, whole or as they are written
+choices      the texts of one request while they are written
+chat         a conversation as a prompt
+rendering    runs chat templates, in a process of its own
+writing      the queue of prompts and the thread that writes for all of them
+lanes        the rows that one version writes at once
 rpc          the gRPC server: the same protocol, the same models
 rpc_content  requests and answers over gRPC, as arrays by name
 rpc_messages the messages of that protocol over gRPC

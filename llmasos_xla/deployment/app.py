@@ -17,7 +17,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from llmasos_xla._version import __version__
-from llmasos_xla.deployment import metrics, protocol
+from llmasos_xla.deployment import metrics, openai_app, protocol
 from llmasos_xla.deployment.asking import check_key, read_body, refusal, respond, seconds
 from llmasos_xla.deployment.batching import QueueFullError
 from llmasos_xla.deployment.host import Host
@@ -47,6 +47,7 @@ class App:
     def __init__(self, host: Host):
         self.host = host
         self._rest = _rest(host)
+        self._openai = openai_app.OpenAI(host)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, or the server's own life."""
@@ -54,6 +55,9 @@ class App:
             found = _INFER.fullmatch(scope["path"])
             if found is not None and scope["method"] == "POST":
                 await self._infer(found[1], found[2], scope, receive, send)
+                return
+            if scope["path"].startswith(openai_app.PREFIX):
+                await self._openai(scope, receive, send)
                 return
         await self._rest(scope, receive, send)
 
@@ -205,7 +209,8 @@ async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     reason = error.detail
     if error.status_code == 404 and reason == "Not Found":
-        known = "/v2, /v2/health/live, /v2/health/ready, /v2/models/{name}, /v2/models/{name}/ready, .../infer"
+        known = "/v1/models, /v1/completions, /v1/chat/completions, /v2, /v2/health/live, /v2/health/ready, "
+        known += "/v2/models/{name}, /v2/models/{name}/ready, .../infer"
         reason = f"there is nothing at {request.url.path[:100]!r}; known: {known}"
     elif error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, final
 
@@ -39,6 +40,8 @@ class Turn(NamedTuple):
     """Texts at which its turn is over."""
     ends: tuple[int, ...]
     """Ids at which its turn is over."""
+    trimmed: bool
+    """Whether the blank between its name and its words is of the form, not of what it says."""
 
 
 @final
@@ -54,6 +57,7 @@ class Renderer:
     def __init__(self, seconds: float = SECONDS):
         self._seconds = seconds
         self._process: subprocess.Popen[bytes] | None = None
+        self._finalize: weakref.finalize | None = None
         self._lock = threading.Lock()
 
     def __call__(self, template: ChatTemplate, messages: Messages) -> str:
@@ -81,6 +85,8 @@ class Renderer:
         if self._process is None or self._process.poll() is not None:
             self._end()
             self._process = _started()
+            # It goes with this object, whoever forgets to close it.
+            self._finalize = weakref.finalize(self, _ended, self._process)
         process, until = self._process, time.monotonic() + self._seconds
         assert process.stdin is not None
         assert process.stdout is not None
@@ -107,18 +113,9 @@ class Renderer:
         return json.loads(found)
 
     def _end(self) -> None:
-        process, self._process = self._process, None
-        if process is None:
-            return
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            assert pipe is not None
-            try:
-                pipe.close()
-            except BrokenPipeError:
-                # What was not yet written is of no use to a process that is gone.
-                continue
+        self._process = None
+        if self._finalize is not None:
+            self._finalize()
 
 
 def turn(tokenizer: Tokenizer, template: ChatTemplate | None, messages: Messages, render: Renderer) -> Turn:
@@ -131,10 +128,10 @@ def turn(tokenizer: Tokenizer, template: ChatTemplate | None, messages: Messages
     """
     if template is None:
         lines = "".join(f"{message['role']}: {message['content']}\n" for message in messages)
-        return Turn([*tokenizer.prefix, *tokenizer.encode(f"{lines}assistant:", special=False)], (_TURN,), ())
+        return Turn([*tokenizer.prefix, *tokenizer.encode(f"{lines}assistant:", special=False)], (_TURN,), (), True)
     text = render(template, messages)
     end = tokenizer.special.end
-    return Turn(_ids(tokenizer, template, text), (), () if end is None else (end,))
+    return Turn(_ids(tokenizer, template, text), (), () if end is None else (end,), False)
 
 
 def _ids(tokenizer: Tokenizer, template: ChatTemplate, text: str) -> list[int]:
@@ -161,3 +158,15 @@ def _started() -> "subprocess.Popen[bytes]":
         # Nothing of this process's environment is a template's to know.
         env={name: os.environ[name] for name in _KEPT if name in os.environ},
     )
+
+
+def _ended(process: "subprocess.Popen[bytes]") -> None:
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        assert pipe is not None
+        try:
+            pipe.close()
+        except BrokenPipeError:
+            # What was not yet written is of no use to a process that is gone.
+            continue

@@ -175,14 +175,18 @@ class Slot:
                 trial.told(time.perf_counter() - started, error)
             raise
         seconds = time.perf_counter() - started
-        self._latencies.append((time.monotonic(), seconds))
-        self.histogram.add(seconds)
+        self.answered(seconds)
         if trial is not None:
             if on_trial:
                 trial.told(seconds, None)
             elif version is None:
                 trial.beside(seconds, inputs, found)
         return Answer(served.finish(found, wanted), served)
+
+    def answered(self, seconds: float) -> None:
+        """Counts a request that took so long from its last byte to its answer."""
+        self._latencies.append((time.monotonic(), seconds))
+        self.histogram.add(seconds)
 
     async def _turn(
         self, served: "Served", inputs: Mapping[str, np.ndarray], priority: int, timeout: float | None

@@ -56,11 +56,12 @@ class Trial:
             return False
         return self._is_due()
 
-    def told(self, seconds: float, error: Exception | None) -> None:
-        """What became of a request that it answered."""
+    def told(self, seconds: float | None, error: Exception | None) -> None:
+        """What became of a request that it answered; without seconds where they say nothing of the version."""
         if error is None:
             self.answered += 1
-            self._mine.append(seconds)
+            if seconds is not None:
+                self._mine.append(seconds)
         else:
             self.failed += 1
         self._judge()

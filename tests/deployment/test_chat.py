@@ -129,7 +129,7 @@ def test_without_a_template_it_is_a_play():
     )
     assert tokenizer.decode(found.ids) == "user: hi\nassistant: ho\nassistant:"
     assert found.ids[0] == tokenizer.special.start
-    assert (found.stops, found.ends) == (("\nuser:",), ())
+    assert (found.stops, found.ends, found.trimmed) == (("\nuser:",), (), True)
 
 
 def test_names_of_special_ids_become_these(render):
@@ -139,7 +139,7 @@ def test_names_of_special_ids_become_these(render):
     )
     found = turn(tokenizer, template, [{"role": "user", "content": "hi"}], render)
     assert found.ids == [0, *tokenizer.pieces("hi"), 1]
-    assert (found.stops, found.ends) == ((), (1,))
+    assert (found.stops, found.ends, found.trimmed) == ((), (1,), False)
 
 
 def test_names_of_special_ids_become_these_by_their_own_tokenizer_too(render):
