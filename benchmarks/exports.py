@@ -81,8 +81,8 @@ def _shelf() -> None:
         x = words if side is None else rng.standard_normal((2, *side)).astype(np.float32)
         model = getattr(lm.models, name)()
         largest = float(np.abs(np.asarray(model.predict(x))).max())
-        # Recurrences and pictures are for one size.
-        options = {"length": x.shape[1]} if name in ("lstm_lm", "resnet18", "resnet50") else {}
+        # Recurrences are for one length.
+        options = {"length": x.shape[1]} if name == "lstm_lm" else {}
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder) / "m.onnx"
             # Told, whatever it is.

@@ -288,4 +288,6 @@ class _Thinned(Layer):
     def _apply(self, x: jax.Array, train: bool, rngs: nnx.Rngs | None) -> jax.Array:
         more = self.features - x.shape[-1]
         widths = ((0, 0), (0, 0), (0, 0), (more // 2, more - more // 2))
-        return jnp.pad(x[:, :: self.stride, :: self.stride], widths)
+        # Not by indices: of a symbolic height they give another formula of it than the convolution beside does.
+        thinned = jax.lax.slice(x, (0, 0, 0, 0), x.shape, (1, self.stride, self.stride, 1))
+        return jnp.pad(thinned, widths)

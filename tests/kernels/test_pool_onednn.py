@@ -283,3 +283,11 @@ def test_an_exported_program_is_plain_xla(op):
     exported = jax.export.export(jax.jit(pool(op, case, None)))(x)
     assert "custom_call" not in exported.mlir_module()
     assert_close(exported.call(x), pool(op, case)(x))
+
+
+def test_an_exported_program_takes_pictures_of_any_size(unchecked):
+    f = jax.jit(lambda x: kernels.max_pool(x, 3, 2, ((1, 1), (1, 1))))
+    n, height, width = jax.export.symbolic_shape("n, height, width")
+    exported = jax.export.export(f)(jax.ShapeDtypeStruct((n, height, width, 8), jnp.float32))
+    x = np.random.default_rng(0).standard_normal((2, 65, 64, 8)).astype(np.float32)
+    np.testing.assert_array_equal(exported.call(x), f(x))

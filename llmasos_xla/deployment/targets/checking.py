@@ -44,9 +44,19 @@ def compare(subject: Subject, run: Callable[[Arrays], Mapping[str, Any]], target
         run: what the copy gives for inputs by name.
         tolerance: the largest that is let pass, in parts of the largest output, or of 1 if that is more.
 
-    Raises DifferentOutputError above that, and for outputs of other shapes or that are not numbers where ours are.
+    Raises DifferentOutputError above that, and for outputs of other shapes or that are not numbers where ours are;
+    ValueError for a copy that cannot run.
     """
-    return max(largest(request, answers, run(request), target, tolerance) for request, answers in subject.checks)
+
+    def ran(request: Arrays) -> Mapping[str, Any]:
+        try:
+            return run(request)
+        # Each runtime has errors of its own.
+        except Exception as error:
+            why = " ".join(str(error).split())[:400]
+            raise ValueError(f"export: {target}: the copy cannot run: {why}{subject.way_out()}") from error
+
+    return max(largest(request, answers, ran(request), target, tolerance) for request, answers in subject.checks)
 
 
 def largest(

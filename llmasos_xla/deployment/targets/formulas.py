@@ -5,8 +5,10 @@ traced program and writes it once more: functions within it stand in line, our k
 where there is a rule an operator is spelled in others with the same value. Gradients are not kept.
 """
 
+import functools
+import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -33,6 +35,10 @@ _BODIES = {
     "custom_vjp_call": "call_jaxpr",
     "custom_vjp_call_jaxpr": "fun_jaxpr",
 }
+
+
+# Places of a window from which on a pooling of pictures of any size is left as it is: each is an operator.
+_MOST_PLACES = 64
 
 
 def in_formulas(closed: Any, rules: Mapping[str, Rule]) -> Callable[..., list[Any]]:
@@ -186,7 +192,8 @@ def maximum_of_windows(equation: Any, x: Any) -> Sequence[Any] | None:
     """`reduce_window_max` as `nnx.max_pool`, whose ONNX form is one MaxPool.
 
     The border is filled with copies of the edge, not with -inf, which no scale of 8 bits reaches: a window that
-    reaches into the border holds the edge as well.
+    reaches into the border holds the edge as well. Of pictures of any size it is the maximum of slices: jax2onnx 0.17
+    takes a pooling for one that keeps a symbolic size.
     """
     found = _pooling(equation, x)
     if found is None:
@@ -197,20 +204,32 @@ def maximum_of_windows(equation: Any, x: Any) -> Sequence[Any] | None:
             first = jax.lax.slice_in_dim(x, 0, 1, axis=axis)
             last = jax.lax.slice_in_dim(x, x.shape[axis] - 1, x.shape[axis], axis=axis)
             x = jax.lax.concatenate([first] * low + [x] + [last] * high, axis)
+    if any(map(jax.export.is_symbolic_dim, x.shape[1:-1])):
+        return [functools.reduce(jnp.maximum, _at_places(x, window, strides))]
     return [nnx.max_pool(x, window_shape=window, strides=strides, padding="VALID")]
 
 
 def sum_of_windows(equation: Any, x: Any) -> Sequence[Any] | None:
-    """`reduce_window_sum` as `nnx.avg_pool` times the places of a window."""
+    """`reduce_window_sum` as `nnx.avg_pool` times the places of a window; of pictures of any size by slices."""
     found = _pooling(equation, x)
     if found is None or not jnp.issubdtype(x.dtype, jnp.floating):
         return None
     window, strides, borders = found
     if any(map(any, borders)):
         (x,) = _bordered(x, jnp.zeros((), x.dtype), [(0, 0), *borders, (0, 0)])
+    if any(map(jax.export.is_symbolic_dim, x.shape[1:-1])):
+        return [functools.reduce(jnp.add, _at_places(x, window, strides))]
     return [
         nnx.avg_pool(x, window_shape=window, strides=strides, padding="VALID") * jnp.asarray(math.prod(window), x.dtype)
     ]
+
+
+def _at_places(x: Any, window: Sequence[int], strides: Sequence[int]) -> Iterator[Any]:
+    """What stands at each place of a window, [rows, ..., channels] each."""
+    ends = [(n - w) // s * s + 1 for n, w, s in zip(x.shape[1:-1], window, strides)]
+    for start in itertools.product(*map(range, window)):
+        limits = [a + end for a, end in zip(start, ends)]
+        yield jax.lax.slice(x, (0, *start, 0), (x.shape[0], *limits, x.shape[-1]), (1, *strides, 1))
 
 
 def _pooling(equation: Any, x: Any) -> tuple[tuple[int, ...], tuple[int, ...], list[tuple[int, int]]] | None:
@@ -222,7 +241,9 @@ def _pooling(equation: Any, x: Any) -> tuple[tuple[int, ...], tuple[int, ...], l
         return None
     if any(n != 1 for n in (*given["base_dilation"], *given["window_dilation"])):
         return None
-    inside = list(zip(window[1:-1], borders[1:-1], x.shape[1:-1]))
-    if any(jax.export.is_symbolic_dim(n) or min(pair) < 0 or max(pair) >= w for w, pair, n in inside):
+    if math.prod(window) > _MOST_PLACES and any(map(jax.export.is_symbolic_dim, x.shape[1:-1])):
         return None
-    return tuple(window[1:-1]), tuple(strides[1:-1]), [tuple(pair) for _, pair, _ in inside]
+    inside = [(w, tuple(pair)) for w, pair in zip(window[1:-1], borders[1:-1])]
+    if any(min(pair) < 0 or max(pair) >= w for w, pair in inside):
+        return None
+    return tuple(window[1:-1]), tuple(strides[1:-1]), [pair for _, pair in inside]

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 
@@ -230,6 +231,9 @@ def cannot_max(x: Any, g: Window) -> str | None:
     """Why oneDNN cannot compute this maximum, or None."""
     if g.positions > MOST_PLACES:
         return f"{g.positions} elements in a window, the places of the maxima are kept up to {MOST_PLACES}"
+    if any(map(jax.export.is_symbolic_dim, x.shape)):
+        # Asked here: which windows hold padding only cannot be counted then.
+        return "a size is symbolic"
     if str(x.dtype) in DTYPES and (xla.counts(g, False) < 1).any():
         return "a window holds padding only, whose maximum oneDNN has as the lowest finite number"
     return _cannot(x, g, False, MAXIMUM_AND_PLACE, SCATTER, MAXIMUM)

@@ -3,6 +3,7 @@
 import math
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 
@@ -37,8 +38,12 @@ def bias_within(table: jax.Array, numbers: np.ndarray, time: int) -> jax.Array:
     Args:
         table: [buckets, heads].
         numbers: as `buckets` gives them.
-        time: steps of the row.
+        time: steps of the row; a symbol where a program for any length is exported.
     """
+    if jax.export.is_symbolic_dim(time):
+        # Only run, never differentiated: a gather will do.
+        places = jnp.arange(time, dtype=jnp.int32)
+        return bias_from(table, numbers, places, places)
     farthest = len(numbers) // 2
     distances = np.clip(np.arange(1 - time, time + 1), -farthest, farthest) + farthest
     values = jnp.take(table, numbers[distances], axis=0).T

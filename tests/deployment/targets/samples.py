@@ -71,4 +71,20 @@ def gpt2() -> lm.Network:
     return model
 
 
+def thinned() -> lm.Network:
+    """Shortcuts without arrays, a max pool, and pictures of any size."""
+    sizes = {"block": "basic", "shortcut": "padding", "stem_width": 4, "classes": 6}
+    model = lm.Network(lm.models.ResNetConfig((1, 1), (8, 16), **sizes))
+    model.predict(np.random.default_rng(3).standard_normal((3, 19, 21, 3)).astype(np.float32))
+    return model
+
+
+def t5() -> lm.Network:
+    """Relative positions, an encoder and a decoder, each with a length of its own."""
+    sizes = {"width": 12, "depth": 1, "heads": 2, "key_dim": 6, "hidden": 16, "buckets": 8, "farthest": 10}
+    model = lm.Network(lm.models.T5Config(24, **sizes))
+    model.predict({"ids": words(3), "decoder_input_ids": words(3)[:, :5]})
+    return model
+
+
 EVERY = {"cnn": cnn, "lstm": lstm, "resnet": resnet, "bert": bert, "gpt2": gpt2}

@@ -29,6 +29,26 @@ def test_a_bundle_for_other_machines_says_that_it_never_ran(tmp_path):
     assert np.isnan(lm.export(samples.cnn(), tmp_path / "digits.lmx", platforms=("tpu",)).difference)
 
 
+def test_a_bundle_of_pictures_of_any_size(tmp_path):
+    model = samples.thinned()
+    bundle = Bundle.open(lm.export(model, tmp_path / "m.lmx").path)
+    run = jax.jit(bundle.program())
+    for size in ((32, 32), (13, 46)):
+        x = np.random.default_rng(0).standard_normal((2, *size, 3)).astype(np.float32)
+        found = run(dict(bundle.content.arrays), {"input": x})["output"]
+        np.testing.assert_allclose(found, model.predict(x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_bundle_of_relative_positions_for_any_length(tmp_path):
+    model = samples.t5()
+    bundle = Bundle.open(lm.export(model, tmp_path / "m.lmx").path)
+    # Both are longer than the farthest distance that has a bucket of its own.
+    for length, steps in ((1, 1), (25, 3), (4, 30)):
+        x = {"ids": np.ones((2, length), np.int32), "decoder_input_ids": np.full((2, steps), 5, np.int32)}
+        found = jax.jit(bundle.program(x))(dict(bundle.content.arrays), x)["output"]
+        np.testing.assert_allclose(found, model.predict(x), rtol=1e-5, atol=1e-5)
+
+
 def test_pure_functions_become_a_bundle(tmp_path):
     variables = lm.Variables({"w": np.arange(6, dtype=np.float32).reshape(3, 2)}, {})
     x = np.ones((4, 3), np.float32)
@@ -116,6 +136,16 @@ def test_the_largest_difference_counts():
         compared([1.0, np.nan, np.inf])
     with pytest.raises(checking.DifferentOutputError, match="has the shape"):
         compared([1.0, -4.0])
+
+
+def test_a_copy_that_cannot_run_is_refused():
+    subject = types.SimpleNamespace(checks=[({"x": np.zeros(1)}, {})], way_out=lambda: " (pass rows=)")
+
+    def run(request):
+        raise RuntimeError("no such operator")
+
+    with pytest.raises(ValueError, match=r"export: it: the copy cannot run: no such operator \(pass rows=\)"):
+        checking.compare(subject, run, "it", 0.1)
 
 
 def test_a_folder_that_is_refused_leaves_the_old_one(tmp_path):

@@ -78,6 +78,27 @@ def test_padding_of_any_number_of_rows(config):
     np.testing.assert_array_equal(exported.call(x)[0], pad(x))
 
 
+@pytest.mark.parametrize("operator", [jax.lax.max, jax.lax.add])
+@pytest.mark.parametrize(
+    ("window", "strides", "padding"), [(3, 2, (1, 1)), (2, 2, (0, 0)), (3, 1, (0, 1))], ids=["stem", "tiles", "uneven"]
+)
+def test_pooling_of_pictures_of_any_size(operator, window, strides, padding):
+    nothing = np.float32(-np.inf if operator is jax.lax.max else 0)
+
+    def pool(x):
+        sizes, borders = (1, window, window, 1), ((0, 0), padding, padding, (0, 0))
+        return jax.lax.reduce_window(x, nothing, operator, sizes, (1, strides, strides, 1), borders)
+
+    rows, height, width = jax.export.symbolic_shape("rows, height, width", constraints=["height >= 3", "width >= 3"])
+    symbolic = jax.ShapeDtypeStruct((rows, height, width, 2), np.float32)
+    program = rewritten(pool, symbolic)
+    assert not any("window" in e.primitive.name for e in jax.make_jaxpr(program)(symbolic).jaxpr.eqns)
+    exported = jax.export.export(jax.jit(program))(symbolic)
+    for size in ((8, 9), (7, 4)):
+        x = numbers(3, *size, 2)
+        np.testing.assert_allclose(exported.call(x)[0], pool(x), atol=1e-5)
+
+
 def test_kernels_are_plain_operators():
     x, w = numbers(2, 16, 16, 8), numbers(3, 3, 8, 16)
 

@@ -43,6 +43,23 @@ def test_any_length_up_to_the_context(tmp_path):
         np.testing.assert_allclose(given, model.predict(ids), atol=1e-5)
 
 
+def test_pictures_of_any_size(tmp_path):
+    model = samples.thinned()
+    path = lm.export(model, tmp_path / "m.onnx").path
+    for size in ((32, 32), (13, 46)):
+        x = np.random.default_rng(0).standard_normal((2, *size, 3)).astype(np.float32)
+        np.testing.assert_allclose(asked(path, input=x), model.predict(x), rtol=1e-5, atol=1e-5)
+
+
+def test_relative_positions_for_any_length(tmp_path):
+    model = samples.t5()
+    path = lm.export(model, tmp_path / "m.onnx").path
+    for length, steps in ((1, 1), (25, 3), (4, 30)):
+        x = {"ids": np.ones((2, length), np.int32), "decoder_input_ids": np.full((2, steps), 5, np.int32)}
+        given = asked(path, attention_mask=np.ones_like(x["ids"]), **x)
+        np.testing.assert_allclose(given, model.predict(x), rtol=1e-5, atol=1e-5)
+
+
 def test_one_size_alone(tmp_path):
     path = lm.export(samples.bert(), tmp_path / "m.onnx", rows=2, length=5).path
     graph = onnx.load(path).graph

@@ -22,7 +22,7 @@ WORDS = np.random.default_rng(0).integers(1, 60, (2, 24)).astype(np.int32)
     [
         ("seed_cnn", pictures(28, 28, 1), {}),
         ("lstm_lm", WORDS, {"length": 24}),
-        ("resnet18", pictures(224, 224, 3), {"length": 224}),
+        ("resnet18", pictures(224, 224, 3), {}),
         ("bert", WORDS, {}),
         ("gpt2", WORDS, {}),
     ],
