@@ -136,7 +136,8 @@ def _rest(host: Host) -> Starlette:
             served = slot.find(request.path_params.get("version"))
         except LoadingError as error:
             raise refusal(error) from None
-        return _json({**served.metadata(), "versions": [other.version for other in slot.versions()]})
+        said = {**served.metadata(), "versions": [other.version for other in slot.versions()]}
+        return _json(said if served.face.labels is None else {**said, "parameters": {"labels": served.face.labels}})
 
     async def stats(request: Request) -> Response:
         return _json(host.stats())

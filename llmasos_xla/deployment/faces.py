@@ -60,6 +60,11 @@ class Face(Protocol):
         """What is done to raw input; None if nothing is."""
         ...
 
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """Names of the classes that "output" has probabilities of, in order; None where they have none."""
+        ...
+
     def encode(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """A request's tensors as the program takes them; raises ValueError or TypeError for what does not fit."""
         ...
@@ -104,6 +109,8 @@ class ModelFace:
             *(Tensor(name, "FP32", (-1, *(-1 if n is None else n for n in shape))) for name, shape in shapes.items()),
             *(() if several else label),
         )
+        named = not several and any(t.datatype == "BYTES" for t in label)
+        self.labels = tuple(map(str, preprocessing.label_names or ())) if named else None
 
     def encode(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """As `Face` has it."""
@@ -166,7 +173,7 @@ class ModelFace:
 class ProgramFace:
     """The face of programs alone: their own inputs and outputs, arrays as they are."""
 
-    preprocessing = None
+    preprocessing = labels = None
 
     def __init__(self, content: Content):
         self.content = content

@@ -52,6 +52,7 @@ def test_server_health_and_metadata(client):
                 {"name": "output", "datatype": "FP32", "shape": [-1, 3]},
                 {"name": "label", "datatype": "BYTES", "shape": [-1]},
             ],
+            "parameters": {"labels": ["ant", "bee", "cat"]},
         }
 
 
