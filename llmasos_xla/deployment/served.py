@@ -125,8 +125,12 @@ class Served:
         return self.engine(self.arrays, inputs)
 
     def finish(self, found: Mapping[str, np.ndarray], wanted: Iterable[str]) -> dict[str, np.ndarray]:
-        """The outputs that are wanted, of those that `run` gave."""
-        return self.face.finish(found, wanted)
+        """The outputs that are wanted, of those that `run` gave; what fails here is raised as RuntimeError."""
+        try:
+            return self.face.finish(found, wanted)
+        except (ValueError, TypeError, LookupError) as error:
+            # Told as these are, it would seem to be the sender's fault.
+            raise RuntimeError(f"infer: the model failed: its outputs cannot be told: {error}") from error
 
 
 def _shared(engine: Engine, like: Served | None) -> Engine:

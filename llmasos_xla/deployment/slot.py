@@ -169,6 +169,7 @@ class Slot:
         self.requests += 1
         try:
             found = await self._turn(served, inputs, priority, timeout)
+            told = served.finish(found, wanted)
         except Exception as error:
             self.failures += 1
             if trial is not None and on_trial:
@@ -181,7 +182,7 @@ class Slot:
                 trial.told(seconds, None)
             elif version is None:
                 trial.beside(seconds, inputs, found)
-        return Answer(served.finish(found, wanted), served)
+        return Answer(told, served)
 
     def answered(self, seconds: float) -> None:
         """Counts a request that took so long from its last byte to its answer."""

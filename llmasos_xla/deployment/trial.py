@@ -1,6 +1,7 @@
 """A new version on trial: a share of the requests, or a copy of them, and a judgement in the end."""
 
 import collections
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, final
@@ -9,6 +10,7 @@ import numpy as np
 
 from llmasos_xla.deployment.served import Served
 
+_LOG = logging.getLogger("llmasos_xla.deployment")
 _RECENT = 2000
 
 
@@ -104,7 +106,10 @@ class Trial:
                         self.largest_difference, float(difference) if np.isfinite(difference) else np.inf
                     )
             self.answered += 1
-        except Exception:
+        except Exception as error:
+            # The first alone: a shadow that fails, fails at every request, and nobody else would tell of it.
+            if not self.failed:
+                _LOG.error("version %s failed as a shadow", self.served.version, exc_info=error)
             self.failed += 1
         finally:
             self._busy.release()

@@ -345,6 +345,23 @@ def test_a_fault_of_the_model_is_a_500_with_an_id_in_the_log(client_of, image_mo
     assert f"{kind.__name__}: secret" in caplog.text
 
 
+@pytest.mark.parametrize("kind", [ValueError, TypeError, KeyError])
+def test_a_fault_in_telling_the_outputs_is_the_models_too(client_of, image_model, images, caplog, monkeypatch, kind):
+    client = client_of(image_model)
+    slot = client.host.slot("m")
+
+    def fail(found, wanted):
+        raise kind("secret")
+
+    monkeypatch.setattr(slot.find().face, "finish", fail)
+    answer = client.infer(asked(images))
+    assert answer.status_code == 500
+    assert "secret" not in answer.text
+    assert answer.json()["error"].split()[-1] in caplog.text
+    assert "secret" in caplog.text
+    assert (slot.requests, slot.failures) == (1, 1)
+
+
 def test_nan_outputs_are_told_and_never_null(client, images, monkeypatch):
     monkeypatch.setattr(Served, "run", lambda self, inputs: {"output": np.full((1, 3), np.nan, np.float32)})
     answer = client.infer(asked(images))

@@ -228,6 +228,19 @@ def test_a_shadow_is_compared_and_not_seen(models, slot, updates):
         updates.handle({"do": "end_trial", "verdict": "bad"}, [])
 
 
+def test_a_shadow_that_fails_is_taken_back_and_its_log_says_why_once(models, slot, updates, monkeypatch, caplog):
+    update(updates, models[1], trial={"share": 1.0, "shadow": True, "requests": 2, "most_errors": 0.9})
+    trial, run = slot.trial, Served.run
+    monkeypatch.setattr(Served, "run", lambda self, inputs: run(self, inputs) if self.version == "1" else 1 / 0)
+    while trial.verdict is None:
+        assert asked(slot)[1] == "1"
+    wait_until(lambda: slot.trial is None)
+    assert trial.stats()["failed"] >= 2
+    assert (slot.failures, slot.rollbacks) == (0, 1)
+    assert caplog.text.count("version 2 failed as a shadow") == 1
+    assert "ZeroDivisionError" in caplog.text
+
+
 def test_a_slow_version_is_judged_bad(models):
     verdicts = []
     trial = Trial(
