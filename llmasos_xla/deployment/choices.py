@@ -5,7 +5,7 @@ import contextlib
 import functools
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any, Literal, NamedTuple, final
 
 from starlette.requests import ClientDisconnect
@@ -110,7 +110,7 @@ class Choices:
         for prompt in self._prompts:
             prompt.cancelled = True
 
-    async def pieces(self, receive: Receive) -> AsyncIterator[list[Piece]]:
+    async def pieces(self, receive: Receive) -> AsyncGenerator[list[Piece], None]:
         """What there is more of each text, as it comes; ends when all have ended, and then frees what is held.
 
         Args:
