@@ -7,6 +7,7 @@ On standard input come lines of JSON, {"text", "tokens", "messages", "seconds"};
 {"error"}. Nothing of the package is imported, so that it is up at once.
 """
 
+import contextlib
 import datetime
 import functools
 import json
@@ -96,7 +97,9 @@ def _limit(seconds: float) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime + seconds) + 1, most))
     _, most = resource.getrlimit(resource.RLIMIT_AS)
     allowed = _MOST_BYTES if most == resource.RLIM_INFINITY else min(_MOST_BYTES, most)
-    resource.setrlimit(resource.RLIMIT_AS, (allowed, most))
+    # macOS knows no such limit; that on time holds there, too.
+    with contextlib.suppress(ValueError):
+        resource.setrlimit(resource.RLIMIT_AS, (allowed, most))
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ With LLMASOS_SCREENSHOTS=folder the picture of the page in the documentation is 
 
 import contextlib
 import os
+import re
 import shutil
 import wave
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 import llmasos_xla as lm
+from llmasos_xla.data.tokenizers import Characters
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -224,6 +226,44 @@ def test_the_picture_in_the_documentation(shared_data, tmp_path):
         page.wait_for_selector(".answer .label")
         page.wait_for_timeout(1500)
         page.screenshot(path=os.path.join(os.environ["LLMASOS_SCREENSHOTS"], "page.png"), full_page=True)
+
+
+def test_a_text_is_written_on(tmp_path):
+    tokenizer = Characters("abcdefghijklmnopqrstuvwxyz .", ["end"])
+    network = lm.models.gpt2(vocab=tokenizer.size, context=64, width=16, depth=1, heads=2, end=None)
+    network.tokenizer = tokenizer
+    network.save(tmp_path / "tales.safetensors")
+    with lm.Deployer(tmp_path / "tales.safetensors").deploy() as server, opened(server, "400") as page:
+        write = page.locator(".write")
+        write.locator("textarea").fill("once")
+        page.get_by_label("ids", exact=True).fill("20")
+        page.get_by_label("temperature").fill("0")
+        write.get_by_role("button", name="Write").click()
+        wanted = "once" + lm.generate(network, "once", max_new_tokens=20)
+        playwright.expect(write.locator("pre")).to_have_text(wanted)
+        playwright.expect(write).to_contain_text("20 ids")
+        if folder := os.environ.get("LLMASOS_SCREENSHOTS"):
+            page.screenshot(path=os.path.join(folder, "writing.png"))
+        write.locator("textarea").fill("ONCE")
+        write.get_by_role("button", name="Write").click()
+        playwright.expect(write.locator(".error")).to_contain_text("is not in the vocabulary")
+
+
+def test_a_text_is_stopped(tmp_path):
+    tokenizer = Characters("abcdefghijklmnopqrstuvwxyz .", ["end"])
+    network = lm.models.gpt2(vocab=tokenizer.size, context=8192, width=16, depth=1, heads=2, end=None)
+    network.tokenizer = tokenizer
+    network.save(tmp_path / "tales.safetensors")
+    with lm.Deployer(tmp_path / "tales.safetensors").deploy() as server, opened(server) as page:
+        write = page.locator(".write")
+        write.locator("textarea").fill("once")
+        page.get_by_label("ids", exact=True).fill("8000")
+        write.get_by_role("button", name="Write").click()
+        playwright.expect(write.locator("pre")).to_contain_text(re.compile("once.+"))
+        write.get_by_role("button", name="Stop").click()
+        playwright.expect(write.get_by_role("button", name="Write")).to_be_visible()
+        playwright.expect(page.locator("dl.more")).to_contain_text("texts being written0")
+        assert server.stats()["writing"]["ids"] < 8000
 
 
 def test_a_key_is_asked_for(text_model, tmp_path):
