@@ -59,6 +59,11 @@ class Job:
         return len(next(iter(self.inputs.values())))
 
     @property
+    def figures(self) -> dict[str, Any]:
+        """What a trace tells of its run."""
+        return {"llmasos.rows": self.rows, "llmasos.batch.rows": self.beside}
+
+    @property
     def key(self) -> Any:
         """Requests of equal keys run together."""
         return id(self.served), tuple((n, a.shape[1:], a.dtype.char) for n, a in self.inputs.items())

@@ -14,6 +14,7 @@ from starlette.types import Receive
 from llmasos_xla.api._texts import Text
 from llmasos_xla.deployment.openai import Usage, Wanted
 from llmasos_xla.deployment.served import Served
+from llmasos_xla.deployment.tracing import JOBS
 from llmasos_xla.deployment.writing import Prompt
 
 
@@ -61,6 +62,10 @@ class Choices:
         trimmed: bool,
         seconds: float | None,
     ):
+        self.served, self.priority = served, 0
+        self.arrived = time.monotonic()
+        self.ended: float | None = None
+        """When all had ended, by `time.monotonic`."""
         self._loop = asyncio.get_running_loop()
         self._told: asyncio.Queue[_Told] = asyncio.Queue()
         self._seconds, self._read, self._written = seconds, sum(map(len, rows)), 0
@@ -89,12 +94,26 @@ class Choices:
         self._open = set(range(len(self._prompts)))
 
     @property
+    def began(self) -> float | None:
+        """When the first of them had its turn; None before that."""
+        return min((prompt.begun for prompt in self._prompts if prompt.begun), default=None)
+
+    @property
+    def figures(self) -> dict[str, int]:
+        """What a trace tells of them, by OpenTelemetry's names where it has some."""
+        counted = {"gen_ai.usage.input_tokens": self._read, "gen_ai.usage.output_tokens": self._written}
+        return {"llmasos.texts": len(self._prompts), **counted}
+
+    @property
     def usage(self) -> Usage:
         """Ids read and written until now."""
         return Usage(self._read, self._written)
 
     def start(self, submit: Callable[[Prompt], None]) -> None:
         """Hands all prompts over to `Writer.submit`, or none; raises as it does."""
+        self.arrived = time.monotonic()
+        if (traced := JOBS.get()) is not None:
+            traced.append(self)
         try:
             for i, prompt in enumerate(self._prompts):
                 if prompt.most_new > 0:
@@ -135,6 +154,7 @@ class Choices:
                 if len(good) < len(told) and (error := told[len(good)].error) is not None:
                     raise error
         finally:
+            self.ended = time.monotonic()
             self.cancel()
             watch.cancel()
             if late is not None:

@@ -11,7 +11,7 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, Protocol, final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -19,15 +19,40 @@ from llmasos_xla import errors
 from llmasos_xla._version import __version__
 
 if TYPE_CHECKING:
-    from llmasos_xla.deployment.batching import Job
+    from llmasos_xla.deployment.served import Served
 
-JOBS: contextvars.ContextVar["list[Job] | None"] = contextvars.ContextVar("jobs", default=None)
+
+class Part(Protocol):
+    """Something that was put into a queue for a request: a `Job`, or its texts."""
+
+    served: "Served"
+    arrived: float
+    priority: int
+
+    @property
+    def began(self) -> float | None:
+        """When its turn came, by `time.monotonic`, if it has."""
+        ...
+
+    @property
+    def ended(self) -> float | None:
+        """When it was done."""
+        ...
+
+    @property
+    def figures(self) -> Mapping[str, Any]:
+        """Attributes of the span between these."""
+        ...
+
+
+JOBS: contextvars.ContextVar["list[Any] | None"] = contextvars.ContextVar("jobs", default=None)
 """What the request that is being answered has put into queues; None where nobody asks."""
 
 _FLUSH_SECONDS = 1.0
 _MOST_JOBS = 64
 _LONGEST = 200
 _INFER = re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/infer")
+_TEXTS = ("/v1/completions", "/v1/chat/completions")
 # Of W3C's headers; what else a sender says of itself is not passed on.
 _CARRIED = (b"traceparent", b"tracestate")
 
@@ -104,7 +129,7 @@ class Trace:
     def __init__(self, tracer: Any, span: Any, context: Any):
         self._tracer, self._span, self._context = tracer, span, context
         self._epoch, self._began = time.time_ns(), time.monotonic()
-        self._jobs: list[Job] = []
+        self._jobs: list[Part] = []
         self._token = JOBS.set(self._jobs)
 
     def end(self, attributes: Mapping[str, Any], failed: str | None = None, name: str | None = None) -> None:
@@ -137,7 +162,7 @@ class Trace:
             if job.began is None:
                 return
             began = now if job.ended is None else job.ended
-            self._child("run", job.began, began, {"llmasos.rows": job.rows, "llmasos.batch.rows": job.beside})
+            self._child("run", job.began, began, job.figures)
         if self._jobs and began < now:
             self._child("write", began, now, {})
 
@@ -208,4 +233,6 @@ def _route(scope: Scope) -> str | None:
     found = _INFER.fullmatch(scope["path"])
     if found is not None:
         return f"/v2/models/{{name}}{'/versions/{version}' if found[1] else ''}/infer"
+    if scope["path"] in _TEXTS:
+        return scope["path"]
     return getattr(scope.get("route"), "path", None)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import llmasos_xla as lm
+from llmasos_xla.data.tokenizers import Characters
 from llmasos_xla.deployment.app import App
 from llmasos_xla.deployment.host import Host, Limits
 from llmasos_xla.deployment.served import Served
@@ -175,6 +176,29 @@ def test_what_asks_about_a_model_is_not_traced(tracing, slot, spans):
 
     assert asyncio.run(asked()) == [200, 200, 200]
     assert not spans.get_finished_spans()
+
+
+def test_texts_are_a_part_like_others(ask, spans):
+    tokenizer = Characters("abcdefgh")
+    network = lm.models.gpt2(vocab=8, context=64, width=16, depth=1, heads=2, end=None)
+    network.tokenizer = tokenizer
+    writing = Slot("w", Served.of_model(network, "w"))
+    asked = {"model": "w", "prompt": "abc", "max_tokens": 9, "n": 2}
+    for stream in (False, True):
+        spans.clear()
+        path = "/v1/completions"
+        assert ask({**asked, "stream": stream}, app=App(Host([writing])), path=path) == [200]
+        found = by_name(spans)
+        assert sorted(found) == [f"POST {path}", "queue", "read", "run", "write"]
+        assert found[f"POST {path}"].attributes["llmasos.model"] == "w"
+        assert dict(found["run"].attributes) == {
+            "llmasos.texts": 2, "gen_ai.usage.input_tokens": 3, "gen_ai.usage.output_tokens": 18,
+        }  # fmt: skip
+        times = [
+            t for name in ("read", "queue", "run", "write") for t in (found[name].start_time, found[name].end_time)
+        ]
+        assert times == sorted(times)
+    writing.writer.close()
 
 
 def test_over_grpc(tracing, slot, spans):
