@@ -12,8 +12,9 @@ from llmasos_xla.data.array_input import ArrayInput
 from llmasos_xla.data.preprocessing import Preprocessing
 from llmasos_xla.data.table_input import TableInput
 from llmasos_xla.data.text_input import TextInput
-from llmasos_xla.deployment.raw_input import INPUT
+from llmasos_xla.deployment.raw_input import INPUT, TEXT
 from llmasos_xla.deployment.tensors import datatype_of
+from llmasos_xla.deployment.texts import Texts
 from llmasos_xla.models.stack import output_shapes
 from llmasos_xla.storage.bundle import Content
 
@@ -61,6 +62,11 @@ class Face(Protocol):
         ...
 
     @property
+    def first(self) -> tuple[str, ...]:
+        """The inputs of a first request."""
+        ...
+
+    @property
     def labels(self) -> tuple[str, ...] | None:
         """Names of the classes that "output" has probabilities of, in order; None where they have none."""
         ...
@@ -83,9 +89,10 @@ class ModelFace:
     """The face of a model that is rebuilt here.
 
     A single input is called "input". A table has an input for each of its columns, and takes "input" with all columns
-    in order too. The outputs are "output", what `model.predict` gives, or its parts by name where it gives several
-    ("logits" and "boxes" of a detector), and for classifiers "label": the name of the most probable class, or its id
-    where classes have no names.
+    in order too. A network that tells classes apart by ids takes "text" in their place where it has a tokenizer. The
+    outputs are "output", what `model.predict` gives, or its parts by name where it gives several ("logits" and "boxes"
+    of a detector), and for classifiers "label": the name of the most probable class, or its id where classes have no
+    names.
 
     Raises ValueError for a model that was never fitted: how its input is prepared is not known then.
     """
@@ -101,7 +108,10 @@ class ModelFace:
         self.model = model
         self.preprocessing: Preprocessing = preprocessing
         self.forward = forward_of(model, "deploy")
-        self.inputs = _inputs(preprocessing.input)
+        self._texts = Texts.of_model(model, preprocessing)
+        text = () if self._texts is None else (Tensor(TEXT, "BYTES", (-1,), ((1,), "a fine film")),)
+        self.inputs = (*text, *_inputs(preprocessing.input))
+        self.first = (TEXT,) if text else preprocessing.wanted or tuple(tensor.name for tensor in self.inputs)
         self._label, label = _labeller(model, preprocessing)
         several = model.learner.spec.several()
         shapes = several or {OUTPUT: model.learner.spec.output_shape()}
@@ -114,6 +124,8 @@ class ModelFace:
 
     def encode(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """As `Face` has it."""
+        if self._texts is not None and TEXT in tensors:
+            tensors = self._texts.encode(tensors)
         return self.forward.named(self._encode(tensors))
 
     def finish(self, found: Mapping[str, np.ndarray], wanted: Iterable[str]) -> dict[str, np.ndarray]:
@@ -125,11 +137,15 @@ class ModelFace:
         seen = self.forward.seen
         tensors = {t.name: t for t in self.forward.tensors}
         wanted = self.preprocessing.wanted or tuple(tensors)
+        others = tuple(tensors)
+        if self._texts is not None:
+            # What texts become, and ids alone at the same length, which is as good as any.
+            seen, others = dict.fromkeys(seen, self._texts.length(1)), self._texts.names
         whole = {
             n: (n, tuple(seen[m] if isinstance(m, str) else m for m in t.shape[1:]), t.dtype)
             for n, t in tensors.items()
         }
-        return [tuple(whole[n] for n in names) for names in dict.fromkeys((tuple(wanted), tuple(tensors)))]
+        return [tuple(whole[n] for n in names) for names in dict.fromkeys((tuple(wanted), others))]
 
     def _encode(self, tensors: Mapping[str, np.ndarray]) -> Any:
         whole = self.preprocessing.input
@@ -181,6 +197,7 @@ class ProgramFace:
         self.inputs = tuple(
             Tensor(t.name, _datatype(t.dtype), _shape(t.shape), ((1, *_some(t.shape)), 0)) for t in content.inputs
         )
+        self.first = tuple(t.name for t in content.inputs)
         self.outputs = tuple(Tensor(t.name, _datatype(t.dtype), _shape(t.shape)) for t in content.outputs)
 
     def encode(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

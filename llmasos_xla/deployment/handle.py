@@ -102,14 +102,15 @@ class Handle:
     def predict(self, x: Any, *, model: str | None = None, timeout: float = 300.0) -> np.ndarray:
         """Outputs [rows, ...] in float32, as `model.predict(x)` gives them, asked over HTTP.
 
-        `x` is what `model.predict` takes. Many rows go in several requests; each may take `timeout` seconds.
+        `x` is what `model.predict` takes, or texts where the server makes ids of them. Many rows go in several
+        requests; each may take `timeout` seconds.
 
         Raises ValueError with the server's reason if it refuses the input, RuntimeError if the model failed or the
         server is gone.
         """
         self._check_running()
         name = self._named(model)
-        tensors = to_tensors(x, self._preprocessing(name))
+        tensors = to_tensors(x, self._preprocessing(name), self._said["models"][name].get("text", False))
         return np.concatenate([self._infer(name, part, timeout) for part in _parts(tensors, self._max_body)])
 
     def update(self, source: Any, *, model: str | None = None, **trial: Any) -> dict[str, Any]:

@@ -8,16 +8,21 @@ import numpy as np
 
 INPUT = "input"
 """The name of the tensor where a model has one input."""
+TEXT = "text"
+"""The name of the tensor that holds texts, of which the server makes a model's ids."""
 
 
-def to_tensors(x: Any, preprocessing: Any) -> dict[str, np.ndarray]:
+def to_tensors(x: Any, preprocessing: Any, text: bool = False) -> dict[str, np.ndarray]:
     """Arrays by input name for raw `x`: an array, lists, text, pictures, a DataFrame, records, a dict, a `Dataset`.
 
     What only this side can read (pictures, a frame of pixel columns) is encoded here; all else is sent as it is and
-    encoded by the server.
+    encoded by the server. `text` says that the model has an input for texts, of which it makes ids.
     """
     from llmasos_xla.data.table_input import TableInput
 
+    texts = _texts(x) if text else None
+    if texts is not None:
+        return {TEXT: texts}
     if preprocessing is None:
         # Programs alone: arrays as they are.
         return {n: np.asarray(a) for n, a in x.items()} if isinstance(x, Mapping) else {INPUT: np.asarray(x)}
@@ -36,6 +41,20 @@ def to_tensors(x: Any, preprocessing: Any) -> dict[str, np.ndarray]:
         # `encode` refuses it with the names that are wanted.
         preprocessing.encode(x, who="predict")
     return {name: _array(x[name], part, f"predict[{name!r}]") for name, part in parts.items() if name in x}
+
+
+def _texts(x: Any) -> np.ndarray | None:
+    """Texts as an array of objects; None for what is none."""
+    if isinstance(x, Mapping) and x.keys() == {TEXT}:
+        x = x[TEXT]
+    if isinstance(x, str):
+        raise TypeError("predict: a list of texts is wanted, one text came; pass [text]")
+    listed = isinstance(x, list | tuple) or (isinstance(x, np.ndarray) and x.ndim == 1)
+    if not listed or not len(x) or not all(isinstance(one, str) for one in x):
+        return None
+    texts = np.empty(len(x), object)
+    texts[:] = [str(one) for one in x]
+    return texts
 
 
 def _array(x: Any, part: Any, who: str) -> np.ndarray:

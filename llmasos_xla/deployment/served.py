@@ -82,11 +82,10 @@ class Served:
 
     def example(self) -> list[dict[str, Any]]:
         """What a first request may hold: name, datatype and shape of each input, and a value to fill it with."""
-        wanted = (self.face.preprocessing and self.face.preprocessing.wanted) or [t.name for t in self.face.inputs]
         return [
             {"name": t.name, "datatype": t.datatype, "shape": list(t.example[0]), "fill": t.example[1]}
             for t in self.face.inputs
-            if t.name in wanted
+            if t.name in self.face.first
         ]
 
     def warm(self, rows: int = 1) -> None:

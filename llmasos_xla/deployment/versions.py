@@ -18,6 +18,7 @@ from llmasos_xla.api.exporting import specification_of
 from llmasos_xla.api.load import load, of_saved
 from llmasos_xla.api.pretrained import load_pretrained
 from llmasos_xla.deployment.faces import ModelFace, ProgramFace
+from llmasos_xla.deployment.raw_input import TEXT
 from llmasos_xla.deployment.served import Served
 from llmasos_xla.sharding.transfer import fetch
 from llmasos_xla.storage.bundle import Bundle
@@ -97,6 +98,7 @@ def about(served: Served) -> dict[str, Any]:
     return {
         "example": served.example(),
         "preprocessing": None if preprocessing is None else preprocessing.to_json(),
+        "text": TEXT in served.face.first,
         "version": served.version,
     }
 

@@ -74,6 +74,24 @@ def test_a_sentence_is_typed(text_model, tmp_path):
         np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
+def test_a_sentence_is_typed_to_a_model_of_ids(tmp_path):
+    from llmasos_xla.data.tokenizers.characters import Characters
+
+    tokenizer = Characters("abcdefgh ", ("pad", "unknown", "start", "end"))
+    model = lm.Network(lm.models.BertConfig(vocab=tokenizer.size, context=32, width=16, depth=1, heads=2, hidden=16))
+    data = [("abc", "early"), ("hgf", "late")] * 8
+    lm.finetune(model, data, task="text-classification", tokenizer=tokenizer, epochs=1, verbose=0)
+    model.save(tmp_path / "letters.safetensors")
+    row = tokenizer.batch(["gab"])
+    wanted = model.predict({name: row[name] for name in ("ids", "attention_mask")})[0]
+    with lm.Deployer(tmp_path / "letters.safetensors").deploy() as server, opened(server) as page:
+        page.fill("textarea", "gab")
+        page.click("button.ask")
+        playwright.expect(page.locator(".answer .label")).to_have_text(("early", "late")[wanted.argmax()])
+        found = [float(text) for text in page.text_content(".answer pre").splitlines()[1].split(",")]
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_a_table_is_filled_in(table_model, tmp_path):
     table_model.save(tmp_path / "houses.h5")
     with lm.Deployer(tmp_path / "houses.h5").deploy() as server, opened(server) as page:
