@@ -11,6 +11,9 @@ NATIVE := hatch_build.py llmasos_xla/kernels/_onednn/compiler.py $(wildcard llma
 # Where the originals run that goldens are made of: torch for the CPU, transformers, librosa.
 PEERS := .peers
 
+# Where the peers of benchmarks/serving.py run: FastAPI, LitServe and Ray Serve with torch for the CPU.
+SERVING := .peers-serving
+
 # Where exported copies run: ONNX Runtime, OpenVINO, IREE, TensorFlow.
 EXPORTS := .exports
 
@@ -56,6 +59,12 @@ parity: $(VENV)/.installed-dev $(PEERS)/.installed
 	LLMASOS_GOLDENS=$(CURDIR)/.cache/goldens $(BIN)/python -m pytest -n $(WORKERS) tests/models/test_parity.py tests/models/test_beams.py \
 		tests/models/test_log_mel.py tests/models/test_parakeet.py tests/models/test_t5.py
 
+$(SERVING)/.installed: benchmarks/side_by_side/serving/requirements.txt
+	$(PYTHON) -m venv $(SERVING)
+	$(SERVING)/bin/python -m pip install --quiet --upgrade pip
+	$(SERVING)/bin/python -m pip install --quiet --requirement benchmarks/side_by_side/serving/requirements.txt
+	touch $@
+
 # The suite's versions, but for what requirements.txt has itself.
 $(EXPORTS)/.installed: tests/deployment/targets/requirements.txt pyproject.toml constraints.txt $(NATIVE)
 	$(PYTHON) -m venv $(EXPORTS)
@@ -76,4 +85,4 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/pyright
 
 clean:
-	rm -rf $(VENV) $(PEERS) $(EXPORTS) .cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS) $(SERVING) $(EXPORTS) .cache .pytest_cache .ruff_cache

@@ -1,6 +1,7 @@
 """Times the server beside others that serve the same network, and updates it under load.
 
-python benchmarks/serving.py --peers-python .peers/bin/python           # throughput and latency: some minutes
+make .peers-serving/.installed                                           # FastAPI, LitServe and Ray Serve, with torch
+python benchmarks/serving.py --peers-python .peers-serving/bin/python    # throughput and latency: some minutes
 python benchmarks/serving.py --parts updates overload                   # a thousand updates; more load than it can take
 """
 
@@ -15,13 +16,14 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from side_by_side import machine, report
+from side_by_side.serving.family import Family, adopt_orphans, reap
 
 _HERE = Path(__file__).resolve().parent / "side_by_side" / "serving"
 _RESULTS = Path(__file__).resolve().parent / "results"
@@ -38,16 +40,18 @@ _ALLOWED = 1e-4
 def main() -> None:
     options = _options()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    about = {**machine.describe(), "rounds": options.rounds}
+    adopt_orphans()
+    about = {**machine.describe(), "rounds": options.rounds, "workers_and_threads_of_peers": options.settings}
     found: dict[str, Any] = {"about": about}
-    with tempfile.TemporaryDirectory() as folder, machine.Others(os.getpid()) as others:
+    with tempfile.TemporaryDirectory() as folder, machine.Others(os.getpid(), children=True) as others:
         if "peers" in options.parts:
             found["peers"] = _peers(options, Path(folder))
         if "updates" in options.parts:
             found["updates"] = _updates(options, Path(folder))
         if "overload" in options.parts:
             found["overload"] = _overload(options, Path(folder))
-    del others
+        reap()
+    about["cores_used_by_others"] = round(others.cores, 2)
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
     print(_text(found))
@@ -58,16 +62,17 @@ def _peers(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     weights, picture, wanted = _network(folder)
     latencies: dict[str, Any] = {name: {clients: [] for clients in CLIENTS} for name in options.servers}
     rates: dict[str, Any] = {name: {clients: [] for clients in CLIENTS} for name in options.servers}
-    failed, bare = {}, []
+    failed, bare, call = {}, [], _compiled(weights)
     with _running(options, weights) as servers:
         for name, server in list(servers.items()):
             problem = server.check(picture, wanted)
             if problem:
                 failed[name] = problem
                 _say(f"{name}: {problem}")
+            server.family.signal(signal.SIGSTOP)
         right = [name for name in servers if name not in failed]
         for turn in range(options.rounds):
-            bare.append(_bare(weights, picture))
+            bare.append(_bare(call, picture))
             for name in right[turn % len(right) :] + right[: turn % len(right)] if right else ():
                 with servers[name].awake():
                     for clients in CLIENTS:
@@ -108,18 +113,19 @@ def _network(folder: Path) -> tuple[Path, list[int], list[float]]:
 class Server:
     """A server process of one of the contestants."""
 
-    def __init__(self, name: str, python: str, weights: Path):
+    def __init__(self, name: str, python: str, weights: Path, settings: Sequence[int]):
         file, self.path, _ = SERVERS[name]
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.name = name
         self._process = subprocess.Popen(
-            [python, str(_HERE / "servers" / file), str(self.port), str(weights)],
+            [python, str(_HERE / "servers" / file), str(self.port), str(weights), *map(str, settings)],
             start_new_session=True,
             stdout=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": str(_HERE / "servers") if SERVERS[name][2] else str(_HERE.parents[2])},
         )
+        self.family = Family(self._process.pid)
 
     def body(self, picture: list[int]) -> dict[str, Any]:
         """The request about a picture, in the server's own form."""
@@ -167,21 +173,16 @@ class Server:
     @contextmanager
     def awake(self) -> Iterator[None]:
         """It runs while `with` lasts; those that wait are frozen, so that they cost nobody anything."""
-        os.killpg(self._process.pid, signal.SIGCONT)
+        self.family.signal(signal.SIGCONT)
         try:
             yield
         finally:
-            os.killpg(self._process.pid, signal.SIGSTOP)
+            self.family.signal(signal.SIGSTOP)
 
     def end(self) -> None:
         """Ends it with all that it started."""
-        for number in (signal.SIGCONT, signal.SIGTERM):
-            os.killpg(self._process.pid, number)
-        try:
-            self._process.wait(15)
-        except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+        self.family.end()
+        self._process.wait()
 
 
 @contextmanager
@@ -193,7 +194,7 @@ def _running(options: argparse.Namespace, weights: Path) -> Iterator[dict[str, S
             if python is None:
                 _say(f"{name}: no --peers-python, left out")
                 continue
-            servers[name] = Server(name, python, weights)
+            servers[name] = Server(name, python, weights, options.settings if SERVERS[name][2] else ())
         yield servers
     finally:
         for server in servers.values():
@@ -208,25 +209,25 @@ def load(plan: dict[str, Any]) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def _bare(weights: Path, picture: list[int]) -> float:
-    """The median seconds of the compiled call alone, from a NumPy array to a NumPy array."""
+def _compiled(weights: Path) -> Any:
+    """Our network, compiled, with no server around it."""
     sys.path.insert(0, str(_HERE / "servers"))
     from ours import model
 
     from llmasos_xla.deployment.served import Served
 
-    served = _KEPT.setdefault("served", None) or _KEPT.__setitem__("served", Served.of_model(model(str(weights)), "m"))
-    served = served or _KEPT["served"]
+    return Served.of_model(model(str(weights)), "digits")
+
+
+def _bare(call: Any, picture: list[int]) -> float:
+    """The median seconds of the compiled call alone, from a NumPy array to a NumPy array."""
     x = {"input": np.array(picture, np.uint8).reshape(1, 28, 28, 1)}
     seconds = []
     for _ in range(2000):
         began = time.perf_counter()
-        served.run(x)
+        call.run(x)
         seconds.append(time.perf_counter() - began)
     return statistics.median(seconds)
-
-
-_KEPT: dict[str, Any] = {}
 
 
 def _updates(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -258,8 +259,9 @@ def _updates(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         load({**plan, "seconds": 1.0})
         programs = server.stats()["programs"]
         rounds, version, seconds = [], 1, []
-        for _ in range(options.rounds):
-            quiet = load(plan)
+        for turn in range(options.rounds):
+            # Who is first changes, so that a machine that slows down counts for neither.
+            quiet = load(plan) if turn % 2 == 0 else None
             client = subprocess.Popen(
                 [sys.executable, str(_HERE / "client.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
             )
@@ -276,6 +278,7 @@ def _updates(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 time.sleep(max(0.0, began + (i + 1) * plan["seconds"] * 0.95 / count - time.perf_counter()))
             busy = json.loads(client.stdout.read())
             client.wait()
+            quiet = quiet or load(plan)
             rounds.append({"without": _figures(quiet), "with": _figures(busy)})
         after = server.stats()
     wide = 6_250_000
@@ -291,7 +294,7 @@ def _updates(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             weights = variables(value, wide)
             asked = time.perf_counter()
             server.update(weights)
-            assert server.predict({"x": np.zeros((1, 1), np.float32)}) is not None
+            assert np.asarray(server.predict({"x": np.zeros((1, 1), np.float32)})).item() == value
             shown.append(time.perf_counter() - asked)
     return {
         "updates": version - 1,
@@ -317,7 +320,7 @@ def _figures(seen: dict[str, Any]) -> dict[str, Any]:
 def _overload(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """More clients than may wait, for a minute: memory, refusals, latencies of what was accepted."""
     weights, picture, wanted = _network(folder)
-    server = Server("ours", sys.executable, weights)
+    server = Server("ours", sys.executable, weights, ())
     try:
         problem = server.check(picture, wanted)
         if problem:
@@ -333,7 +336,7 @@ def _overload(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         memory = []
         deadline = time.monotonic() + options.overload - 2
         while time.monotonic() < deadline:
-            memory.append(_memory(server._process.pid))
+            memory.append(server.family.memory)
             time.sleep(1)
         seen = json.loads(client.stdout.read())
         client.wait()
@@ -351,25 +354,18 @@ def _overload(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
-def _memory(pid: int) -> int:
-    """Bytes that a process and its children hold."""
-    total = 0
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[3]) == os.getsid(pid) or int(fields[1]) == pid or int(path.parent.name) == pid:
-            total += int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
-    return total
-
-
 def _text(found: dict[str, Any]) -> str:
-    lines = [f"{found['about']['cpu']}, {found['about']['cores']} cores, {found['about']['date']}", ""]
+    about, busy = found["about"], found["about"]["cores_used_by_others"]
+    verdict = "quiet machine" if report.quiet(busy) else "PROVISIONAL, the machine was shared"
+    lines = [
+        f"{about['cpu']}, {about['cores']} cores, {about['date']}",
+        f"{about['rounds']} rounds; other processes kept {busy:.1f} cores busy: {verdict}",
+        "",
+    ]
     if peers := found.get("peers"):
-        bare = statistics.median(peers["bare"])
+        bare, (workers, threads) = statistics.median(peers["bare"]), about["workers_and_threads_of_peers"]
         lines += [
-            f"The bare compiled call: {1e3 * bare:.3f} ms",
+            f"The bare compiled call: {1e3 * bare:.3f} ms; peers have {workers} workers of {threads} threads",
             "",
             report.cells("server", "clients", "requests/s", "p50 ms", "p99 ms", "p50 - bare ms"),
             "|---|---:|---:|---:|---:|---:|",
@@ -402,7 +398,7 @@ def _text(found: dict[str, Any]) -> str:
         lines += [
             f"Overload: {over['capacity']:.0f} requests/s at 64 clients; 600 clients: {over['statuses']}",
             f"memory MB: first {memory[1]:.0f}, last {memory[-1]:.0f}, most {max(memory):.0f}",
-            f"p50 ms by tenth: {', '.join(f'{1e3 * v:.0f}' for v in over['p50'])}; "
+            f"p50 ms by sixth of the time: {', '.join(f'{1e3 * v:.0f}' for v in over['p50'])}; "
             f"p99 ms: {', '.join(f'{1e3 * v:.0f}' for v in over['p99'])}",
         ]
     return "\n".join(lines)
@@ -417,6 +413,14 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--parts", nargs="+", choices=("peers", "updates", "overload"), default=["peers"])
     parser.add_argument("--servers", nargs="+", choices=SERVERS, default=list(SERVERS))
     parser.add_argument("--peers-python", help="a Python that has torch, fastapi, litserve and ray[serve]")
+    parser.add_argument(
+        "--settings",
+        nargs=2,
+        type=int,
+        metavar=("WORKERS", "THREADS"),
+        default=[len(os.sched_getaffinity(0)), 1],
+        help="processes of each peer that compute, and threads of each; all cores with one thread if not said",
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="that a round measures each load")
     parser.add_argument("--rate", type=float, default=1000.0, help="requests a second while it is updated")

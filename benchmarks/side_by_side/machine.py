@@ -63,10 +63,12 @@ class Others:
     Attributes:
         seconds: how long it lasted.
         busy: seconds of their work on all cores; the clock's ticks make it uncertain by 0.01, either way.
+
+    With `children`, what those do that `pid` has started and waited for is its own work too.
     """
 
-    def __init__(self, pid: int):
-        self._pid = pid
+    def __init__(self, pid: int, children: bool = False):
+        self._pid, self._fields = pid, slice(11, 15 if children else 13)
         self.seconds, self.busy = 0.0, 0.0
 
     @property
@@ -75,23 +77,22 @@ class Others:
         return max(0.0, self.busy) / max(self.seconds, 1e-9)
 
     def __enter__(self) -> "Others":
-        self._started, self._busy, self._own = time.perf_counter(), _busy(), _own(self._pid)
+        self._started, self._before, self._did = time.perf_counter(), _busy(), self._own()
         return self
 
     def __exit__(self, error: object, *_: object) -> None:
         if error is not None:
             return  # The process may be gone, and its times with it.
         self.seconds = time.perf_counter() - self._started
-        self.busy = (_busy() - self._busy) - (_own(self._pid) - self._own)
+        self.busy = (_busy() - self._before) - (self._own() - self._did)
+
+    def _own(self) -> float:
+        # The command's name stands in brackets and may hold spaces.
+        fields = Path(f"/proc/{self._pid}/stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, fields[self._fields])) / _TICKS
 
 
 def _busy() -> float:
     values = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
     user, nice, system, _, _, irq, softirq, steal = map(int, values)
     return (user + nice + system + irq + softirq + steal) / _TICKS
-
-
-def _own(pid: int) -> float:
-    # The command's name stands in brackets and may hold spaces.
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS

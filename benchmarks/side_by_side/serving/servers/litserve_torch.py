@@ -1,10 +1,13 @@
-"""LitServe and PyTorch, with its batching."""
+"""LitServe and PyTorch, with its batching.
 
-import sys
+Settings, after LitServe's documentation on batching and speed: WORKERS on the one device, as many API servers (its
+default), `fast_queue=True` (ZeroMQ between them), batches of up to 64 which wait for a millisecond,
+`torch.inference_mode`.
+"""
 
 import litserve
 import torch
-from network import loaded
+from network import loaded, told
 
 
 class Api(litserve.LitAPI):
@@ -12,7 +15,7 @@ class Api(litserve.LitAPI):
 
     def setup(self, device: str) -> None:
         """Loads the network."""
-        self.network = loaded(sys.argv[2])
+        self.network = loaded(told().weights, told().threads)
 
     def decode_request(self, request: dict) -> torch.Tensor:
         """A request as pixels."""
@@ -29,13 +32,19 @@ class Api(litserve.LitAPI):
 
     def unbatch(self, output: torch.Tensor) -> list:
         """An answer each."""
-        return list(output)
+        return output.tolist()
 
-    def encode_response(self, output: torch.Tensor) -> dict:
+    def encode_response(self, output: list) -> dict:
         """An answer as JSON."""
-        return {"output": output.tolist()}
+        return {"output": output}
 
 
 if __name__ == "__main__":
-    server = litserve.LitServer(Api(max_batch_size=64, batch_timeout=0.001), accelerator="cpu")
-    server.run(port=int(sys.argv[1]), log_level="warning", generate_client_file=False)
+    server = litserve.LitServer(
+        Api(max_batch_size=64, batch_timeout=0.001),
+        accelerator="cpu",
+        devices=1,
+        workers_per_device=told().workers,
+        fast_queue=True,
+    )
+    server.run(host="127.0.0.1", port=told().port, log_level="warning", generate_client_file=False)

@@ -1,7 +1,27 @@
-"""The network of the benchmark in PyTorch, for the peers."""
+"""The network of the benchmark in PyTorch, for the peers; and what the benchmark tells them."""
+
+import sys
+from typing import NamedTuple
 
 import numpy as np
 import torch
+
+
+class Told(NamedTuple):
+    """The command line of a peer: `python file.py PORT WEIGHTS.npz WORKERS THREADS`."""
+
+    port: int
+    weights: str
+    workers: int
+    """Processes that compute."""
+    threads: int
+    """Of PyTorch in each of them."""
+
+
+def told() -> Told:
+    """What this process, or the one that started it, was called with."""
+    port, weights, workers, threads = sys.argv[1:]
+    return Told(int(port), weights, int(workers), int(threads))
 
 
 class Network(torch.nn.Module):
@@ -30,9 +50,10 @@ class Network(torch.nn.Module):
         return torch.softmax(self.head(torch.relu(self.dense(y))), -1)
 
 
-def loaded(path: str) -> Network:
-    """The network, ready to answer."""
-    network = Network(path).eval()
+def loaded(weights: str, threads: int) -> Network:
+    """The network, ready to answer on so many threads."""
+    torch.set_num_threads(threads)
+    network = Network(weights).eval()
     with torch.inference_mode():
         network(torch.zeros((1, 28, 28), dtype=torch.uint8))
     return network
