@@ -10,6 +10,8 @@ NATIVE := hatch_build.py llmasos_xla/kernels/_onednn/compiler.py $(wildcard llma
 
 # Where the originals run that goldens are made of: torch for the CPU, transformers, librosa.
 PEERS := .peers
+# Ray wants much besides; its tests run where it is.
+RAY := .ray
 
 # Where the peers of benchmarks/serving.py run: FastAPI, LitServe and Ray Serve with torch for the CPU.
 SERVING := .peers-serving
@@ -17,7 +19,7 @@ SERVING := .peers-serving
 # Where exported copies run: ONNX Runtime, OpenVINO, IREE, TensorFlow.
 EXPORTS := .exports
 
-.PHONY: demo test test-all notebooks parity exports lint clean
+.PHONY: demo test test-all notebooks parity exports ray lint clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt $(NATIVE)
 	$(PYTHON) -m venv $(VENV)
@@ -79,10 +81,19 @@ $(EXPORTS)/.installed: tests/deployment/targets/requirements.txt pyproject.toml 
 exports: $(EXPORTS)/.installed
 	LLMASOS_EXPORTS=1 $(EXPORTS)/bin/python -m pytest -n $(WORKERS) --dist loadfile -rs tests/deployment/targets
 
+$(RAY)/.installed: pyproject.toml tests/deployment/ray-requirements.txt $(NATIVE)
+	$(PYTHON) -m venv $(RAY)
+	$(RAY)/bin/python -m pip install --quiet --upgrade pip
+	$(RAY)/bin/python -m pip install --quiet --constraint constraints.txt --requirement tests/deployment/ray-requirements.txt --editable '.[test,ray]'
+	touch $@
+
+ray: $(RAY)/.installed
+	$(RAY)/bin/python -m pytest tests/deployment/test_ray.py
+
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
 clean:
-	rm -rf $(VENV) $(PEERS) $(SERVING) $(EXPORTS) .cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS) $(SERVING) $(EXPORTS) $(RAY) .cache .pytest_cache .ruff_cache

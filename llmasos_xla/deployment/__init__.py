@@ -39,6 +39,7 @@ tracing      spans for OpenTelemetry: requests, and what they waited for
 tls          the certificate that a server shows, and who trusts it
 raw_input    what a user passes to `predict`, as tensors
 exporting    `lm.export`: a model in another form, checked against our own outputs
+cluster/     `engine="ray"`: several replicas, over which versions roll
 targets/     those forms: ONNX, OpenVINO, IREE, SavedModel, LiteRT
 """
 

@@ -18,7 +18,7 @@ _KINDS = {
     kind.__name__: kind for kind in (ValueError, TypeError, FileNotFoundError, PermissionError, OSError, ImportError)
 }
 # The server gives its requests five seconds to end; past this it hangs.
-_GRACE_SECONDS = 8.0
+GRACE_SECONDS = 8.0
 
 
 @final
@@ -29,7 +29,8 @@ class Child:
     writes to standard error appears on this process's `sys.stderr`, in Jupyter too.
     """
 
-    def __init__(self, arguments: Sequence[str]):
+    def __init__(self, arguments: Sequence[str], grace: float = GRACE_SECONDS):
+        self._grace = grace
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "llmasos_xla.deployment.server", *arguments, "--watch-parent"],
             stdin=subprocess.PIPE,
@@ -72,7 +73,7 @@ class Child:
                         f"{self.last_words()}"
                     ) from None
                 if message is None:
-                    self._process.wait(_GRACE_SECONDS)
+                    self._process.wait(self._grace)
                     raise RuntimeError(
                         f"deploy: the server ended before it was ready, {self.how_it_ended()}{self.last_words()}"
                     )
@@ -96,9 +97,10 @@ class Child:
             self._threads[1].join(1.0)
         return "".join(["\nIts last output:\n", *self._last_lines]).rstrip() if self._last_lines else ""
 
-    def stop(self, grace: float = _GRACE_SECONDS) -> None:
+    def stop(self, grace: float | None = None) -> None:
         """Lets requests in flight end, then the process; kills it if that takes longer than `grace` seconds."""
         process = self._process
+        grace = self._grace if grace is None else grace
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None

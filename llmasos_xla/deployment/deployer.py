@@ -6,12 +6,20 @@ import pathlib
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from typing import Any, final
+from typing import Any, Literal, final
 
 from llmasos_xla.deployment import lifecycle, protocol
-from llmasos_xla.deployment.child import Child
+from llmasos_xla.deployment.child import GRACE_SECONDS, Child
 from llmasos_xla.deployment.handle import Handle
+from llmasos_xla.errors import unknown
 
+# Ray takes its time to end.
+_CLUSTER_SECONDS = 30.0
+_WHY = {
+    "grpc_port": "Ray Serve's gRPC does not speak the protocol",
+    "state": "versions live as long as the server",
+    "restart": "Ray starts replicas again by itself, with the versions that they had",
+}
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")
 
 
@@ -67,6 +75,8 @@ class Deployer:
         certificate_key: str | os.PathLike | None = None,
         state: str | os.PathLike | None = None,
         program: bool = False,
+        engine: Literal["local", "ray"] = "local",
+        replicas: int | None = None,
         restart: bool = False,
         access_log: bool = False,
         tracing: bool | str = False,
@@ -93,6 +103,9 @@ class Deployer:
             state: a file in which it is written down which version answers, so that a server that starts again with
                 it goes on with the one that was handed over last. Weights from memory are kept beside it, `FILE.live`.
             program: run a bundle's program as it is, not the model that is rebuilt from it.
+            engine: "ray" runs several replicas by Ray Serve, on this machine or on the cluster that `RAY_ADDRESS`
+                names; updates roll over them. Wants the extra "ray".
+            replicas: how many; 2 if None.
             restart: start the server again, with the version that was handed over last, if it ends by itself.
             access_log: prints a line for each request.
             tracing: the address of a collector of OpenTelemetry that gets a trace of each request, or True for the one
@@ -117,6 +130,13 @@ class Deployer:
             _check_whole("warm", rows, 1, 1 << 20)
         if certificate_key is not None and certificate is None:
             raise ValueError("deploy: certificate_key came without certificate; a key alone encrypts nothing")
+        if engine != "local":
+            _check_cluster(engine, grpc_port=grpc_port, state=state, restart=restart or None)
+            replicas = 2 if replicas is None else replicas
+            _check_whole("replicas", replicas, 1, 10_000)
+            _check_whole("keep", keep, 1, 1000)
+        elif replicas is not None:
+            raise ValueError('deploy: replicas are Ray\'s; say engine="ray", too')
         self._check_files()
         arguments = [*(f"--name={each}" for each in models), "--host", host, "--max-body", str(max_body)]
         _check_whole("batch", batch, 1, 1 << 16)
@@ -134,6 +154,7 @@ class Deployer:
         arguments += ["--program"] * program + ["--access-log"] * access_log
         if tracing is not False:
             arguments.append(f"--tracing={'' if tracing is True else tracing}")
+        arguments += [] if replicas is None else ["--replicas", str(replicas)]
         if restart and state is None:
             # The server's own memory of what was handed over, for as long as this process lives.
             folder = tempfile.TemporaryDirectory(prefix="llmasos-")
@@ -142,7 +163,8 @@ class Deployer:
 
         def start(port: int, grpc_port: int | None) -> Child:
             ports = ["--port", str(port), *([] if grpc_port is None else ["--grpc-port", str(grpc_port)])]
-            return Child([*map(str, models.values()), *arguments, *ports, "--warm", *map(str, warm)])
+            grace = GRACE_SECONDS if replicas is None else _CLUSTER_SECONDS
+            return Child([*map(str, models.values()), *arguments, *ports, "--warm", *map(str, warm)], grace)
 
         handle = Handle(start, list(models), host, port, grpc_port, max_body, timeout, restart, certificate)
         lifecycle.keep(handle, wait)
@@ -182,6 +204,17 @@ def _checked_name(name: str | None, path: pathlib.Path) -> str:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValueError(f"deploy: name is part of an address: letters, digits, . _ and -; {name!r} came")
     return name
+
+
+def _check_cluster(engine: str, **options: Any) -> None:
+    """Raises ValueError for an engine that there is not, and for what it cannot do."""
+    if engine != "ray":
+        raise unknown("deploy", "engine", engine, ("local", "ray"))
+    for name, value in options.items():
+        if value is not None:
+            raise ValueError(
+                f'deploy: {name} is of a server of one process; with engine="ray" leave it away: {_WHY[name]}'
+            )
 
 
 def _check_whole(what: str, value: Any, least: int, most: int) -> None:

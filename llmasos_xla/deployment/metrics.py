@@ -1,6 +1,6 @@
 """Figures of a server in Prometheus' text format, read off the host when they are asked for."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, final
 
 from llmasos_xla.deployment.host import Host
@@ -14,6 +14,27 @@ def exposition(host: Host) -> bytes:
 
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Collector(host))
+    return generate_latest(registry)
+
+
+def merged(expositions: Mapping[str, bytes]) -> bytes:
+    """The figures of several replicas, by the name of each, as one text: a label says which replica it was."""
+    from prometheus_client import CollectorRegistry, Metric, generate_latest
+    from prometheus_client.parser import text_string_to_metric_families
+
+    families: dict[str, Metric] = {}
+    for replica, text in expositions.items():
+        for found in text_string_to_metric_families(text.decode()):
+            family = families.setdefault(found.name, Metric(found.name, found.documentation, found.type))
+            for sample in found.samples:
+                family.add_sample(sample.name, {**sample.labels, "replica": replica}, sample.value)
+
+    class Collector:
+        def collect(self) -> Iterator[Metric]:
+            yield from families.values()
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Collector())
     return generate_latest(registry)
 
 

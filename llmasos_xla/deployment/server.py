@@ -42,6 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
         tell({"error": str(error), "kind": "OSError"})
         return 1
     tell({"port": listener.getsockname()[1]})
+    if options.replicas is not None:
+        return _replicas(options, listener, tls, tell)
     try:
         return _serve(options, listener, tls, tell)
     except Exception as error:
@@ -177,6 +179,27 @@ def _serve(options: argparse.Namespace, listener: socket.socket, tls: Tls | None
     os._exit(1 if failed.is_set() else 0)
 
 
+def _replicas(
+    options: argparse.Namespace, listener: socket.socket, tls: Tls | None, tell: Callable[[dict], None]
+) -> int:
+    """Has Ray serve; returns the exit status."""
+    from llmasos_xla.deployment.cluster.server import serve
+
+    stop, status = threading.Event(), 0
+    if options.watch_parent:
+        threading.Thread(target=_watch_parent, args=(stop.set,), name="watch", daemon=True).start()
+    # It was to see that the port is free: who listens there is a process of Ray's.
+    port = listener.getsockname()[1]
+    listener.close()
+    try:
+        serve(options, port, tls, stop, tell)
+    except Exception as error:
+        _tell_error(error, tell)
+        status = 1
+    sys.stderr.flush()
+    os._exit(status)
+
+
 def _watch_parent(stop: Callable[[], None]) -> None:
     """Stops the server when standard input ends: the parent closed it, or is gone.
 
@@ -240,6 +263,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--state", metavar="FILE", help="where it is written down which version answers")
     parser.add_argument("--access-log", action="store_true", help="a line for each request on standard error")
     parser.add_argument("--tracing", metavar="URL", help="of a collector of OpenTelemetry; empty: as its variables say")
+    parser.add_argument("--replicas", type=int, help="so many, run by Ray Serve")
     parser.add_argument("--watch-parent", action="store_true", help="stop when standard input ends")
     return parser.parse_args(arguments)
 

@@ -39,8 +39,13 @@ class Updates:
         self._host, self._state, self._key, self._program = host, state, key, program
         self._locks = {name: threading.Lock() for name in host.slots}
 
-    def handle(self, message: dict[str, Any], files: list[int]) -> dict[str, Any]:
-        """Does what a message of the control socket says; raises what is told to its sender."""
+    def handle(
+        self, message: dict[str, Any], files: list[int], arrays: Mapping[str, np.ndarray] | None = None
+    ) -> dict[str, Any]:
+        """Does what a message of the control socket says; raises what is told to its sender.
+
+        Weights of an update come in shared memory, as the first of `files`, or as `arrays` by name.
+        """
         todo = message.get("do")
         if todo == "stats":
             return self._host.stats()
@@ -49,7 +54,7 @@ class Updates:
             return about(slot.find())
         with self._locks[slot.name]:
             if todo == "update":
-                return self._update(slot, message, files)
+                return self._update(slot, message, shared.read(files[0]) if files else arrays)
             if todo == "rollback":
                 return self._rolled_back(slot)
             if todo == "end_trial":
@@ -63,18 +68,20 @@ class Updates:
             raise LookupError(f"control: which model? This server has {', '.join(map(repr, self._host.slots))}")
         return self._host.slot(str(name))
 
-    def _update(self, slot: Slot, message: Mapping[str, Any], files: list[int]) -> dict[str, Any]:
+    def _update(
+        self, slot: Slot, message: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None
+    ) -> dict[str, Any]:
         started = time.perf_counter()
-        now, version = slot.find(), slot.next_version()
+        now, version = slot.find(), str(message.get("version") or slot.next_version())
         # A thread that prepares yields to those that answer.
         yield_to_others()
-        if self._key is not None and (files or message.get("passing")):
+        if self._key is not None and (arrays is not None or message.get("passing")):
             raise PermissionError(
                 "update: weights from memory are not signed, and a signature is asked for; export them as a bundle "
                 "with key=, and hand over that"
             )
-        if files:
-            served = _with_arrays(now, shared.read(files[0]), version, message.get("fingerprint"))
+        if arrays is not None:
+            served = with_arrays(now, arrays, version, message.get("fingerprint"))
         else:
             path = str(message["path"])
             served = open_version(path, slot.name, version, like=now, key=self._key, program=self._program)
@@ -137,7 +144,11 @@ class Updates:
             self._state.put(slot.name, served)
 
 
-def _with_arrays(now: Served, arrays: Mapping[str, np.ndarray], version: str, fingerprint: Any) -> Served:
+def with_arrays(now: Served, arrays: Mapping[str, np.ndarray], version: str, fingerprint: Any) -> Served:
+    """A version of the same function with other weights, placed where those of `now` are.
+
+    Raises OtherModelError for weights of another function, UpdateError for those that do not fit.
+    """
     if fingerprint is not None and fingerprint != now.engine.fingerprint:
         raise OtherModelError("update: these weights are of another model; hand over a file of it")
     wanted = {n: (tuple(a.shape), a.dtype.name) for n, a in now.arrays.items()}
