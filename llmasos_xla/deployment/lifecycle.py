@@ -62,9 +62,10 @@ def _script_failed() -> bool:
 
 def _serve_on(handles: Sequence[Handle]) -> list[Handle]:
     """Waits for Ctrl-C, or for a server that ends by itself; returns those that did."""
-    for handle in handles:
-        print(f"Serving {handle.name!r} at {handle.url} until Ctrl-C. Try:\n  {handle.curl}", flush=True)
     try:
+        # Whoever reads this may press Ctrl-C at once.
+        for handle in handles:
+            print(f"Serving {handle.name!r} at {handle.url} until Ctrl-C. Try:\n  {handle.curl}", flush=True)
         while not (ended := [handle for handle in handles if not handle.running]):
             time.sleep(0.2)
     except KeyboardInterrupt:
