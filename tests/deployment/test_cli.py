@@ -188,8 +188,8 @@ def answered(ask):
     while True:
         try:
             return ask()
-        except urllib.error.URLError:
-            # Not there yet, or loading.
+        except OSError:
+            # Still dying (connected, then reset), not there yet, or loading.
             assert time.monotonic() < deadline
             time.sleep(0.05)
 
