@@ -32,7 +32,7 @@ def main() -> None:
     options = _options()
     about = {**machine.describe(), "rounds": options.rounds}
     found: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as folder, machine.Others(os.getpid()) as others:
+    with tempfile.TemporaryDirectory() as folder, machine.Others(os.getpid(), children=True) as others:
         for name in options.models:
             found[name] = _timed(name, Path(folder), options)
     about["busy"] = others.cores

@@ -103,6 +103,8 @@ def _add_serving(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--key", metavar="FILE", help="public key of whoever must have signed the bundles")
     parser.add_argument("--state", metavar="FILE", help="where it is written down which version answers")
     parser.add_argument("--program", action="store_true", help="run a bundle's program, not the model rebuilt from it")
+    parser.add_argument("--engine", default="local", choices=("local", "ray"), help="ray: several replicas")
+    parser.add_argument("--replicas", type=int, help="of Ray (2)")
     parser.add_argument("--access-log", action="store_true", help="a line for each request")
     parser.add_argument(
         "--tracing",
@@ -121,6 +123,12 @@ def _add_serving(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--share", type=float, help="let it answer this share of the requests first, on trial")
     parser.add_argument("--shadow", type=float, help="let it compute this share of the requests unseen, on trial")
     parser.add_argument("--requests", type=int, default=100, help="that a trial takes (100)")
+    parser.add_argument(
+        "--most-difference",
+        type=float,
+        metavar="D",
+        help="with --shadow: let it answer once its outputs for that many requests differed by no more",
+    )
     parser.set_defaults(run=_update)
     _add_address(parser)
     parser = commands.add_parser("rollback", help="let the version before answer again")
@@ -147,17 +155,21 @@ def _serve(chosen: argparse.Namespace) -> int:
     # One without a name gets its file's, made fit for an address.
     alone = len(named) == 1 and not named[0][0]
     # The server lives until this process ends, which waits for Ctrl-C.
-    Deployer(chosen.paths[0] if alone else models, key=chosen.key).deploy(**options, restart=True, wait=True)
+    Deployer(chosen.paths[0] if alone else models, key=chosen.key).deploy(
+        **options, restart=chosen.engine == "local", wait=True
+    )
     return 0
 
 
 def _update(chosen: argparse.Namespace) -> int:
     if chosen.share is not None and chosen.shadow is not None:
         raise ValueError("a trial answers a share of the requests, or computes them unseen; say --share or --shadow")
-    message: dict[str, object] = {"do": "update", "path": os.path.abspath(chosen.path)}
+    message: dict[str, Any] = {"do": "update", "path": os.path.abspath(chosen.path)}
     share = chosen.share if chosen.shadow is None else chosen.shadow
     if share is not None:
         message["trial"] = {"share": share, "shadow": chosen.shadow is not None, "requests": chosen.requests}
+        if chosen.most_difference is not None:
+            message["trial"]["most_difference"] = chosen.most_difference
     found = _told(chosen, message)
     print(f"version {found['version']} {'is on trial' if found['trial'] else 'answers'}, {found['seconds']:.3f} s")
     return 0

@@ -6,8 +6,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-# They train long: `make notebooks` runs these.
-LONG = {"04_sharding", "05_models"}
+# They train or wait long: `make notebooks` runs these.
+LONG = {"04_sharding", "05_models", "06_deploy_and_update"}
 FOLDER = pathlib.Path(__file__).parent.parent / "notebooks"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from llmasos_xla.api.network import Network
 from llmasos_xla.models import pretrained
 from llmasos_xla.models.config import Config
-from llmasos_xla.models.pretrained.described import config_file, described, names_of_classes
+from llmasos_xla.models.pretrained.described import config_file, described, ends_of_texts, names_of_classes
 from llmasos_xla.models.shelf import FAMILIES
 
 
@@ -62,7 +62,7 @@ def config_of(path: str | os.PathLike, **sizes: Any) -> Config:
         )
     family = _family(found, str(file))
     try:
-        return family.from_huggingface(found, **sizes)
+        return family.from_huggingface({**found, **ends_of_texts(path)}, **sizes)
     except KeyError as error:
         raise ValueError(f"load_pretrained: {str(file)!r} does not say {error} of a {family.family}") from error
     except TypeError as error:

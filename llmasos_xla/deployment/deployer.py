@@ -90,13 +90,14 @@ class Deployer:
             host: the address to listen on; "0.0.0.0" lets other machines ask, and anyone on them: there is no password.
             name: what the model is called in addresses; the file's name without its ending by default.
             grpc_port: where to answer over gRPC too; 0 takes a free port. Wants the extra "grpc".
-            warm: numbers of rows to compile for before it is ready; others are compiled when first asked for.
+            warm: numbers of rows to compile for before it is ready; others are compiled when first asked for. A model
+                that writes is compiled for texts that are written at once, up to the largest of these numbers.
             max_body: bytes of a request; larger ones are refused.
             batch: rows of different requests that run together, at most; 1 runs each alone.
             delay: seconds that a batch which is not full waits for more rows.
             request_timeout: seconds that a request may take where it does not say.
             keep: versions that stay in memory for a rollback.
-            keys: a file of API keys, one of which must come with every request.
+            keys: a file of API keys, one of which must come with every request; the handle asks with the first.
             certificate: a PEM file, the server's certificate and those that signed it; it answers over TLS alone then,
                 over gRPC too. The handle trusts that certificate.
             certificate_key: a PEM file, its private key, unless that is in the same file.
@@ -137,6 +138,7 @@ class Deployer:
             _check_whole("keep", keep, 1, 1000)
         elif replicas is not None:
             raise ValueError('deploy: replicas are Ray\'s; say engine="ray", too')
+        known = None if keys is None else _keys(keys)
         self._check_files()
         arguments = [*(f"--name={each}" for each in models), "--host", host, "--max-body", str(max_body)]
         _check_whole("batch", batch, 1, 1 << 16)
@@ -144,7 +146,7 @@ class Deployer:
         arguments += ["--batch", str(batch), "--delay", str(delay), "--keep", str(keep)]
         for option, value in (
             ("--timeout", request_timeout),
-            ("--keys", keys),
+            ("--keys", keys and os.path.abspath(keys)),
             ("--key", self.key),
             ("--state", state),
             ("--certificate", certificate and os.path.abspath(certificate)),
@@ -166,7 +168,7 @@ class Deployer:
             grace = GRACE_SECONDS if replicas is None else _CLUSTER_SECONDS
             return Child([*map(str, models.values()), *arguments, *ports, "--warm", *map(str, warm)], grace)
 
-        handle = Handle(start, list(models), host, port, grpc_port, max_body, timeout, restart, certificate)
+        handle = Handle(start, list(models), host, port, grpc_port, max_body, timeout, restart, certificate, known)
         lifecycle.keep(handle, wait)
         return handle
 
@@ -196,6 +198,16 @@ def _check_file(path: pathlib.Path, key: Any) -> None:
             f"Deployer: the model in {path.name!r} has never seen data, so it is not known how to prepare its "
             "input; fit it, or call predict once, and save it again"
         )
+
+
+def _keys(path: str | os.PathLike) -> str:
+    """The first of a file of keys."""
+    keys = pathlib.Path(path).read_text().split()
+    if not keys:
+        raise ValueError(
+            f"deploy: the file of keys {str(path)!r} holds none, and would let everybody in; write one a line"
+        )
+    return keys[0]
 
 
 def _checked_name(name: str | None, path: pathlib.Path) -> str:

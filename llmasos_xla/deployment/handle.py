@@ -49,11 +49,13 @@ class Handle:
         timeout: float,
         restart: bool,
         certificate: str | os.PathLike | None = None,
+        key: str | None = None,
     ):
         self._start, self._timeout = start, timeout
         self._child = start(port, grpc_port)
         self._said = self._child.wait_ready(timeout)
         self._max_body = max_body
+        self._headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         self._prepared: dict[str, tuple[Any, Any]] = {}
         self._stopped, self._owner, self._changed = False, os.getpid(), threading.Lock()
         self.name: str = names[0]
@@ -93,11 +95,12 @@ class Handle:
 
     @property
     def curl(self) -> str:
-        """A command line that asks the server about one made-up row."""
+        """A command line that asks the server about one made-up row; where keys are wanted, the shell's KEY is one."""
         inputs = ",".join(map(_curl_tensor, self._said["models"][self.name]["example"]))
         address = shlex.quote(f"{self.url}/v2/models/{self.name}/infer")
         trust = "" if self._certificate is None else f"--cacert {shlex.quote(self._certificate)} "
-        return f"curl -s {trust}{address} -H 'Content-Type: application/json' -d '{{\"inputs\":[{inputs}]}}'"
+        key = ' -H "Authorization: Bearer $KEY"' if self._headers else ""
+        return f"curl -s {trust}{address} -H 'Content-Type: application/json'{key} -d '{{\"inputs\":[{inputs}]}}'"
 
     def predict(self, x: Any, *, model: str | None = None, timeout: float = 300.0) -> np.ndarray:
         """Outputs [rows, ...] in float32, as `model.predict(x)` gives them, asked over HTTP.
@@ -127,7 +130,8 @@ class Handle:
             **trial: share=0.1 lets the new version answer a tenth of the requests, until requests=100 were good and it
                 answers them all, or more than most_errors=0.01 of them failed, or its median latency was more than
                 most_latency=2.0 times the other's, and it is taken back; shadow=True computes the same beside and sends
-                nothing of it.
+                nothing of it, until `end_trial`, or, with most_difference=0.01, until requests=100 outputs differed by
+                no more from those that were sent, and it answers all, or one did. `stats()["last_trial"]` has the end.
 
         Raises ControlError with the reason if the version is refused, ConnectionError if the server is gone.
         """
@@ -281,7 +285,8 @@ class Handle:
     ) -> tuple[int, bytes, str | None]:
         # Not urllib: it would go through a proxy that the environment names.
         with contextlib.closing(self._connection(timeout)) as connection:
-            connection.request(method, path, body.content if body else None, body.headers if body else {})
+            headers = {**self._headers, **(body.headers if body else {})}
+            connection.request(method, path, body.content if body else None, headers)
             answer = connection.getresponse()
             return answer.status, answer.read(), answer.headers.get(protocol.JSON_LENGTH)
 

@@ -1,5 +1,6 @@
 """The rows that one version writes at once: compiled programs over them, and who sits in which row."""
 
+import itertools
 import math
 import threading
 from collections.abc import Callable, Sequence
@@ -187,10 +188,15 @@ class Lane:
         """How many ids a row may hold; None for any number."""
         return self.config.context
 
-    def first(self) -> list[Key]:
-        """The programs that the first short prompt wants."""
-        time = bucket(1)
-        return [("read", (time,)), ("join", (1, SHORTEST, time)), ("advance", (1, SHORTEST))]
+    def first(self, rows: int = 1) -> list[Key]:
+        """The programs that so many short prompts want, who come one behind the other."""
+        time, last = bucket(1), _size(min(rows, self.most_rows))
+        sizes = [4**i for i in range(last.bit_length()) if 4**i <= last]
+        keys: list[Key] = [("read", (time,))]
+        for size in sizes:
+            keys += [("join", (size, SHORTEST, time)), ("advance", (size, SHORTEST))]
+        moves = [("rearrange", (a, SHORTEST, b, SHORTEST)) for a, b in itertools.pairwise(sizes)]
+        return [*keys, *moves]
 
     def wanted_for(self, count: int, room: int) -> list[Key]:
         """The programs that it takes to let in a prompt of so many ids, to be gone on with by so many."""

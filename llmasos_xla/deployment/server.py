@@ -24,6 +24,8 @@ from llmasos_xla.deployment.tls import Tls, read
 # The model's own errors; anything else is a fault whose traceback is wanted.
 _PLAIN = (ValueError, FileNotFoundError, PermissionError, ImportError)
 _DRAIN_SECONDS, _WRITE_SECONDS = 5, 2.5
+# Of an idle connection: longer than proxies keep theirs to us (60 s in many), or they send into one that was closed.
+_KEEP_ALIVE_SECONDS = 75
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -101,6 +103,7 @@ def _serve(options: argparse.Namespace, listener: socket.socket, tls: Tls | None
         lifespan="off",
         log_level="info" if options.access_log else "warning",
         server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=_DRAIN_SECONDS,
         ws="none",
         ssl_certfile=options.certificate,
@@ -141,7 +144,7 @@ def _serve(options: argparse.Namespace, listener: socket.socket, tls: Tls | None
                 served.path = None if state and state.keeps(found["path"]) else found["path"]
                 for rows in options.warm:
                     served.warm(rows)
-                slot.warm_writer(served)
+                slot.warm_writer(served, rows=max(options.warm, default=1))
                 slot.put(served)
             updates = Updates(host, state=state, key=options.key, program=options.program)
             controls.append(Control(port, updates.handle))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 import numpy as np
 
-from llmasos_xla.deployment.batching import Batcher, Job, Outputs
+from llmasos_xla.deployment.batching import Batcher, ExpiredError, Job, Outputs, QueueFullError
 from llmasos_xla.deployment.histogram import Histogram
 from llmasos_xla.deployment.tracing import JOBS
 
@@ -57,6 +57,8 @@ class Slot:
         self.name = name
         self.current: "Served | None" = None
         self.trial: "Trial | None" = None
+        self.last_trial: dict[str, Any] | None = None
+        """Figures of the trial that ended last, with its verdict."""
         self.previous: "collections.deque[Served]" = collections.deque(maxlen=keep)
         """Those that answered before, the newest last."""
         self.batcher = Batcher(_deliver, name=name, **queue)
@@ -82,12 +84,12 @@ class Slot:
                 self._writer = Writer(self.name)
             return self._writer
 
-    def warm_writer(self, served: "Served", like: "Served | None" = None) -> None:
-        """Compiles what a first prompt to this version needs, or all that `like` has, if its model writes texts."""
+    def warm_writer(self, served: "Served", like: "Served | None" = None, *, rows: int = 1) -> None:
+        """Compiles what so many first prompts to this version need, and what `like` has, if its model writes texts."""
         from llmasos_xla.deployment.lanes import writes
 
         if writes(served):
-            self.writer.warm(served, like)
+            self.writer.warm(served, like, rows=rows)
 
     def next_version(self) -> str:
         """The name of the version that comes next."""
@@ -172,7 +174,8 @@ class Slot:
             told = served.finish(found, wanted)
         except Exception as error:
             self.failures += 1
-            if trial is not None and on_trial:
+            # That a queue was full says nothing of the version.
+            if trial is not None and on_trial and not isinstance(error, QueueFullError | ExpiredError):
                 trial.told(time.perf_counter() - started, error)
             raise
         seconds = time.perf_counter() - started
@@ -223,6 +226,7 @@ class Slot:
             "weight_bytes": current.nbytes if current else 0,
             "versions": [served.version for served in self.versions()],
             "trial": self.trial.stats() if self.trial else None,
+            "last_trial": self.last_trial,
             "requests": self.requests,
             "failures": self.failures,
             "refused": self.refused,

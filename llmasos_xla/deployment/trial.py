@@ -25,6 +25,8 @@ class Trial:
         requests: how many it has to have had to be judged good.
         most_errors: share of failures above which it is judged bad.
         most_latency: its median latency over that of the version that answers, above which it is bad.
+        most_difference: of a shadow's outputs to those that were sent, above which it is bad. A shadow without one is
+            watched until it fails or somebody ends the trial: that it computes something says nothing of what.
         judged: called once with the verdict and its reason.
     """
 
@@ -37,10 +39,14 @@ class Trial:
         requests: int = 100,
         most_errors: float = 0.01,
         most_latency: float = 2.0,
+        most_difference: float | None = None,
         judged: Callable[[Literal["good", "bad"], str], None],
     ):
         self.served, self.share, self.shadow = served, share, shadow
         self._wanted, self._most_errors, self._most_latency = requests, most_errors, most_latency
+        if most_difference is not None and not shadow:
+            raise ValueError("update: most_difference is for a shadow, whose outputs have others to be held against")
+        self._most_difference = most_difference
         self._judged = judged
         self.answered = self.failed = 0
         self.largest_difference = 0.0
@@ -121,12 +127,23 @@ class Trial:
         count = self.answered + self.failed
         if self.failed and self.failed > self._most_errors * max(count, self._wanted):
             self._say("bad", f"{self.failed} of {count} requests failed")
+        elif self.shadow:
+            self._judge_outputs(count)
         elif count >= self._wanted:
             mine, theirs = (float(np.median(s)) if s else 0.0 for s in (self._mine, self._theirs))
             if theirs and mine > self._most_latency * theirs:
                 self._say("bad", f"its median latency is {mine / theirs:.2f} times that of the version that answers")
             else:
                 self._say("good", f"{self.answered} of {count} requests answered")
+
+    def _judge_outputs(self, count: int) -> None:
+        most = self._most_difference
+        if most is None:
+            return
+        if self.largest_difference > most:
+            self._say("bad", f"its outputs differ by {self.largest_difference:.3g}, {most:.3g} is allowed")
+        elif count >= self._wanted:
+            self._say("good", f"outputs of {self.answered} requests differ by at most {self.largest_difference:.3g}")
 
     def _say(self, verdict: Literal["good", "bad"], reason: str) -> None:
         self.verdict, self.reason = verdict, reason

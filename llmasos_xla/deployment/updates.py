@@ -118,7 +118,9 @@ class Updates:
     def _end_trial(self, slot: Slot, good: bool, reason: str) -> dict[str, Any]:
         if slot.trial is None:
             raise LookupError(f"trial: model {slot.name!r} has none")
-        served, slot.trial = slot.trial.served, None
+        served = slot.trial.served
+        slot.last_trial = {**slot.trial.stats(), "verdict": "good" if good else "bad", "reason": reason}
+        slot.trial = None
         _LOG.warning(
             "version %s of %r %s: %s", served.version, slot.name, "answers now" if good else "was taken back", reason
         )

@@ -124,14 +124,14 @@ class Writer:
             heapq.heappush(self._waiting, prompt)
             self._changed.notify()
 
-    def warm(self, served: Served, like: Served | None = None) -> None:
-        """Compiles what a first prompt needs, or all that `like` has programs for, in the calling thread.
+    def warm(self, served: Served, like: Served | None = None, *, rows: int = 1) -> None:
+        """Compiles what so many first prompts need, and all that `like` has programs for, in the calling thread.
 
         Raises TypeError for a version that writes no text.
         """
         old = self._lanes.get(like) if like is not None else None
         lane = Lane(served, self._most_rows, old)
-        lane.programs.prepare([*lane.first(), *(old.programs.keys if old is not None else ())])
+        lane.programs.prepare([*lane.first(rows), *(old.programs.keys if old is not None else ())])
         with self._changed:
             self._lanes.setdefault(served, lane)
 

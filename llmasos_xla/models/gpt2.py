@@ -124,7 +124,7 @@ class GPT2Config(DecoderOnly):
             "hidden": config.get("n_inner"),
             "activation": _ACTIVATIONS[activation],
             "epsilon": config.get("layer_norm_epsilon", 1e-5),
-            "end": end[0] if isinstance(end, list) else end,
+            "end": end[0] if isinstance(end, list) and end else end,
         }
         return cls(**{**given, **sizes})
 

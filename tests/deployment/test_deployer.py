@@ -245,3 +245,18 @@ def test_importing_the_deployer_loads_neither_jax_nor_a_server():
     code = "import sys, llmasos_xla.deployment; print({'jax', 'uvicorn', 'starlette', 'h5py'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_the_handle_asks_with_the_first_of_the_keys(image_file, images, tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("")
+    with pytest.raises(ValueError, match="the file of keys .* holds none, and would let everybody in"):
+        lm.Deployer(image_file).deploy(keys=keys)
+    keys.write_text("one\ntwo\n")
+    with lm.Deployer(image_file).deploy(wait=False, keys=keys) as server:
+        assert server.ready()
+        assert server.predict(images[:1]).shape == (1, 3)
+        for key, wanted in (("two", b'"outputs"'), ("three", b"a key is wanted")):
+            if shutil.which("curl") is not None:
+                done = subprocess.run(["sh", "-c", server.curl], capture_output=True, env={**os.environ, "KEY": key})
+                assert wanted in done.stdout

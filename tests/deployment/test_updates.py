@@ -13,6 +13,7 @@ import pytest
 import llmasos_xla as lm
 from llmasos_xla.api.exporting import export_net
 from llmasos_xla.deployment import control, shared
+from llmasos_xla.deployment.batching import Batcher, QueueFullError
 from llmasos_xla.deployment.control import Control, ControlError
 from llmasos_xla.deployment.handing import handed_over
 from llmasos_xla.deployment.host import Host
@@ -226,6 +227,42 @@ def test_a_shadow_is_compared_and_not_seen(models, slot, updates):
     assert updates.handle({"do": "end_trial", "verdict": "bad"}, []) == {"version": "1"}
     with pytest.raises(LookupError, match="has none"):
         updates.handle({"do": "end_trial", "verdict": "bad"}, [])
+
+
+def test_a_shadow_takes_over_only_where_its_outputs_are_held_against_the_others(models, slot, updates):
+    difference = float(np.abs(models[0].predict(X) - models[1].predict(X)).max())
+    watched = {"share": 1.0, "shadow": True, "requests": 2}
+    update(updates, models[1], trial=watched)
+    trial = slot.trial
+    while trial.answered < 4:
+        assert asked(slot)[1] == "1"
+    assert trial.verdict is None
+    updates.handle({"do": "end_trial", "verdict": "bad"}, [])
+
+    for allowed, verdict, version in ((difference / 2, "bad", "1"), (difference * 2, "good", "4")):
+        update(updates, models[1], trial={**watched, "most_difference": allowed})
+        while slot.trial is not None:
+            asked(slot)
+        told = slot.stats()["last_trial"]
+        assert (told["verdict"], told["shadow"], slot.find().version) == (verdict, True, version)
+        assert "differ by" in told["reason"]
+        np.testing.assert_allclose(told["largest_difference"], difference, rtol=1e-4)
+    with pytest.raises(ValueError, match="most_difference is for a shadow"):
+        update(updates, models[2], trial={"share": 0.5, "most_difference": 1.0})
+
+
+def test_a_full_queue_says_nothing_of_the_version_on_trial(models, slot, updates, monkeypatch):
+    update(updates, models[1], trial={"share": 1.0, "requests": 10, "most_errors": 0.0})
+
+    def full(self, job):
+        raise QueueFullError("no room", 1.0)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Batcher, "submit", full)
+        with pytest.raises(QueueFullError):
+            asked(slot)
+    assert (slot.trial.failed, slot.trial.verdict) == (0, None)
+    assert asked(slot)[1] == "2"
 
 
 def test_a_shadow_that_fails_is_taken_back_and_its_log_says_why_once(models, slot, updates, monkeypatch, caplog):

@@ -10,6 +10,7 @@ import pytest
 import llmasos_xla as lm
 from llmasos_xla.deployment import lanes
 from llmasos_xla.deployment.batching import ExpiredError, QueueFullError
+from llmasos_xla.deployment.lanes import Lane, wanted
 from llmasos_xla.deployment.served import Served
 from llmasos_xla.deployment.slot import Slot
 from llmasos_xla.deployment.writing import Prompt, Writer
@@ -235,6 +236,18 @@ def test_programs_are_compiled_ahead(served):
     assert len(Heard(writer, served[0], [1, 2], 30).result()) == 30
     assert writer.stats()["programs"] == programs
     writer.close()
+
+
+def test_programs_for_several_are_compiled_ahead(served):
+    lane = Lane(served[0], 16)
+    lane.programs.prepare(lane.first(4))
+    lane.programs.compiled.clear()
+    for prompt in range(4):
+        assert lane.programs.ready(lane.wanted_for(2, 30))
+        lane.put(prompt, [1, 2], wanted(30, (), 0, prompt, 1.0, None, None))
+    lane.advance(8)
+    assert not lane.programs.compiled
+    assert lane.first(100) == lane.first(16)
 
 
 def test_models_that_write_no_text(image_model, writer):

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 from torch_file import tensor, write_legacy, write_zip
 
 import llmasos_xla as lm
+from llmasos_xla.api.pretrained import config_of
 from llmasos_xla.models import BertConfig, GPT2Config, LlamaConfig, T5Config, VGGConfig, ViTConfig, pretrained
 from llmasos_xla.models.layers._base import LAYERS
 from llmasos_xla.models.pretrained import fill as filling
@@ -127,6 +128,18 @@ def test_misfits_are_listed(shelf, folder):
         lm.load_pretrained(folder, ignored="embeddings")
     with pytest.raises(ValueError, match="no table of names for weights of the source 'keras'"):
         pretrained.load(TOY, folder, source="keras")
+
+
+def test_ids_that_end_a_text_are_read_of_the_generation_config(tmp_path):
+    sizes = {"vocab_size": 9, "hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **sizes, "eos_token_id": 2}))
+    assert config_of(tmp_path).ends == (2,)
+    for said, ends in (({}, (2,)), ({"eos_token_id": [3, 4]}, (3, 4)), ({"eos_token_id": 5}, (5,))):
+        (tmp_path / "generation_config.json").write_text(json.dumps(said))
+        assert config_of(tmp_path).ends == ends
+    (tmp_path / "generation_config.json").write_text("{")
+    with pytest.raises(ValueError, match="generation_config.json' is damaged"):
+        config_of(tmp_path)
 
 
 def test_unknown_models_are_refused_with_what_is_known(shelf, folder):

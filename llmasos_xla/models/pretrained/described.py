@@ -10,7 +10,17 @@ _MOST_BYTES = 16 << 20
 
 def described(path: str | os.PathLike) -> dict[str, Any] | None:
     """The config.json of a folder, or beside a file; None where there is none; ValueError for a damaged one."""
-    file = config_file(path)
+    return _table(config_file(path))
+
+
+def ends_of_texts(path: str | os.PathLike) -> dict[str, Any]:
+    """What a folder's generation_config.json says of the ids that end a text, which goes ahead of its config.json."""
+    found = _table(config_file(path).with_name("generation_config.json")) or {}
+    ends = found.get("eos_token_id")
+    return {} if ends is None else {"eos_token_id": ends}
+
+
+def _table(file: pathlib.Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     if file.stat().st_size > _MOST_BYTES:
