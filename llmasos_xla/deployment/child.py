@@ -11,7 +11,8 @@ import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 _KINDS = {
@@ -22,6 +23,44 @@ GRACE_SECONDS = 8.0
 
 
 @final
+class Hands:
+    """Two threads for what a server says: the first one's, and those of servers that are started in its place.
+
+    They are there ahead of time, since a script that goes on serving has ended, as Python sees it, and from 3.12 on an
+    interpreter that ends begins no threads.
+    """
+
+    def __init__(self):
+        self._todo: queue.SimpleQueue[tuple[Callable[[], None], threading.Event] | None] = queue.SimpleQueue()
+        for _ in range(2):
+            threading.Thread(target=_work, args=(self._todo,), name="server's words", daemon=True).start()
+        # At the interpreter's end they are still wanted.
+        weakref.finalize(self, _dismiss, self._todo).atexit = False
+
+    def run(self, function: Callable[[], None]) -> threading.Event:
+        """Has one of them call the function; the event tells that it is through."""
+        through = threading.Event()
+        self._todo.put((function, through))
+        return through
+
+
+def _work(todo: queue.SimpleQueue) -> None:
+    while (task := todo.get()) is not None:
+        function, through = task
+        try:
+            function()
+        finally:
+            through.set()
+        # It would be kept alive by this thread until the next one comes.
+        del task, function, through
+
+
+def _dismiss(todo: queue.SimpleQueue) -> None:
+    for _ in range(2):
+        todo.put(None)
+
+
+@final
 class Child:
     """A server process. It ends when its standard input does: at `stop`, or when this process is gone, even killed.
 
@@ -29,8 +68,8 @@ class Child:
     writes to standard error appears on this process's `sys.stderr`, in Jupyter too.
     """
 
-    def __init__(self, arguments: Sequence[str], grace: float = GRACE_SECONDS):
-        self._grace = grace
+    def __init__(self, arguments: Sequence[str], grace: float = GRACE_SECONDS, hands: Hands | None = None):
+        self._grace, self._hands = grace, hands or Hands()
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "llmasos_xla.deployment.server", *arguments, "--watch-parent"],
             stdin=subprocess.PIPE,
@@ -43,9 +82,7 @@ class Child:
         )
         self._messages: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._last_lines: collections.deque[str] = collections.deque(maxlen=20)
-        self._threads = [threading.Thread(target=f, daemon=True) for f in (self._listen, self._pass_on)]
-        for thread in self._threads:
-            thread.start()
+        self._readers = [self._hands.run(read) for read in (self._listen, self._pass_on)]
 
     @property
     def pid(self) -> int:
@@ -94,7 +131,7 @@ class Child:
     def last_words(self) -> str:
         """The end of what it wrote to standard error, to be put behind a message; empty if it wrote nothing."""
         if self.status() is not None:
-            self._threads[1].join(1.0)
+            self._readers[1].wait(1.0)
         return "".join(["\nIts last output:\n", *self._last_lines]).rstrip() if self._last_lines else ""
 
     def stop(self, grace: float | None = None) -> None:
@@ -114,8 +151,8 @@ class Child:
             if not isinstance(error, subprocess.TimeoutExpired):
                 raise
         finally:
-            for thread in self._threads:
-                thread.join(1.0)
+            for through in self._readers:
+                through.wait(1.0)
             process.stdout.close()
             process.stderr.close()
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, final
 
 from llmasos_xla.deployment import lifecycle, protocol
-from llmasos_xla.deployment.child import GRACE_SECONDS, Child
+from llmasos_xla.deployment.child import GRACE_SECONDS, Child, Hands
 from llmasos_xla.deployment.handle import Handle
 from llmasos_xla.errors import unknown
 
@@ -163,10 +163,12 @@ class Deployer:
             atexit.register(folder.cleanup)
             arguments += ["--state", os.path.join(folder.name, "state.json")]
 
+        hands = Hands()
+
         def start(port: int, grpc_port: int | None) -> Child:
             ports = ["--port", str(port), *([] if grpc_port is None else ["--grpc-port", str(grpc_port)])]
             grace = GRACE_SECONDS if replicas is None else _CLUSTER_SECONDS
-            return Child([*map(str, models.values()), *arguments, *ports, "--warm", *map(str, warm)], grace)
+            return Child([*map(str, models.values()), *arguments, *ports, "--warm", *map(str, warm)], grace, hands)
 
         handle = Handle(start, list(models), host, port, grpc_port, max_body, timeout, restart, certificate, known)
         lifecycle.keep(handle, wait)
