@@ -11,6 +11,7 @@ from typing import Any, Literal, final
 from llmasos_xla.deployment import lifecycle, protocol
 from llmasos_xla.deployment.child import GRACE_SECONDS, Child, Hands
 from llmasos_xla.deployment.handle import Handle
+from llmasos_xla.deployment.keys import read_keys
 from llmasos_xla.errors import unknown
 
 # Ray takes its time to end.
@@ -50,7 +51,8 @@ class Deployer:
     def __init__(
         self, path: str | os.PathLike | Mapping[str, str | os.PathLike], *, key: str | os.PathLike | None = None
     ):
-        self.key = key
+        # Paths are made whole: a server may be started again when this process has gone to another folder.
+        self.key = key if key is None or "-----BEGIN" in str(key) else os.path.abspath(key)
         named = path if isinstance(path, Mapping) else {None: path}
         if not named:
             raise ValueError("Deployer: a dict of no models came; one at least is wanted")
@@ -87,7 +89,7 @@ class Deployer:
 
         Args:
             port: where to listen; 0 takes a free one.
-            host: the address to listen on; "0.0.0.0" lets other machines ask, and anyone on them: there is no password.
+            host: the address to listen on; "0.0.0.0" lets other machines ask, and anyone on them unless there are keys.
             name: what the model is called in addresses; the file's name without its ending by default.
             grpc_port: where to answer over gRPC too; 0 takes a free port. Wants the extra "grpc".
             warm: numbers of rows to compile for before it is ready; others are compiled when first asked for. A model
@@ -138,7 +140,12 @@ class Deployer:
             _check_whole("keep", keep, 1, 1000)
         elif replicas is not None:
             raise ValueError('deploy: replicas are Ray\'s; say engine="ray", too')
-        known = None if keys is None else _keys(keys)
+        _check_seconds("delay", delay, 0.0)
+        if request_timeout is not None:
+            _check_seconds("request_timeout", request_timeout, 1e-6)
+        if state is not None and not os.path.isdir(folder := os.path.dirname(os.path.abspath(state))):
+            raise FileNotFoundError(f"deploy: state: there is no folder {folder!r}; make it first")
+        known = None if keys is None else read_keys(keys)[0]
         self._check_files()
         arguments = [*(f"--name={each}" for each in models), "--host", host, "--max-body", str(max_body)]
         _check_whole("batch", batch, 1, 1 << 16)
@@ -148,7 +155,7 @@ class Deployer:
             ("--timeout", request_timeout),
             ("--keys", keys and os.path.abspath(keys)),
             ("--key", self.key),
-            ("--state", state),
+            ("--state", state and os.path.abspath(state)),
             ("--certificate", certificate and os.path.abspath(certificate)),
             ("--certificate-key", certificate_key and os.path.abspath(certificate_key)),
         ):
@@ -202,16 +209,6 @@ def _check_file(path: pathlib.Path, key: Any) -> None:
         )
 
 
-def _keys(path: str | os.PathLike) -> str:
-    """The first of a file of keys."""
-    keys = pathlib.Path(path).read_text().split()
-    if not keys:
-        raise ValueError(
-            f"deploy: the file of keys {str(path)!r} holds none, and would let everybody in; write one a line"
-        )
-    return keys[0]
-
-
 def _checked_name(name: str | None, path: pathlib.Path) -> str:
     if name is None:
         return re.sub(r"[^A-Za-z0-9._-]", "_", path.stem)[:200] or "model"
@@ -229,6 +226,11 @@ def _check_cluster(engine: str, **options: Any) -> None:
             raise ValueError(
                 f'deploy: {name} is of a server of one process; with engine="ray" leave it away: {_WHY[name]}'
             )
+
+
+def _check_seconds(what: str, value: Any, least: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= 86400.0:
+        raise ValueError(f"deploy: {what} is a number of seconds from {least:g} to 86400, {value!r} came")
 
 
 def _check_whole(what: str, value: Any, least: int, most: int) -> None:

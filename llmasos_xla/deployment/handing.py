@@ -10,7 +10,7 @@ from llmasos_xla.api.exporting import arrays_of
 from llmasos_xla.api.files import arrays_by_name
 from llmasos_xla.core import Variables
 from llmasos_xla.deployment import shared
-from llmasos_xla.deployment.engine import Engine
+from llmasos_xla.deployment.engine import fingerprint_of
 from llmasos_xla.sharding.transfer import fetch
 
 
@@ -21,7 +21,7 @@ def handed_over(source: Any) -> Iterator[tuple[dict[str, Any], list[int]]]:
     Raises TypeError for anything else.
     """
     if isinstance(source, Door):
-        arrays, more = arrays_of(source), {"fingerprint": Engine.of_model(source).fingerprint}
+        arrays, more = arrays_of(source), {"fingerprint": fingerprint_of(source)}
     elif isinstance(source, Variables):
         arrays, more = arrays_by_name(source, None), {}
     else:

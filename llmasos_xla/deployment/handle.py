@@ -165,7 +165,7 @@ class Handle:
     def stats(self, *, model: str | None = None) -> dict[str, Any]:
         """Versions, requests, latencies of the last minute, queue and programs."""
         self._check_running()
-        found = control.ask(self.port, {"do": "stats"})
+        found = control.ask(self.port, {"do": "stats"}, path=self._said["control"])
         name = self._named(model)
         return next(each for each in found["models"] if each["name"] == name)
 
@@ -243,8 +243,9 @@ class Handle:
         """Has the server do something to a model, and learns how that one's input is prepared from then on."""
         name = self._named(model)
         self._check_running()
-        found = control.ask(self.port, {**message, "model": name}, files)
-        self._said["models"][name] = control.ask(self.port, {"do": "about", "model": name})
+        path = self._said["control"]
+        found = control.ask(self.port, {**message, "model": name}, files, path=path)
+        self._said["models"][name] = control.ask(self.port, {"do": "about", "model": name}, path=path)
         return found
 
     def _address(self, port: int) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from llmasos_xla import errors
 from llmasos_xla.api.door import Door
 from llmasos_xla.api.exporting import arrays_of
-from llmasos_xla.deployment.engine import Engine
+from llmasos_xla.deployment.engine import Engine, fingerprint_of
 from llmasos_xla.deployment.faces import Face, ModelFace, ProgramFace
 from llmasos_xla.storage.bundle import Bundle
 
@@ -64,6 +64,12 @@ class Served:
         served = cls(ProgramFace(bundle.content), engine, bundle.content.arrays, name, version, bundle.digest)
         served.known = bundle.content.example
         return served
+
+    @property
+    def fingerprint(self) -> str:
+        """That of its model; of its program where there is no model."""
+        model = getattr(self.face, "model", None)
+        return self.engine.fingerprint if model is None else fingerprint_of(model)
 
     @property
     def nbytes(self) -> int:

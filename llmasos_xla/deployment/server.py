@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 from llmasos_xla.deployment import protocol
+from llmasos_xla.deployment.keys import read_keys
 from llmasos_xla.deployment.tls import Tls, read
 
 # The model's own errors; anything else is a fault whose traceback is wanted.
@@ -93,7 +94,8 @@ def _serve(options: argparse.Namespace, listener: socket.socket, tls: Tls | None
 
     slots = [Slot(name, keep=options.keep, most_rows=options.batch, delay=options.delay) for name in options.name]
     port, controls, states = listener.getsockname()[1], [], []
-    keys = pathlib.Path(options.keys).read_text().split() if options.keys else ()
+    # Read anew at each start: a file that was emptied since lets nobody in, rather than all.
+    keys = read_keys(options.keys) if options.keys else ()
     host = Host(slots, limits=Limits(options.max_body, seconds=options.timeout), keys=keys)
     tracing = None if options.tracing is None else start(options.tracing or None)
     app = App(host)
@@ -135,10 +137,23 @@ def _serve(options: argparse.Namespace, listener: socket.socket, tls: Tls | None
 
             state = State(pathlib.Path(options.state)) if options.state else None
             for slot, path in zip(slots, options.paths, strict=True):
-                found = (state and state.known(slot.name)) or {"path": path, "version": "1"}
-                served = open_version(
-                    found["path"], slot.name, found["version"], key=options.key, program=options.program
-                )
+                first = {"path": path, "version": "1"}
+                found = (state and state.known(slot.name)) or first
+                how = {"key": options.key, "program": options.program}
+                try:
+                    served = open_version(found["path"], slot.name, found["version"], **how)
+                except (OSError, ValueError) as error:
+                    if found is first:
+                        raise
+                    # An older version answers, rather than none, and says which it is.
+                    print(
+                        f"{slot.name!r}: version {found['version']}, which was handed over last, cannot be opened: "
+                        f"{error}; what the server was started with answers, {path!r}",
+                        file=sys.stderr,
+                    )
+                    slot.reserve(found["version"])
+                    found = first
+                    served = open_version(path, slot.name, first["version"], **how)
                 if found.get("digest") not in (None, served.digest):
                     print(f"{found['path']!r} is not the file it was when it was handed over", file=sys.stderr)
                 served.path = None if state and state.keeps(found["path"]) else found["path"]
@@ -153,7 +168,8 @@ def _serve(options: argparse.Namespace, listener: socket.socket, tls: Tls | None
             # Who waits for readiness wants the ports by then.
             bound.wait()
             models = {slot.name: about(slot.find()) for slot in slots}
-            tell({"ready": {"models": models, "certificate": tls.own if tls else None}})
+            own = tls.own if tls else None
+            tell({"ready": {"models": models, "certificate": own, "control": str(controls[0].path)}})
         except Exception as error:
             _tell_error(error, tell)
             failed.set()

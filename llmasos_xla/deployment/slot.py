@@ -209,6 +209,11 @@ class Slot:
         except asyncio.CancelledError:
             job.cancelled = True
             raise
+        except TimeoutError:
+            # Of the version this says nothing, which an error of its own would.
+            if job.began is None:
+                raise ExpiredError("its time was over before its turn came") from None
+            raise
 
     def stats(self) -> dict[str, Any]:
         """Figures of the moment: versions, requests, latencies of the last minute, queue, programs."""

@@ -28,12 +28,14 @@ class Trial:
         most_difference: of a shadow's outputs to those that were sent, above which it is bad. A shadow without one is
             watched until it fails or somebody ends the trial: that it computes something says nothing of what.
         judged: called once with the verdict and its reason.
+
+    Raises ValueError for figures that are none: found out later, they would be so by a request.
     """
 
     def __init__(
         self,
         served: Served,
-        share: float,
+        share: float = 0.1,
         *,
         shadow: bool = False,
         requests: int = 100,
@@ -42,6 +44,22 @@ class Trial:
         most_difference: float | None = None,
         judged: Callable[[Literal["good", "bad"], str], None],
     ):
+        whole = type(requests) is int and requests >= 1
+        for name, value, fits, wanted in (
+            ("share", share, _is_number(share) and 0 < share <= 1, "above 0 and at most 1"),
+            ("shadow", shadow, isinstance(shadow, bool), "True or False"),
+            ("requests", requests, whole, "a whole number from 1"),
+            ("most_errors", most_errors, _is_number(most_errors) and 0 <= most_errors <= 1, "a share, 0 to 1"),
+            ("most_latency", most_latency, _is_number(most_latency) and most_latency > 0, "a number above 0"),
+            (
+                "most_difference",
+                most_difference,
+                most_difference is None or (_is_number(most_difference) and most_difference >= 0),
+                "a number from 0",
+            ),
+        ):
+            if not fits:
+                raise ValueError(f"update: the {name} of a trial is {wanted}, {str(value)[:40]!r} came")
         self.served, self.share, self.shadow = served, share, shadow
         self._wanted, self._most_errors, self._most_latency = requests, most_errors, most_latency
         if most_difference is not None and not shadow:
@@ -148,3 +166,7 @@ class Trial:
     def _say(self, verdict: Literal["good", "bad"], reason: str) -> None:
         self.verdict, self.reason = verdict, reason
         self._judged(verdict, reason)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

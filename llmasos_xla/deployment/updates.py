@@ -9,6 +9,7 @@ from typing import Any, Literal, final
 import jax
 import numpy as np
 
+from llmasos_xla import errors
 from llmasos_xla.deployment import shared
 from llmasos_xla.deployment.host import Host
 from llmasos_xla.deployment.niceness import yield_to_others
@@ -18,6 +19,7 @@ from llmasos_xla.deployment.state import State
 from llmasos_xla.deployment.trial import Trial
 from llmasos_xla.deployment.versions import UpdateError, about, check, open_version
 
+_TRIAL = ("share", "shadow", "requests", "most_errors", "most_latency", "most_difference")
 _LOG = logging.getLogger("llmasos_xla.deployment")
 
 
@@ -92,14 +94,15 @@ class Updates:
         if trial:
             self._start_trial(slot, served, trial)
         else:
-            slot.trial = None
+            if slot.trial is not None:
+                self._end_trial(slot, False, f"version {served.version} was handed over")
             self._answers_now(slot, served)
         return {"version": served.version, "seconds": time.perf_counter() - started, "trial": bool(trial)}
 
     def _start_trial(self, slot: Slot, served: Served, options: Mapping[str, Any]) -> None:
-        share = options.get("share", 0.1)
-        if not isinstance(share, int | float) or not 0 < share <= 1:
-            raise ValueError(f"update: the share of a trial is above 0 and at most 1, {share!r} came")
+        for name in options:
+            if name not in _TRIAL:
+                raise errors.unknown("update", "option of a trial", name[:40], _TRIAL)
         if slot.trial is not None and slot.trial.verdict is None:
             raise UpdateError(f"update: version {slot.trial.served.version} is on trial; end that first")
 
@@ -107,8 +110,8 @@ class Updates:
             # Not here: whoever tells of a request would wait for it.
             threading.Thread(target=self._judged, args=(slot, served, verdict, reason), daemon=True).start()
 
-        slot.reserve(served.version)
         slot.trial = Trial(served, judged=judged, **options)
+        slot.reserve(served.version)
 
     def _judged(self, slot: Slot, served: Served, verdict: str, reason: str) -> None:
         with self._locks[slot.name]:
@@ -131,6 +134,9 @@ class Updates:
         return {"version": slot.find().version}
 
     def _rolled_back(self, slot: Slot) -> dict[str, Any]:
+        if slot.trial is not None:
+            # The version on trial is the newest there is: that one is meant, not the one that answers beside it.
+            return self._end_trial(slot, False, "it was rolled back")
         served = slot.rollback()
         if self._state is not None:
             self._state.put(slot.name, served)
@@ -147,11 +153,11 @@ class Updates:
 
 
 def with_arrays(now: Served, arrays: Mapping[str, np.ndarray], version: str, fingerprint: Any) -> Served:
-    """A version of the same function with other weights, placed where those of `now` are.
+    """A version of the same model with other weights, placed where those of `now` are.
 
-    Raises OtherModelError for weights of another function, UpdateError for those that do not fit.
+    Raises OtherModelError for weights of another model, UpdateError for those that do not fit.
     """
-    if fingerprint is not None and fingerprint != now.engine.fingerprint:
+    if fingerprint is not None and fingerprint != now.fingerprint:
         raise OtherModelError("update: these weights are of another model; hand over a file of it")
     wanted = {n: (tuple(a.shape), a.dtype.name) for n, a in now.arrays.items()}
     came = {n: (tuple(a.shape), a.dtype.name) for n, a in arrays.items()}

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from llmasos_xla.deployment.batching import Batcher, ExpiredError, Job, QueueFullError
+from llmasos_xla.deployment.engine import Engine
 
 
 class Doubler:
@@ -198,3 +199,11 @@ def test_closing_runs_what_waits_and_takes_no_more(ends, batcher_of):
     assert doubler.batches == [[1]]
     with pytest.raises(QueueFullError, match="is stopping"):
         batcher.submit(job(doubler, 2))
+
+
+def test_programs_that_are_asked_for_stay(monkeypatch):
+    monkeypatch.setattr("llmasos_xla.deployment.engine._MOST_PROGRAMS", 3)
+    engine = Engine(lambda arrays, inputs: {"output": inputs["input"]}, "same")
+    for length in (1, 2, 1, 3, 1, 4, 1):
+        engine({}, {"input": np.zeros((1, length), np.float32)})
+    assert len(engine.compiled) == 4

@@ -214,6 +214,8 @@ def test_a_server_that_does_not_get_ready_in_time(image_file):
         ({"port": 65536}, "deploy: port is a whole number from 0 to 65535, 65536 came"),
         ({"port": True}, "deploy: port is a whole number from 0 to 65535, True came"),
         ({"warm": (0,)}, "deploy: warm is a whole number from 1 to 1048576, 0 came"),
+        ({"delay": -1}, "deploy: delay is a number of seconds from 0 to 86400, -1 came"),
+        ({"request_timeout": 0}, "deploy: request_timeout is a number of seconds from 1e-06 to 86400, 0 came"),
         ({"name": "a/b"}, "deploy: name is part of an address: letters, digits, . _ and -; 'a/b' came"),
         ({"name": ""}, "deploy: name is part of an address: letters, digits, . _ and -; '' came"),
     ],

@@ -113,6 +113,8 @@ def test_killed_while_weights_from_memory_are_written_it_starts_with_some_of_the
                 time.sleep(rng.uniform(0, 0.01))
                 kill(server)
                 np.testing.assert_allclose(server.predict(X), known[server.stats()["version"]], rtol=1e-5)
+            # On a busy machine none was written before the server was killed; one that is stopped writes the last.
+            server.update(models[0])
         assert not list(tmp_path.glob(".*.part"))
         assert len(list(state.with_name("state.json.live").iterdir())) == 1
 

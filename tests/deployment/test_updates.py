@@ -1,10 +1,12 @@
 """Updates: every answer is of one version, what is wrong changes nothing, the way back is open."""
 
 import asyncio
+import json
 import os
 import signal
 import threading
 import time
+import urllib.request
 
 import jax
 import numpy as np
@@ -12,9 +14,9 @@ import pytest
 
 import llmasos_xla as lm
 from llmasos_xla.api.exporting import export_net
-from llmasos_xla.deployment import control, shared
-from llmasos_xla.deployment.batching import Batcher, QueueFullError
-from llmasos_xla.deployment.control import Control, ControlError
+from llmasos_xla.deployment import shared
+from llmasos_xla.deployment.batching import Batcher, ExpiredError, QueueFullError
+from llmasos_xla.deployment.control import ControlError
 from llmasos_xla.deployment.handing import handed_over
 from llmasos_xla.deployment.host import Host
 from llmasos_xla.deployment.served import Served
@@ -292,9 +294,64 @@ def test_a_slow_version_is_judged_bad(models):
 
 
 def test_a_share_that_is_none(models, slot, updates):
-    for share in (0, 1.5, "half"):
+    for share in (0, 1.5, "half", True, float("nan")):
         with pytest.raises(ValueError, match="the share of a trial is above 0 and at most 1"):
             update(updates, models[1], trial={"share": share})
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "reason"),
+    [
+        ("requests", "5", "the requests of a trial is a whole number from 1, '5' came"),
+        ("requests", 0, "the requests of a trial"),
+        ("most_errors", "x", "the most_errors of a trial is a share"),
+        ("most_latency", -1, "the most_latency of a trial is a number above 0"),
+        ("most_difference", "0.1", "the most_difference of a trial is a number from 0"),
+        ("shadow", "yes", "the shadow of a trial is True or False"),
+        ("most_latencies", 2.0, "unknown option of a trial 'most_latencies'; did you mean 'most_latency'"),
+        ("judged", 1, "unknown option of a trial 'judged'"),
+    ],
+)
+def test_figures_of_a_trial_that_are_none_are_refused_ahead_of_the_requests(
+    models, slot, updates, option, value, reason
+):
+    with pytest.raises(ValueError, match=reason):
+        update(updates, models[1], trial={"share": 1.0, option: value})
+    assert slot.trial is None
+    assert asked(slot)[1] == "1"
+
+
+def test_a_shadow_need_not_say_its_share(models, slot, updates):
+    update(updates, models[1], trial={"shadow": True})
+    assert (slot.trial.share, slot.trial.shadow) == (0.1, True)
+
+
+def test_a_rollback_or_an_update_takes_a_version_on_trial_back(models, slot, updates):
+    update(updates, models[1])
+    update(updates, models[2], trial={"share": 0.5})
+    assert updates.handle({"do": "rollback"}, []) == {"version": "2"}
+    told = slot.stats()["last_trial"]
+    assert (told["version"], told["verdict"], told["reason"]) == ("3", "bad", "it was rolled back")
+    assert slot.trial is None
+    update(updates, models[2], trial={"share": 0.5})
+    update(updates, models[0])
+    told = slot.stats()["last_trial"]
+    assert (told["version"], told["reason"]) == ("4", "version 5 was handed over")
+    assert asked(slot)[1] == "5"
+
+
+def test_a_time_that_is_over_in_the_queue_says_nothing_of_the_version_on_trial(models, slot, updates, monkeypatch):
+    update(updates, models[1], trial={"share": 1.0, "requests": 10, "most_errors": 0.0})
+    run, free = Served.run, threading.Event()
+    monkeypatch.setattr(Served, "run", lambda self, inputs: free.wait(20) and run(self, inputs))
+    busy = threading.Thread(target=asked, args=(slot,))
+    busy.start()
+    wait_until(lambda: slot.batcher.running)
+    with pytest.raises(ExpiredError):
+        asked(slot, timeout=0.05)
+    assert (slot.trial.failed, slot.trial.verdict) == (0, None)
+    free.set()
+    busy.join()
 
 
 def test_functions_without_a_model_are_served(tmp_path):
@@ -341,34 +398,6 @@ def test_shared_memory_holds_what_was_put_in(models):
         os.close(handle)
     with open(os.devnull, "rb") as file, pytest.raises(ValueError, match="is empty"):
         shared.read(file.fileno())
-
-
-def test_the_control_socket_is_its_users_alone(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-
-    def handle(message, files):
-        if message["do"] == "fail":
-            raise ValueError("no")
-        return {"got": message, "sizes": [os.fstat(number).st_size for number in files]}
-
-    server = Control(1, handle)
-    try:
-        assert server.path.stat().st_mode & 0o777 == 0o600
-        assert server.path.parent.stat().st_mode & 0o777 == 0o700
-        file = shared.filled({"a": np.ones(3, np.float32)})
-        answer = control.ask(1, {"do": "it", "long": "x" * 100_000}, [file])
-        assert answer["got"]["long"] == "x" * 100_000
-        assert answer["sizes"] == [os.fstat(file).st_size]
-        os.close(file)
-        with pytest.raises(ControlError, match="no"):
-            control.ask(1, {"do": "fail"})
-    finally:
-        server.close()
-    with pytest.raises(ConnectionError, match="no server of this user listens on port 1"):
-        control.ask(1, {"do": "it"})
-    (tmp_path / "llmasos").chmod(0o755)
-    with pytest.raises(PermissionError, match="not this user's alone"):
-        control.ask(1, {"do": "it"})
 
 
 def test_a_server_is_updated_and_a_killed_one_goes_on_with_a_whole_version(models, tmp_path):
@@ -421,6 +450,20 @@ def test_what_an_update_changes_about_the_input_is_known_to_the_sender(tmp_path)
     with lm.Deployer(tmp_path / "old.h5").deploy() as server:
         server.update(new)
         np.testing.assert_allclose(server.predict(["sun wind"]), new.predict(["sun wind"]), rtol=1e-5)
+
+
+def test_weights_of_a_model_with_other_classes_bring_their_names(tmp_path):
+    def named(*names):
+        model = lm.Sequential([lm.layers.Dense(2, activation="softmax", input_shape=(4,))])
+        model.compile(loss="sparse_categorical_crossentropy")
+        model.fit(X[:2], np.array(names), verbose=0)
+        return model
+
+    named("ant", "bee").save(tmp_path / "old.h5")
+    with lm.Deployer(tmp_path / "old.h5").deploy() as server:
+        server.update(named("cat", "dog"))
+        with urllib.request.urlopen(f"{server.url}/v2/models/old") as answer:
+            assert json.load(answer)["parameters"]["labels"] == ["cat", "dog"]
 
 
 def test_a_server_that_is_killed_is_started_again(models, tmp_path):

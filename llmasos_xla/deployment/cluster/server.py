@@ -69,7 +69,8 @@ def serve(options: argparse.Namespace, port: int, tls: Tls | None, stop: threadi
         if not stop.is_set():
             control = Control(port, server.handle)
             models = {name: _unpacked(server.about(name)) for name in options.name}
-            tell({"ready": {"models": models, "certificate": tls.own if tls else None}})
+            own = tls.own if tls else None
+            tell({"ready": {"models": models, "certificate": own, "control": str(control.path)}})
             stop.wait()
     finally:
         if control is not None:
