@@ -18,6 +18,8 @@ from llmasos_xla.deployment.slot import LoadingError
 _LOG = logging.getLogger("llmasos_xla.deployment")
 _MEDIA = ("application/json", "application/octet-stream")
 _MOST_SECONDS = 24 * 3600.0
+# A sender that falls silent holds a place that others want.
+_PART_SECONDS = 20.0
 
 
 def check_key(host: Host, headers: Mapping[bytes, bytes]) -> None:
@@ -58,8 +60,8 @@ def seconds(microseconds: int | None, otherwise: float | None) -> float | None:
 async def read_body(headers: Mapping[bytes, bytes], receive: Receive, most: int) -> bytes:
     """A request's body, unpacked where it came compressed.
 
-    Raises HTTPException for a kind or a coding that is not read (415) and for more than `most` bytes (413),
-    ClientDisconnect.
+    Raises HTTPException for a kind or a coding that is not read (415), for more than `most` bytes (413), and for a
+    sender that has fallen silent (408); ClientDisconnect.
     """
     coding = _check_media(headers)
     content = await _whole(headers, receive, most)
@@ -120,7 +122,12 @@ def _too_large(most: int) -> str:
 
 
 async def _part(receive: Receive) -> tuple[bytes, bool]:
-    message = await receive()
+    try:
+        async with asyncio.timeout(_PART_SECONDS):
+            message = await receive()
+    except TimeoutError:
+        reason = f"no more of the body came for {_PART_SECONDS:g} s"
+        raise HTTPException(408, reason, headers={"Connection": "close"}) from None
     if message["type"] == "http.disconnect":
         raise ClientDisconnect
     return message.get("body", b""), message.get("more_body", False)
