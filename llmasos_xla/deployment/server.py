@@ -11,6 +11,7 @@ import logging
 import os
 import pathlib
 import select
+import signal
 import socket
 import sys
 import threading
@@ -133,7 +134,7 @@ def _serve(options: argparse.Namespace, listener: socket.socket, tls: Tls | None
         try:
             from llmasos_xla.deployment.state import State
             from llmasos_xla.deployment.updates import Updates
-            from llmasos_xla.deployment.versions import about, open_version
+            from llmasos_xla.deployment.versions import about, check, open_version
 
             state = State(pathlib.Path(options.state)) if options.state else None
             for slot, path in zip(slots, options.paths, strict=True):
@@ -159,6 +160,9 @@ def _serve(options: argparse.Namespace, listener: socket.socket, tls: Tls | None
                 served.path = None if state and state.keeps(found["path"]) else found["path"]
                 for rows in options.warm:
                     served.warm(rows)
+                if served.known is not None:
+                    # A bundle says what it shall answer: another machine made it, and this one may compute otherwise.
+                    check(served, None)
                 slot.warm_writer(served, rows=max(options.warm, default=1))
                 slot.put(served)
             updates = Updates(host, state=state, key=options.key, program=options.program)
@@ -178,6 +182,9 @@ def _serve(options: argparse.Namespace, listener: socket.socket, tls: Tls | None
     threading.Thread(target=load, name="load", daemon=True).start()
     if options.watch_parent:
         threading.Thread(target=_watch_parent, args=(stop,), name="watch", daemon=True).start()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # uvicorn drains on these, and then raises them again: what is left to do here would not be done.
+        signal.signal(number, lambda *_: None)
     try:
         server.run(sockets=[listener])
     except OSError as error:

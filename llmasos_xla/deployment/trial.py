@@ -59,7 +59,7 @@ class Trial:
             ),
         ):
             if not fits:
-                raise ValueError(f"update: the {name} of a trial is {wanted}, {str(value)[:40]!r} came")
+                raise ValueError(f"update: the {name} of a trial is {wanted}, {repr(value)[:40]} came")
         self.served, self.share, self.shadow = served, share, shadow
         self._wanted, self._most_errors, self._most_latency = requests, most_errors, most_latency
         if most_difference is not None and not shadow:

@@ -95,7 +95,7 @@ class Updates:
             self._start_trial(slot, served, trial)
         else:
             if slot.trial is not None:
-                self._end_trial(slot, False, f"version {served.version} was handed over")
+                self._end_trial(slot, False, f"version {served.version} was handed over", logging.INFO)
             self._answers_now(slot, served)
         return {"version": served.version, "seconds": time.perf_counter() - started, "trial": bool(trial)}
 
@@ -118,14 +118,19 @@ class Updates:
             if slot.trial is not None and slot.trial.served is served:
                 self._end_trial(slot, verdict == "good", reason)
 
-    def _end_trial(self, slot: Slot, good: bool, reason: str) -> dict[str, Any]:
+    def _end_trial(self, slot: Slot, good: bool, reason: str, level: int = logging.WARNING) -> dict[str, Any]:
         if slot.trial is None:
             raise LookupError(f"trial: model {slot.name!r} has none")
         served = slot.trial.served
         slot.last_trial = {**slot.trial.stats(), "verdict": "good" if good else "bad", "reason": reason}
         slot.trial = None
-        _LOG.warning(
-            "version %s of %r %s: %s", served.version, slot.name, "answers now" if good else "was taken back", reason
+        _LOG.log(
+            level,
+            "version %s of %r %s: %s",
+            served.version,
+            slot.name,
+            "answers now" if good else "was taken back",
+            reason,
         )
         if good:
             self._answers_now(slot, served)
@@ -136,7 +141,7 @@ class Updates:
     def _rolled_back(self, slot: Slot) -> dict[str, Any]:
         if slot.trial is not None:
             # The version on trial is the newest there is: that one is meant, not the one that answers beside it.
-            return self._end_trial(slot, False, "it was rolled back")
+            return self._end_trial(slot, False, "it was rolled back", logging.INFO)
         served = slot.rollback()
         if self._state is not None:
             self._state.put(slot.name, served)

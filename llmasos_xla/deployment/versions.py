@@ -123,6 +123,7 @@ def check(served: Served, now: Served | None) -> None:
         if served.engine is not now.engine:
             for key in now.engine.keys:
                 served.engine.warm(served.arrays, key)
+    who = "deploy" if now is None else "update"
     jax.block_until_ready(served.arrays)
     known = served.known
     if known is None:
@@ -133,15 +134,15 @@ def check(served: Served, now: Served | None) -> None:
     found = served.run(inputs)
     for name, array in found.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise UpdateError(f"update: the output {name!r} of its example holds NaN or infinity")
+            raise UpdateError(f"{who}: the output {name!r} of its example holds NaN or infinity")
         if name in outputs:
             wanted = np.asarray(outputs[name], np.float64)
             if wanted.shape != array.shape:
-                raise UpdateError(f"update: {name!r} of its example has shape {array.shape}, not {wanted.shape}")
+                raise UpdateError(f"{who}: {name!r} of its example has shape {array.shape}, not {wanted.shape}")
             difference = np.abs(array - wanted).max(initial=0.0) / max(np.abs(wanted).max(initial=0.0), 1e-6)
             if difference > TOLERANCE:
                 raise UpdateError(
-                    f"update: {name!r} of its example differs from the bundle's by {difference:.2g} of the largest"
+                    f"{who}: {name!r} of its example differs from the bundle's by {difference:.2g} of the largest"
                 )
 
 

@@ -122,6 +122,8 @@ def test_a_model_is_served_updated_tried_and_taken_back(models, files):
         assert (status, err) == (0, "")
         stats = json.loads(out)["models"][0]
         assert (stats["version"], stats["requests"], stats["trial"]["version"]) == ("2", 6, "3")
+        # The version on trial first, then the one that answers.
+        assert run("rollback", "--port", port) == (0, "version 2 answers\n", "")
         assert run("rollback", "--port", port) == (0, "version 1 answers\n", "")
         assert asked(address, "v0")[1] == "1"
         status, _, err = run("rollback", "--port", port)

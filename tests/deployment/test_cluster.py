@@ -17,7 +17,7 @@ from llmasos_xla.api.exporting import arrays_of
 from llmasos_xla.deployment import metrics
 from llmasos_xla.deployment.cluster.conductor import Conductor, Record, merged
 from llmasos_xla.deployment.cluster.replica import Replica, Settings
-from llmasos_xla.deployment.engine import Engine
+from llmasos_xla.deployment.engine import fingerprint_of
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -122,7 +122,7 @@ def record(tmp_path_factory):
 
 def weights(model):
     arrays = {name: np.asarray(a) for name, a in arrays_of(model).items()}
-    return Record("", arrays, None, Engine.of_model(model).fingerprint)
+    return Record("", arrays, None, fingerprint_of(model))
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """A server that was killed, and what it was started with is no more: what starts again in its place."""
 
+import json
 import os
+import pathlib
 import signal
 import time
 
@@ -48,6 +50,19 @@ def test_a_killed_server_whose_last_file_is_gone_answers_with_what_it_was_deploy
         np.testing.assert_allclose(server.predict(X), models[0].predict(X), rtol=1e-5)
         # The name is not given to another.
         assert server.update(models[2])["version"] == "3"
+
+
+def test_a_server_that_is_told_to_end_writes_what_came_from_memory_and_leaves_nothing_behind(models, tmp_path):
+    state = tmp_path / "state.json"
+    with lm.Deployer(models[0].export(tmp_path / "m.lmx")).deploy(state=state) as server:
+        control = pathlib.Path(server._said["control"])
+        assert control.exists()
+        # The first is being written when the last comes, and the pause behind it is longer than a server's end.
+        versions = [server.update(model)["version"] for model in models]
+        os.kill(server.pid, signal.SIGTERM)
+        assert server._child._process.wait(20) == 0
+    assert not control.exists()
+    assert json.loads(state.read_text())["m"]["version"] == versions[-1]
 
 
 def test_a_killed_server_whose_keys_are_gone_lets_nobody_in(models, tmp_path, capsys):

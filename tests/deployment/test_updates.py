@@ -148,6 +148,18 @@ def test_a_bundle_whose_answer_is_not_its_own_is_refused(models, slot, updates, 
         update(updates, write(tmp_path / "lying.lmx", lying))
 
 
+def test_a_bundle_whose_answer_is_not_its_own_is_not_deployed(models, tmp_path):
+    import dataclasses
+
+    from llmasos_xla.storage.bundle import Bundle, write
+
+    content = Bundle.open(models[0].export(tmp_path / "good.lmx")).content
+    inputs, outputs = content.example
+    write(tmp_path / "bad.lmx", dataclasses.replace(content, example=(inputs, {n: a + 1 for n, a in outputs.items()})))
+    with pytest.raises(ValueError, match="deploy: 'output' of its example differs from the bundle's by"):
+        lm.Deployer(tmp_path / "bad.lmx").deploy()
+
+
 def test_the_way_back(models, slot, updates):
     with pytest.raises(LookupError, match="no version before this one"):
         updates.handle({"do": "rollback"}, [])

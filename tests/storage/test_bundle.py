@@ -277,7 +277,12 @@ def test_damage_anywhere_is_found(path, tmp_path, rng, count):
 
 @pytest.mark.parametrize(
     "call",
-    ["stablehlo.custom_call @xla_ffi_python_cpu_callback(%0)", 'stablehlo.custom_call @"x y"(%0)', "stablehlo.infeed"],
+    [
+        "stablehlo.custom_call @xla_ffi_python_cpu_callback(%0)",
+        'stablehlo.custom_call @"x y"(%0)',
+        '"stablehlo.custom_call"(%0) <{call_target_name = "xla_ffi_python_cpu_callback"}>',
+        "stablehlo.infeed",
+    ],
 )
 def test_programs_that_reach_out_are_refused(call):
     with pytest.raises(ValueError, match="which no bundle may"):
