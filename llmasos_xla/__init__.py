@@ -16,6 +16,7 @@
     plan                          which devices and which layout, before anyone pays for them
     Deployer                      serve a saved model over HTTP
     export                        a model as a bundle, or for ONNX, OpenVINO, IREE, TensorFlow
+    runtime                       jobs by priority and need on the machines that are there
     sharding                      meshes, where arrays lie on them
     initialize, world             several processes, on one machine or many
     kernels                       convolution, pooling, recurrence for your own JAX code
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from llmasos_xla import data as data
     from llmasos_xla import kernels as kernels
     from llmasos_xla import models as models
+    from llmasos_xla import runtime as runtime
     from llmasos_xla import sharding as sharding
     from llmasos_xla import training as training
     from llmasos_xla.api.finetuning import finetune as finetune
@@ -92,6 +94,7 @@ _MODULES = {
     "kernels": "kernels",
     "layers": "models.layers",
     "models": "models",
+    "runtime": "runtime",
     "sharding": "sharding",
     "training": "training",
 }

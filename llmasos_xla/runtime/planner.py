@@ -1,0 +1,264 @@
+"""Who gets how many devices, and which: one pure function, with no clock and no I/O.
+
+The queue is ordered by effective priority: points, and seconds of waiting as points (aging), less what the user's
+other jobs already want (fairness), and a margin for those that run. Along it each job gets its minimum: on devices that
+nobody has, else on those that others have beyond their minimum, else on those of jobs behind it, last in the queue
+first. A gang comes whole or not at all. What is left goes where another device adds most speed. Who has run for less
+than `Rules.least_run` is not touched; who waits for nothing but that has its devices kept free.
+"""
+
+import heapq
+from collections.abc import Sequence
+
+import numpy as np
+
+from llmasos_xla.runtime import reasons
+from llmasos_xla.runtime.claims import Claim, Node, Plan, Rules
+from llmasos_xla.runtime.seats import CORE, SHARED, SURPLUS, Need, Seats, need
+
+
+def plan(claims: Sequence[Claim], nodes: Sequence[Node], rules: Rules = Rules()) -> Plan:
+    """Sizes and places of all jobs. The order of the arguments does not matter.
+
+    A job whose size stays keeps its places, unless one ahead of it can run nowhere else. No node's and no device's
+    bytes are exceeded. A plan of the state that a plan leads to is that plan again.
+
+    Raises ValueError if two claims, or two nodes, have one name.
+
+    >>> two = Node("here", devices=(0, 0), memory=8 * 2**30)
+    >>> low = Claim("low", sizes=(1, 2), size=2, places=(("here", 0), ("here", 1)), running=600.0)
+    >>> found = plan([low, Claim("urgent", priority=10)], [two])
+    >>> dict(found.sizes)
+    {'low': 1, 'urgent': 1}
+    >>> found.places["low"], found.reasons["low"]
+    ((('here', 0),), 'shrinks from 2 to 1 device: urgent (priority 10) wants its minimum')
+    """
+    for kind, names in (("claims", [c.name for c in claims]), ("nodes", [n.name for n in nodes])):
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"plan: two {kind} have the name {twice[0]!r}; names tell them apart, give each its own")
+    nodes = sorted(nodes, key=lambda node: node.name)
+    queue = ordered(claims, sum(len(node.devices) for node in nodes), rules)
+    draft = _Draft(queue, nodes, rules, rules.least_run)
+    draft.minimums()
+    draft.leftovers()
+    while draft.latecomers():
+        draft.leftovers()
+    return Plan(
+        {name: len(draft.given.get(name, ())) for name in sorted(c.name for c in claims)},
+        {name: draft.seats.places(draft.given[name]) for name in sorted(draft.given)},
+        reasons.reasons(draft, nodes),
+    )
+
+
+def effective(claims: Sequence[Claim], devices: int, rules: Rules) -> dict[str, float]:
+    """Points by name, aging, fairness and margin included: who has more goes first.
+
+    >>> effective([Claim("new", priority=1), Claim("old", waiting=7200.0)], 8, Rules(aging=3600.0, fairness=0.0))
+    {'old': 2.0, 'new': 1.0}
+    """
+    found, wanted = {}, {}
+    # Shares are counted in an order that does not depend on who runs: what a plan starts cannot change it.
+    for claim in sorted(claims, key=lambda c: (-_points(c, rules), c.name)):
+        share = min(wanted.get(claim.user, 0) / devices, 1.0) if devices else 0.0
+        wanted[claim.user] = wanted.get(claim.user, 0) + claim.minimum
+        found[claim.name] = _points(claim, rules) - rules.fairness * share + rules.margin * (claim.size > 0)
+    return found
+
+
+def _points(claim: Claim, rules: Rules) -> float:
+    return claim.priority + claim.waiting / rules.aging
+
+
+def ordered(claims: Sequence[Claim], devices: int, rules: Rules) -> list[Claim]:
+    """The queue. At equal points those that wait come first: who is ahead by the margin preempts."""
+    points = effective(claims, devices, rules)
+    return sorted(claims, key=lambda c: (-points[c.name], c.size > 0, -c.waiting, c.name))
+
+
+class _Draft:
+    """A plan in the making.
+
+    Attributes:
+        queue: all claims, first ones first.
+        seats: who has been given what.
+        present: devices on which jobs run now.
+        given: devices that jobs will have.
+        frozen: jobs that have not run for long enough to be touched.
+        due: jobs for which devices are kept until others have run for long enough.
+    """
+
+    def __init__(self, queue: Sequence[Claim], nodes: Sequence[Node], rules: Rules, least_run: float):
+        self.queue, self.nodes, self.rules = queue, nodes, rules
+        self.seats = Seats(nodes, rules.sharing)
+        self.present: dict[str, np.ndarray] = {}
+        self.given: dict[str, np.ndarray] = {}
+        self.frozen: set[str] = set()
+        self.due: dict[str, np.ndarray] = {}
+        self._still: set[str] = set()
+        self._cores: dict[str, tuple[np.ndarray, Need]] = {}
+        self._seat_frozen(least_run)
+        self._seat_sitters()
+
+    def _seat_frozen(self, least_run: float) -> None:
+        for claim in self.queue:
+            devices = self.seats.numbers(claim.places)
+            if not claim.size or devices is None:
+                continue
+            if claim.running >= least_run:
+                self.present[claim.name] = devices
+            elif self.seats.open_to(devices, need(claim, claim.size)):
+                self.present[claim.name] = devices
+                self._give(claim, devices)
+                self.frozen.add(claim.name)
+
+    def _seat_sitters(self) -> None:
+        # They are taken as tenants to see that they fit one another: nodes may have shrunk beneath them.
+        fitting = []
+        for claim in self.queue:
+            if claim.name in self.present and claim.name not in self.frozen:
+                devices, want = self.present[claim.name], need(claim, claim.size)
+                if self.seats.open_to(devices, want):
+                    self.seats.take(devices, want)
+                    fitting.append((claim, devices, want))
+                else:
+                    del self.present[claim.name]
+        for _, devices, want in fitting:
+            self.seats.leave(devices, want)
+        for rank, claim in enumerate(reversed(self.queue)):
+            if claim.name in self.present and claim.name not in self.frozen:
+                core, want = self._cores[claim.name] = self._core(claim)
+                rest = np.setdiff1d(self.present[claim.name], core)
+                self.seats.sit(claim.name, core, rest, want, CORE + rank)
+
+    def _core(self, claim: Claim) -> tuple[np.ndarray, Need]:
+        """What it keeps at its smallest size that takes no more of any node or device than it has now."""
+        devices, now = self.present[claim.name], need(claim, claim.size)
+        for size in claim.sizes:
+            want = need(claim, size)
+            kept = self.seats.subset(devices, size)
+            if size == claim.size or self.seats.no_more(kept, want, devices, now):
+                return kept, want
+        raise AssertionError("its present size is one of its sizes")
+
+    def _give(self, claim: Claim, devices: np.ndarray) -> None:
+        self.given[claim.name] = devices
+        self.seats.take(devices, need(claim, len(devices)))
+
+    def minimums(self, keep: bool = True) -> None:
+        """Everybody's minimum, along the queue."""
+        later: _Draft | None = None
+        for rank, claim in enumerate(self.queue):
+            if claim.name in self.frozen:
+                continue
+            own = self.present.get(claim.name)
+            if own is not None and self._stays(claim, own):
+                continue
+            # All who sit there still are behind it in the queue, or sit there as surplus.
+            devices = self._search(claim, own, CORE + len(self.queue) - rank)
+            if own is not None:
+                self.seats.rise(claim.name, own)
+            if devices is not None:
+                self._give(claim, devices)
+            elif keep and self.frozen:
+                if later is None:
+                    later = _Draft(self.queue, self.nodes, self.rules, least_run=0.0)
+                    later.minimums(keep=False)
+                if claim.name in later.given:
+                    self.due[claim.name] = later.given[claim.name]
+                    self.seats.hold(self.due[claim.name], need(claim, len(self.due[claim.name])))
+
+    def latecomers(self) -> bool:
+        """Minimums that fit now that others have moved together to grow; whether there were any."""
+        found = False
+        for claim in self.queue:
+            if claim.name not in self.given and claim.name not in self.due:
+                devices = self._search(claim, None, SHARED)
+                if devices is not None:
+                    self._give(claim, devices)
+                    found = True
+        return found
+
+    def _stays(self, claim: Claim, own: np.ndarray) -> bool:
+        """Gives a running job its core; all it has where a part is kept for another, whom a restart would delay."""
+        core, want = self._cores[claim.name]
+        self.seats.rise(claim.name, core, want)
+        if self.seats.held(own):
+            if whole := self.seats.open_to(own, need(claim, claim.size)):
+                self.seats.rise(claim.name, own)
+                self._give(claim, own)
+                self._still.add(claim.name)
+            return whole
+        if stays := self.seats.open_to(core, want):
+            self._give(claim, core)
+        return stays
+
+    def _search(self, claim: Claim, own: np.ndarray | None, most: int) -> np.ndarray | None:
+        """Devices for its smallest size that fits, as cheap for others as can be."""
+        for size in claim.sizes:
+            want = need(claim, size)
+            costs = self.seats.costs(want, own)
+            if np.count_nonzero(costs <= most) < size:
+                continue
+            prices = self.seats.prices(most)
+            low, high = 0, len(prices)
+            # What fits at a price fits at a higher one.
+            while low < high:
+                middle = (low + high) // 2
+                if self.seats.find(want, costs, prices[middle], own) is None:
+                    low = middle + 1
+                else:
+                    high = middle
+            if low < len(prices):
+                return self.seats.find(want, costs, prices[low], own)
+        return None
+
+    def leftovers(self) -> None:
+        """What is left goes, step by step, where it adds most speed a device."""
+        heap: list[tuple[float, int, int]] = []
+        tried: dict[int, set[int]] = {}
+
+        def push(rank: int) -> None:
+            claim = self.queue[rank]
+            if (step := self._step(claim, tried.setdefault(rank, set()))) is not None:
+                gain, size = step
+                heapq.heappush(heap, (-gain, rank, size))
+
+        for rank, claim in enumerate(self.queue):
+            if claim.name in self.given and claim.name not in self.frozen | self._still and len(claim.sizes) > 1:
+                push(rank)
+        while heap:
+            _, rank, size = heapq.heappop(heap)
+            if not self._grow(self.queue[rank], size):
+                tried[rank].add(size)
+            push(rank)
+
+    def _step(self, claim: Claim, failed: set[int]) -> tuple[float, int] | None:
+        """The next size, of those that can be tried, that gains most speed for each device; and how much."""
+        size, now = len(self.given[claim.name]), claim.size if claim.name in self.present else 0
+        best = None
+        for bigger in claim.sizes:
+            if bigger <= size or bigger in failed:
+                continue
+            gain = (claim.pace(bigger) - claim.pace(size)) / (bigger - size)
+            if bigger <= now:
+                gain *= 1 + self.rules.hysteresis
+            elif now and claim.pace(bigger) < (1 + self.rules.hysteresis) * claim.pace(now):
+                continue
+            if gain > 0 and (best is None or gain > best[0]):
+                best = (gain, bigger)
+        return best
+
+    def _grow(self, claim: Claim, size: int) -> bool:
+        before, own = self.given[claim.name], self.present.get(claim.name)
+        want = need(claim, size)
+        self.seats.leave(before, need(claim, len(before)))
+        devices = None
+        if own is not None and size == len(own):
+            # At the size that it has it stays where it is.
+            devices = own if self.seats.open_to(own, want) else None
+        else:
+            costs = self.seats.costs(want, own)
+            for price in (0, SURPLUS):
+                devices = self.seats.find(want, costs, price, own) if devices is None else devices
+        self._give(claim, before if devices is None else devices)
+        return devices is not None

@@ -1,0 +1,119 @@
+"""Why a job waits, is preempted, shrinks, grows or moves: in words, for `llmasos queue`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from llmasos_xla.runtime.claims import Claim, Node
+from llmasos_xla.runtime.seats import FREE, Seats, need
+from llmasos_xla.sharding.planning.table import size as in_words
+
+_NAMED = 3
+"""How many others a reason names."""
+
+
+def reasons(draft: Any, nodes: Sequence[Node]) -> dict[str, str]:
+    """The reason of every job that does not run on as it is; `draft` is the planner's."""
+    empty = Seats(nodes, draft.rules.sharing)
+    found = {}
+    for rank, claim in enumerate(draft.queue):
+        given, present = draft.given.get(claim.name), draft.present.get(claim.name)
+        if given is None:
+            why = _never(claim, empty) or _waits(draft, rank)
+            if claim.size:
+                why = f"is preempted{_by(draft, rank)}; {why}" if present is not None else f"{_lost(claim)}; {why}"
+        elif present is None:
+            why = f"starts on {_devices(len(given))}"
+            why = f"{_lost(claim)}; {why}" if claim.size else why
+        elif len(given) < len(present):
+            why = f"shrinks from {len(present)} to {_devices(len(given))}{_by(draft, rank, gains=True)}"
+        elif len(given) > len(present):
+            gain = claim.pace(len(given)) / claim.pace(len(present))
+            why = (
+                f"grows from {len(present)} to {_devices(len(given))}: nobody waits for them; {gain:.1f} times as fast"
+            )
+        elif not np.array_equal(given, present):
+            why = f"moves to other devices{_by(draft, rank)}"
+        else:
+            continue
+        found[claim.name] = why
+    return found
+
+
+def _devices(count: int) -> str:
+    return f"{count} device" + "s" * (count != 1)
+
+
+def _points(claim: Claim) -> str:
+    return f"{claim.name} (priority {claim.priority:g})"
+
+
+def _names(claims: Sequence[Claim]) -> str:
+    more = len(claims) - _NAMED
+    return ", ".join(_points(one) for one in claims[:_NAMED]) + f" and {more} more" * (more > 0)
+
+
+def _lost(claim: Claim) -> str:
+    return f"lost its devices on {', '.join(sorted({node for node, _ in claim.places}))}"
+
+
+def _never(claim: Claim, empty: Seats) -> str:
+    """Why it could not even run here alone; nothing if it could."""
+    for size in claim.sizes:
+        want = need(claim, size)
+        if empty.find(want, empty.costs(want), FREE) is not None:
+            return ""
+    who = f"can never run here: it wants {_devices(claim.minimum)}"
+    if claim.minimum > len(empty):
+        return (
+            f"{who}, and there {'is' if len(empty) == 1 else 'are'} {len(empty)}; submit it for fewer (--devices), "
+            "or add machines"
+        )
+    size = min(claim.sizes, key=lambda k: claim.device_bytes.get(k, 0) if k <= len(empty) else float("inf"))
+    device, host = claim.device_bytes.get(size, 0), claim.host_bytes.get(size, 0)
+    return (
+        f"can never run here: on {_devices(size)} it needs {in_words(device)} of each and {in_words(host)} of host "
+        f"memory; here {empty.largest()}; make its batch smaller, divide it over more devices, or add machines"
+    )
+
+
+def _waits(draft: Any, rank: int) -> str:
+    claim = draft.queue[rank]
+    if claim.name in draft.due:
+        held = [c for c in draft.queue if c.name in draft.frozen and _meet(draft.given[c.name], draft.due[claim.name])]
+        left = max((draft.rules.least_run - c.running for c in held), default=0.0)
+        if held:
+            return (
+                f"waits {left:.0f} s at most for {_names(held)}: nobody is touched within {draft.rules.least_run:g} s "
+                "of its start or its last resize"
+            )
+    want = need(claim, claim.minimum)
+    free = int(np.count_nonzero(draft.seats.costs(want) == FREE))
+    ahead = [c for c in draft.queue[:rank] if c.name in draft.given]
+    others = f"; ahead of it {'run' if len(ahead) > 1 else 'runs'} {_names(ahead)}" if ahead else ""
+    behind = sum(c.name in draft.frozen for c in draft.queue[rank + 1 :])
+    others += f"; {behind} behind it may not be touched yet" if behind else ""
+    if free >= claim.minimum:
+        return f"waits for memory: {_devices(free)} could be had, but not their nodes' bytes{others}"
+    return f"waits for {_devices(claim.minimum)}; {free or 'none'} {'is' if free < 2 else 'are'} free{others}"
+
+
+def _by(draft: Any, rank: int, gains: bool = False) -> str:
+    """Who has the devices that a job had."""
+    claim = draft.queue[rank]
+    before = draft.present[claim.name]
+    kept = draft.given.get(claim.name, np.zeros(0, np.int64))
+    lost = np.setdiff1d(before, kept)
+    takers = [c for c in draft.queue if c is not claim and _meet(lost, draft.given.get(c.name, kept[:0]))]
+    if not takers:
+        return ""
+    first = takers[0]
+    grown = gains and len(draft.given[first.name]) > first.minimum
+    return (
+        f": {_names(takers)} {'gains more from them' if grown else 'want' + 's' * (len(takers) == 1) + ' its minimum'}"
+    )
+
+
+def _meet(one: np.ndarray, other: np.ndarray) -> bool:
+    return bool(np.intersect1d(one, other).size)
