@@ -120,7 +120,7 @@ class Rules:
             would otherwise wait or preempt.
     """
 
-    aging: float | int = 3600.0
+    aging: float | int = 10800.0
     least_run: float | int = 120.0
     hysteresis: float | int = 0.1
     margin: float | int = 1.0

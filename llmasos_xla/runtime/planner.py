@@ -7,20 +7,23 @@ first. A gang comes whole or not at all. What is left goes where another device 
 than `Rules.least_run` is not touched; who waits for nothing but that has its devices kept free.
 """
 
+import collections
+import dataclasses
 import heapq
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from llmasos_xla.runtime import reasons
 from llmasos_xla.runtime.claims import Claim, Node, Plan, Rules
-from llmasos_xla.runtime.seats import CORE, SHARED, SURPLUS, Need, Seats, need
+from llmasos_xla.runtime.seats import CORE, SURPLUS, Need, Seats, need
 
 
 def plan(claims: Sequence[Claim], nodes: Sequence[Node], rules: Rules = Rules()) -> Plan:
     """Sizes and places of all jobs. The order of the arguments does not matter.
 
-    A job whose size stays keeps its places, unless one ahead of it can run nowhere else. No node's and no device's
+    A job whose size stays keeps its places, unless others must have them. No node's and no device's
     bytes are exceeded. A plan of the state that a plan leads to is that plan again.
 
     Raises ValueError if two claims, or two nodes, have one name.
@@ -34,20 +37,31 @@ def plan(claims: Sequence[Claim], nodes: Sequence[Node], rules: Rules = Rules())
     ((('here', 0),), 'shrinks from 2 to 1 device: urgent (priority 10) wants its minimum')
     """
     for kind, names in (("claims", [c.name for c in claims]), ("nodes", [n.name for n in nodes])):
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"plan: two {kind} have the name {twice[0]!r}; names tell them apart, give each its own")
+        if len(set(names)) < len(names):
+            twice = min(name for name, count in collections.Counter(names).items() if count > 1)
+            raise ValueError(f"plan: two {kind} have the name {twice!r}; names tell them apart, give each its own")
     nodes = sorted(nodes, key=lambda node: node.name)
     queue = ordered(claims, sum(len(node.devices) for node in nodes), rules)
-    draft = _Draft(queue, nodes, rules, rules.least_run)
-    draft.minimums()
-    draft.leftovers()
-    while draft.latecomers():
-        draft.leftovers()
+    first = draft = _drawn(queue, nodes, rules)
+    # Jobs that move together to grow may make room: is there a place then for more of those that wait?
+    while len(draft.given) + len(draft.due) < len(queue):
+        better = _drawn(draft.followed(), nodes, rules)
+        if not draft.given.keys() < better.given.keys():
+            break
+        draft = better
     return Plan(
         {name: len(draft.given.get(name, ())) for name in sorted(c.name for c in claims)},
         {name: draft.seats.places(draft.given[name]) for name in sorted(draft.given)},
-        reasons.reasons(draft, nodes),
+        reasons.reasons(draft, first, nodes),
     )
+
+
+def _drawn(queue: Sequence[Claim], nodes: Sequence[Node], rules: Rules) -> "_Draft":
+    draft = _Draft(queue, nodes, rules, rules.least_run)
+    draft.minimums()
+    draft.leftovers()
+    draft.returns()
+    return draft
 
 
 def effective(claims: Sequence[Claim], devices: int, rules: Rules) -> dict[str, float]:
@@ -167,16 +181,24 @@ class _Draft:
                     self.due[claim.name] = later.given[claim.name]
                     self.seats.hold(self.due[claim.name], need(claim, len(self.due[claim.name])))
 
-    def latecomers(self) -> bool:
-        """Minimums that fit now that others have moved together to grow; whether there were any."""
-        found = False
+    def returns(self) -> None:
+        """Who was sent elsewhere stays after all where those have moved on for whom it had to go."""
         for claim in self.queue:
-            if claim.name not in self.given and claim.name not in self.due:
-                devices = self._search(claim, None, SHARED)
-                if devices is not None:
-                    self._give(claim, devices)
-                    found = True
-        return found
+            own, now = self.present.get(claim.name), self.given.get(claim.name)
+            if own is None or now is None or len(own) != len(now) or np.array_equal(own, now):
+                continue
+            want = need(claim, len(own))
+            self.seats.leave(now, want)
+            self._give(claim, own if self.seats.open_to(own, want) else now)
+
+    def followed(self) -> list[Claim]:
+        """The queue as it would be if this plan had been followed long ago, but for those who may not be touched."""
+        claims = []
+        for claim in self.queue:
+            places = self.seats.places(self.given[claim.name]) if claim.name in self.given else ()
+            running = claim.running if claim.name in self.frozen else math.inf
+            claims.append(dataclasses.replace(claim, size=len(places), places=places, running=running))
+        return ordered(claims, len(self.seats), self.rules)
 
     def _stays(self, claim: Claim, own: np.ndarray) -> bool:
         """Gives a running job its core; all it has where a part is kept for another, whom a restart would delay."""

@@ -13,28 +13,30 @@ _NAMED = 3
 """How many others a reason names."""
 
 
-def reasons(draft: Any, nodes: Sequence[Node]) -> dict[str, str]:
-    """The reason of every job that does not run on as it is; `draft` is the planner's."""
-    empty = Seats(nodes, draft.rules.sharing)
+def reasons(draft: Any, now: Any, nodes: Sequence[Node]) -> dict[str, str]:
+    """The reason of every job that does not run on as it is; drafts are the planner's, `now` has the state as it is."""
+    empty: Seats | None = None
     found = {}
-    for rank, claim in enumerate(draft.queue):
-        given, present = draft.given.get(claim.name), draft.present.get(claim.name)
+    claims = {claim.name: claim for claim in now.queue}
+    for rank, claim in enumerate(claims[one.name] for one in draft.queue):
+        given, before = draft.given.get(claim.name), now.present.get(claim.name)
         if given is None:
+            empty = Seats(nodes, sharing=False) if empty is None else empty
             why = _never(claim, empty) or _waits(draft, rank)
             if claim.size:
-                why = f"is preempted{_by(draft, rank)}; {why}" if present is not None else f"{_lost(claim)}; {why}"
-        elif present is None:
+                why = (
+                    f"is preempted{_by(draft, rank, before)}; {why}" if before is not None else f"{_lost(claim)}; {why}"
+                )
+        elif before is None:
             why = f"starts on {_devices(len(given))}"
             why = f"{_lost(claim)}; {why}" if claim.size else why
-        elif len(given) < len(present):
-            why = f"shrinks from {len(present)} to {_devices(len(given))}{_by(draft, rank, gains=True)}"
-        elif len(given) > len(present):
-            gain = claim.pace(len(given)) / claim.pace(len(present))
-            why = (
-                f"grows from {len(present)} to {_devices(len(given))}: nobody waits for them; {gain:.1f} times as fast"
-            )
-        elif not np.array_equal(given, present):
-            why = f"moves to other devices{_by(draft, rank)}"
+        elif len(given) < len(before):
+            why = f"shrinks from {len(before)} to {_devices(len(given))}{_by(draft, rank, before, gains=True)}"
+        elif len(given) > len(before):
+            gain = claim.pace(len(given)) / claim.pace(len(before))
+            why = f"grows from {len(before)} to {_devices(len(given))}: nobody waits for them; {gain:.1f} times as fast"
+        elif not np.array_equal(given, before):
+            why = f"moves to other devices{_by(draft, rank, before)}"
         else:
             continue
         found[claim.name] = why
@@ -81,13 +83,13 @@ def _never(claim: Claim, empty: Seats) -> str:
 def _waits(draft: Any, rank: int) -> str:
     claim = draft.queue[rank]
     if claim.name in draft.due:
-        held = [c for c in draft.queue if c.name in draft.frozen and _meet(draft.given[c.name], draft.due[claim.name])]
-        left = max((draft.rules.least_run - c.running for c in held), default=0.0)
-        if held:
-            return (
-                f"waits {left:.0f} s at most for {_names(held)}: nobody is touched within {draft.rules.least_run:g} s "
-                "of its start or its last resize"
-            )
+        young = [c for c in draft.queue if c.name in draft.frozen]
+        there = [c for c in young if _meet(draft.given[c.name], draft.due[claim.name])] or young
+        left = max(draft.rules.least_run - c.running for c in there)
+        return (
+            f"waits {left:.0f} s at most for {_names(there)}: nobody is touched within {draft.rules.least_run:g} s "
+            "of its start or its last resize"
+        )
     want = need(claim, claim.minimum)
     free = int(np.count_nonzero(draft.seats.costs(want) == FREE))
     ahead = [c for c in draft.queue[:rank] if c.name in draft.given]
@@ -99,20 +101,18 @@ def _waits(draft: Any, rank: int) -> str:
     return f"waits for {_devices(claim.minimum)}; {free or 'none'} {'is' if free < 2 else 'are'} free{others}"
 
 
-def _by(draft: Any, rank: int, gains: bool = False) -> str:
+def _by(draft: Any, rank: int, before: np.ndarray, gains: bool = False) -> str:
     """Who has the devices that a job had."""
     claim = draft.queue[rank]
-    before = draft.present[claim.name]
     kept = draft.given.get(claim.name, np.zeros(0, np.int64))
     lost = np.setdiff1d(before, kept)
-    takers = [c for c in draft.queue if c is not claim and _meet(lost, draft.given.get(c.name, kept[:0]))]
+    takers = [c for c in draft.queue if c.name != claim.name and _meet(lost, draft.given.get(c.name, kept[:0]))]
     if not takers:
         return ""
-    first = takers[0]
-    grown = gains and len(draft.given[first.name]) > first.minimum
-    return (
-        f": {_names(takers)} {'gains more from them' if grown else 'want' + 's' * (len(takers) == 1) + ' its minimum'}"
-    )
+    several, first = len(takers) > 1, takers[0]
+    if gains and len(draft.given[first.name]) > first.minimum:
+        return f": {_names(takers)} {'gain' if several else 'gains'} more from them"
+    return f": {_names(takers)} {'want their minimums' if several else 'wants its minimum'}"
 
 
 def _meet(one: np.ndarray, other: np.ndarray) -> bool:

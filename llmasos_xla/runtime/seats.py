@@ -38,33 +38,41 @@ class Seats:
 
     def __init__(self, nodes: Sequence[Node], sharing: bool):
         self._sharing = sharing
-        self._places = [(node.name, i) for node in nodes for i in range(len(node.devices))]
-        self._numbers = {place: number for number, place in enumerate(self._places)}
+        counts = [len(node.devices) for node in nodes]
+        self._names = [node.name for node in nodes]
+        self._first = np.cumsum([0, *counts])
+        self._numbers = {node.name: (int(first), n) for node, first, n in zip(nodes, self._first, counts)}
         self._budget = np.array([count for node in nodes for count in node.devices], np.int64)
-        self._node = np.array([n for n, node in enumerate(nodes) for _ in node.devices], np.int64)
+        self._node = np.repeat(np.arange(len(nodes)), counts)
         # Nodes whose devices' bytes are the host's.
         self._slots = np.array([not any(node.devices) for node in nodes], np.int64)
         self._memory = np.array([node.memory for node in nodes], np.int64)
         self._kept = np.zeros(len(nodes), np.int64)
         self._bytes = self._budget.copy()
-        self._tenants = np.zeros(len(self._places), np.int64)
-        self._held = np.zeros(len(self._places), bool)
-        self._cost = np.zeros(len(self._places), np.int64)
-        self._sitting = np.zeros(len(self._places), np.int64)
-        self._sitters: dict[int, list[tuple[str, int]]] = {}
+        self._tenants = np.zeros(len(self._budget), np.int64)
+        self._held = np.zeros(len(self._budget), bool)
+        self._cost = np.zeros(len(self._budget), np.int64)
+        self._sitting = np.zeros(len(self._budget), np.int64)
+        self._sitters: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._cores: dict[str, tuple[int, np.ndarray, np.ndarray]] = {}
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._budget)
 
     def numbers(self, places: Iterable[Place]) -> np.ndarray | None:
         """The numbers of places; None if one of them is gone."""
-        found = [self._numbers.get(place, -1) for place in places]
-        return None if -1 in found else np.array(sorted(found), np.int64)
+        found = []
+        for name, i in places:
+            first, count = self._numbers.get(name, (0, 0))
+            if not 0 <= i < count:
+                return None
+            found.append(first + i)
+        return np.array(sorted(found), np.int64)
 
     def places(self, devices: np.ndarray) -> tuple[Place, ...]:
         """The places with those numbers."""
-        return tuple(self._places[i] for i in devices)
+        nodes = self._node[devices]
+        return tuple((self._names[n], i) for n, i in zip(nodes.tolist(), (devices - self._first[nodes]).tolist()))
 
     def largest(self) -> str:
         """The largest device and node, in words."""
@@ -103,10 +111,10 @@ class Seats:
 
     def sit(self, name: str, core: np.ndarray, rest: np.ndarray, want: Need, cost: int) -> None:
         """Somebody runs here: on a core, and on the rest as long as nobody's minimum wants it."""
-        for devices, price in ((core, cost), (rest, SURPLUS)):
-            for i in devices.tolist():
-                self._sitters.setdefault(i, []).append((name, price))
-                self._cost[i] = max(self._cost[i], price)
+        devices = np.concatenate([core, rest])
+        prices = np.where(np.arange(len(devices)) < len(core), cost, SURPLUS)
+        self._sitters[name] = devices, prices
+        self._cost[devices] = np.maximum(self._cost[devices], prices)
         self._sitting[core] += self._of_device(want)[core]
         nodes = np.unique(self._node[core])
         bytes_ = self._of_host(want)[nodes] * np.bincount(self._node[core], minlength=len(self._memory))[nodes]
@@ -114,9 +122,14 @@ class Seats:
 
     def rise(self, name: str, devices: np.ndarray, want: Need | None = None) -> None:
         """Somebody sits on those devices no more; with `want`, they are its core."""
-        for i in devices.tolist():
-            self._sitters[i] = [one for one in self._sitters.get(i, ()) if one[0] != name]
-            self._cost[i] = max((price for _, price in self._sitters[i]), default=FREE)
+        there, prices = self._sitters.pop(name, (devices[:0], devices[:0]))
+        stays = ~np.isin(there, devices)
+        if stays.any():
+            self._sitters[name] = there[stays], prices[stays]
+        self._cost[there[~stays]] = FREE
+        if self._sharing:
+            for there, prices in self._sitters.values():
+                self._cost[there] = np.maximum(self._cost[there], prices)
         if want is not None:
             self._sitting[devices] -= self._of_device(want)[devices]
             del self._cores[name]
@@ -215,6 +228,7 @@ class Seats:
         rank = np.where((costs == price) & (costs >= CORE), CORE, costs + (costs >= CORE))
         picked = []
         for n, size in chosen:
-            devices = np.flatnonzero(fine & (self._node == n))
+            first, last = self._first[n : n + 2]
+            devices = first + np.flatnonzero(fine[first:last])
             picked.append(devices[np.lexsort((~mine_too[devices], rank[devices]))][:size])
         return np.sort(np.concatenate(picked))
