@@ -4,6 +4,11 @@ planner      `plan(claims, nodes, rules)`: how many devices each job gets, and w
 claims       what it is told and what it answers: `Claim`, `Node`, `Rules`, `Plan`
 seats        the devices and bytes of all nodes while a plan is made
 reasons      why a job waits, shrinks or grows, in words
+simulation   traces of jobs through the planner and through other schedulers
+workload     such traces, of stated distributions
+backfill     those other schedulers: FIFO, EASY, Slurm's backfill
+
+Names are imported when they are first used.
 """
 
 import importlib
@@ -24,4 +29,10 @@ __all__ = [*_HOMES]
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

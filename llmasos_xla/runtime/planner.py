@@ -17,14 +17,14 @@ import numpy as np
 
 from llmasos_xla.runtime import reasons
 from llmasos_xla.runtime.claims import Claim, Node, Plan, Rules
-from llmasos_xla.runtime.seats import CORE, SURPLUS, Need, Seats, need
+from llmasos_xla.runtime.seats import CORE, FREE, SURPLUS, Need, Seats, need
 
 
 def plan(claims: Sequence[Claim], nodes: Sequence[Node], rules: Rules = Rules()) -> Plan:
     """Sizes and places of all jobs. The order of the arguments does not matter.
 
-    A job whose size stays keeps its places, unless others must have them. No node's and no device's
-    bytes are exceeded. A plan of the state that a plan leads to is that plan again.
+    A job whose size stays keeps its places, unless others must have them. No node's and no device's bytes are exceeded.
+    A plan of the state that a plan leads to is that plan again.
 
     Raises ValueError if two claims, or two nodes, have one name.
 
@@ -43,10 +43,10 @@ def plan(claims: Sequence[Claim], nodes: Sequence[Node], rules: Rules = Rules())
     nodes = sorted(nodes, key=lambda node: node.name)
     queue = ordered(claims, sum(len(node.devices) for node in nodes), rules)
     first = draft = _drawn(queue, nodes, rules)
-    # Jobs that move together to grow may make room: is there a place then for more of those that wait?
-    while len(draft.given) + len(draft.due) < len(queue):
+    # Jobs that move together to grow may make room: is there a place then for one that waits, or for one ahead of it?
+    while len(draft.given) < len(queue):
         better = _drawn(draft.followed(), nodes, rules)
-        if not draft.given.keys() < better.given.keys():
+        if [c.name in better.given for c in queue] <= [c.name in draft.given for c in queue]:
             break
         draft = better
     return Plan(
@@ -74,7 +74,8 @@ def effective(claims: Sequence[Claim], devices: int, rules: Rules) -> dict[str, 
     # Shares are counted in an order that does not depend on who runs: what a plan starts cannot change it.
     for claim in sorted(claims, key=lambda c: (-_points(c, rules), c.name)):
         share = min(wanted.get(claim.user, 0) / devices, 1.0) if devices else 0.0
-        wanted[claim.user] = wanted.get(claim.user, 0) + claim.minimum
+        # What can never run takes nothing from the others.
+        wanted[claim.user] = wanted.get(claim.user, 0) + claim.minimum * (claim.minimum <= devices)
         found[claim.name] = _points(claim, rules) - rules.fairness * share + rules.margin * (claim.size > 0)
     return found
 
@@ -133,26 +134,31 @@ class _Draft:
                 devices, want = self.present[claim.name], need(claim, claim.size)
                 if self.seats.open_to(devices, want):
                     self.seats.take(devices, want)
-                    fitting.append((claim, devices, want))
+                    fitting.append(claim)
                 else:
                     del self.present[claim.name]
-        for _, devices, want in fitting:
-            self.seats.leave(devices, want)
-        for rank, claim in enumerate(reversed(self.queue)):
-            if claim.name in self.present and claim.name not in self.frozen:
-                core, want = self._cores[claim.name] = self._core(claim)
-                rest = np.setdiff1d(self.present[claim.name], core)
-                self.seats.sit(claim.name, core, rest, want, CORE + rank)
+        for claim in fitting:
+            self._cores[claim.name] = self._core(claim)
+        for claim in fitting:
+            self.seats.leave(*self._cores[claim.name])
+        # Last in the queue pays first; but whom nobody may touch yet pays later, the longer the later: who waits for it
+        # would otherwise wait for another one, just started, each time that a plan is made.
+        fitting.reverse()
+        order = sorted(fitting, key=lambda claim: max(self.rules.least_run - claim.running, 0.0))
+        for price, claim in enumerate(order, start=CORE):
+            core, want = self._cores[claim.name]
+            self.seats.sit(claim.name, core, np.setdiff1d(self.present[claim.name], core), want, price)
 
     def _core(self, claim: Claim) -> tuple[np.ndarray, Need]:
-        """What it keeps at its smallest size that takes no more of any node or device than it has now."""
+        """Makes a tenant of all its devices one of as few as it can do with, beside the others as they are."""
         devices, now = self.present[claim.name], need(claim, claim.size)
+        self.seats.leave(devices, now)
         for size in claim.sizes:
-            want = need(claim, size)
-            kept = self.seats.subset(devices, size)
-            if size == claim.size or self.seats.no_more(kept, want, devices, now):
-                return kept, want
-        raise AssertionError("its present size is one of its sizes")
+            kept, want = self.seats.subset(devices, size), need(claim, size)
+            if size == claim.size or self.seats.open_to(kept, want):
+                break
+        self.seats.take(kept, want)
+        return kept, want
 
     def _give(self, claim: Claim, devices: np.ndarray) -> None:
         self.given[claim.name] = devices
@@ -161,14 +167,14 @@ class _Draft:
     def minimums(self, keep: bool = True) -> None:
         """Everybody's minimum, along the queue."""
         later: _Draft | None = None
-        for rank, claim in enumerate(self.queue):
+        for claim in self.queue:
             if claim.name in self.frozen:
                 continue
             own = self.present.get(claim.name)
             if own is not None and self._stays(claim, own):
                 continue
             # All who sit there still are behind it in the queue, or sit there as surplus.
-            devices = self._search(claim, own, CORE + len(self.queue) - rank)
+            devices = self._search(claim, own)
             if own is not None:
                 self.seats.rise(claim.name, own)
             if devices is not None:
@@ -214,14 +220,14 @@ class _Draft:
             self._give(claim, core)
         return stays
 
-    def _search(self, claim: Claim, own: np.ndarray | None, most: int) -> np.ndarray | None:
+    def _search(self, claim: Claim, own: np.ndarray | None) -> np.ndarray | None:
         """Devices for its smallest size that fits, as cheap for others as can be."""
         for size in claim.sizes:
             want = need(claim, size)
             costs = self.seats.costs(want, own)
-            if np.count_nonzero(costs <= most) < size:
+            prices = self.seats.prices()
+            if np.count_nonzero(costs <= prices[-1]) < size:
                 continue
-            prices = self.seats.prices(most)
             low, high = 0, len(prices)
             # What fits at a price fits at a higher one.
             while low < high:
@@ -274,13 +280,11 @@ class _Draft:
         before, own = self.given[claim.name], self.present.get(claim.name)
         want = need(claim, size)
         self.seats.leave(before, need(claim, len(before)))
-        devices = None
-        if own is not None and size == len(own):
-            # At the size that it has it stays where it is.
-            devices = own if self.seats.open_to(own, want) else None
+        if own is not None and size == len(own) and self.seats.open_to(own, want):
+            devices = own
         else:
             costs = self.seats.costs(want, own)
-            for price in (0, SURPLUS):
-                devices = self.seats.find(want, costs, price, own) if devices is None else devices
+            devices = self.seats.find(want, costs, FREE, own)
+            devices = self.seats.find(want, costs, SURPLUS, own) if devices is None else devices
         self._give(claim, before if devices is None else devices)
         return devices is not None

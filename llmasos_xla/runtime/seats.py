@@ -10,7 +10,7 @@ from llmasos_xla.sharding.planning.table import size as in_words
 
 FREE, SURPLUS, SHARED, CORE = 0, 1, 2, 3
 """What taking a device costs others: nothing; a restart on fewer devices; half a device; from `CORE` on, their run.
-To that is added how far up the queue they stand, so that whoever is last in it pays first."""
+To that is added how late it is their turn to pay."""
 _NEVER = np.iinfo(np.int64).max
 
 
@@ -139,13 +139,6 @@ class Seats:
         counts = np.bincount(self._node[devices], minlength=len(self._memory))
         return np.sort(devices[np.lexsort((devices, -counts[self._node[devices]]))][:size])
 
-    def no_more(self, devices: np.ndarray, want: Need, than: np.ndarray, now: Need) -> bool:
-        """Whether a gang takes no more of any node, and of any device, than another."""
-        nodes = len(self._memory)
-        new = np.bincount(self._node[devices], minlength=nodes) * self._of_host(want)
-        old = np.bincount(self._node[than], minlength=nodes) * self._of_host(now)
-        return bool((new <= old).all() and (self._of_device(want) <= self._of_device(now))[devices].all())
-
     def hold(self, devices: np.ndarray, want: Need) -> None:
         """Keeps devices, and memory with them, for somebody who will come: nobody new may have them."""
         self._held[devices] = True
@@ -165,14 +158,9 @@ class Seats:
         counts = np.bincount(self._node[devices], minlength=len(self._memory))
         return bool((self._memory >= counts * self._of_host(want)).all())
 
-    def prices(self, most: int) -> list[int]:
-        """What devices can cost, up to `most`, cheapest first."""
-        found = (
-            {int(price) for price in np.unique(self._cost)}
-            | {FREE, SHARED}
-            | {cost for cost, *_ in self._cores.values()}
-        )
-        return sorted(price for price in found if price <= most)
+    def prices(self) -> list[int]:
+        """What devices can cost, cheapest first."""
+        return sorted({FREE, SURPLUS, SHARED} | {cost for cost, *_ in self._cores.values()})
 
     def costs(self, want: Need, own: np.ndarray | None = None) -> np.ndarray:
         """What each device costs others if somebody takes it; `own` are those on which it sits itself."""
@@ -230,5 +218,7 @@ class Seats:
         for n, size in chosen:
             first, last = self._first[n : n + 2]
             devices = first + np.flatnonzero(fine[first:last])
-            picked.append(devices[np.lexsort((~mine_too[devices], rank[devices]))][:size])
+            # Others' last ones first: what they keep are neighbors.
+            turn = np.where((rank[devices] > FREE) & ~mine_too[devices], -devices, devices)
+            picked.append(devices[np.lexsort((turn, rank[devices], ~mine_too[devices]))][:size])
         return np.sort(np.concatenate(picked))

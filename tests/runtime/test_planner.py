@@ -256,6 +256,14 @@ def test_a_newcomer_takes_surplus_before_it_preempts():
     assert found.reasons["high"] == "shrinks from 3 to 2 devices: new (priority 2) wants its minimum"
 
 
+def test_surplus_is_surplus_though_fewer_devices_hold_more_bytes_each():
+    gpus = [Node("here", (16 * GB,) * 4, 64 * GB)]
+    high = running("high", range(4), priority=5, sizes=(1, 2, 4), device_bytes={1: 15 * GB, 2: 8 * GB, 4: 4 * GB})
+    found = plan([high, Claim("new", sizes=(2,), device_bytes={2: 9 * GB})], gpus)
+    assert dict(found.sizes) == {"high": 2, "new": 2}
+    assert found.places["high"] == high.places[:2]
+
+
 def test_the_last_in_the_queue_is_preempted_and_is_told():
     jobs = [running(f"job{i}", [i], priority=i) for i in range(4)]
     found = plan([*jobs, Claim("new", priority=9, sizes=(2,))], CPU)

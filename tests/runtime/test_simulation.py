@@ -116,11 +116,12 @@ def test_nobody_starves_under_a_stream_without_end():
     assert found["gang"].began > 4 * 3600
 
 
-def test_equals_do_not_keep_a_gang_out():
-    # One small job always runs: whoever counts devices alone would never see four free ones.
-    rules = Rules(aging=1800.0, least_run=120.0)
-    gang = Job("gang", 0.5, asked=4, sizes=(4,), seconds=300.0, limit=600.0)
-    small = [Job(f"small{i:03}", 200.0 * i, asked=1, sizes=(1,), seconds=500.0, limit=1000.0) for i in range(120)]
+@pytest.mark.parametrize("wants", [2, 3, 4])
+def test_equals_do_not_keep_a_gang_out(wants):
+    # Small jobs always run, and one or another of them may not be touched yet.
+    rules = Rules(aging=900.0, least_run=120.0)
+    gang = Job("gang", 50.5, asked=wants, sizes=(wants,), seconds=300.0, limit=600.0)
+    small = [Job(f"small{i:03}", 50.0 * i, asked=1, sizes=(1,), seconds=230.0, limit=500.0) for i in range(60)]
     found = fates(simulate([gang, *small], 4, by_plan(slots(4), rules), COSTS, frozen=rules.least_run))
     assert found["gang"].began < 2 * rules.aging + 2 * rules.least_run
 
