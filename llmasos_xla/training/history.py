@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from llmasos_xla.compiling import CompileRecord
+from llmasos_xla.energy import Energy
 from llmasos_xla.errors import missing_package
 
 
@@ -19,6 +20,8 @@ class History:
         compiled: what was compiled during the fit, when and for how long.
         steps_per_dispatch: how many train steps one call of the compiled program makes.
         saves: step and seconds held up of each checkpoint that this call of fit began to write.
+        energy: what this call of fit used, compiling left out, and how well that is known; None before it ends.
+        samples: how many training samples it went through for that.
     """
 
     history: dict[str, list[float]] = dataclasses.field(default_factory=dict)
@@ -28,6 +31,15 @@ class History:
     compiled: list[CompileRecord] = dataclasses.field(default_factory=list)
     steps_per_dispatch: int = 1
     saves: list[tuple[int, float]] = dataclasses.field(default_factory=list)
+    energy: Energy | None = None
+    samples: int = 0
+
+    @property
+    def joules_per_sample(self) -> float | None:
+        """The energy of one training sample; None where it is not known."""
+        if self.energy is None or self.energy.quality == "absent" or not self.samples:
+            return None
+        return self.energy.joules / self.samples
 
     def add(self, epoch: int, logs: dict[str, float], seconds: float, samples: int) -> None:
         """Adds an epoch."""
@@ -46,6 +58,8 @@ class History:
         widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
         lines = ["  ".join(cell.rjust(w) for cell, w in zip(row, widths)) for row in rows]
         lines += [f"compiled {record}" for record in self.compiled]
+        if self.energy is not None:
+            lines.append(str(self.energy))
         return "\n".join(lines)
 
     __repr__ = __str__

@@ -21,9 +21,10 @@ from llmasos_xla.training.diagnose import NonFiniteLossError, first_not_finite
 from llmasos_xla.training.evaluation import Evaluator, arrays_of
 from llmasos_xla.training.history import History
 from llmasos_xla.training.interrupt import deferred_interrupt
+from llmasos_xla.training.joules import Joules
 from llmasos_xla.training.pipelined import DeadlockError, refuse_deadlock
 from llmasos_xla.training.placed import Programs, shardings_of, tracing
-from llmasos_xla.training.report import Quiet
+from llmasos_xla.training.report import Quiet, heard
 from llmasos_xla.training.step import Gradients, Objective, Totals, TrainState, make_train_step, over_group
 
 # One dispatch should hold about this much work: enough to hide Python, little enough for a live progress bar.
@@ -154,6 +155,7 @@ def fit(
     `saving`, SIGTERM raises SystemExit(75) once the fit is saved.
     """
     # Compiling is shown too, so the report begins before there is a run; what fails there must give the screen back.
+    report = heard(report)
     report.begin(job.first_epoch, job.last_epoch, job.steps_per_epoch)
     try:
         run = _Run(job, state, report, history, resume, saving)
@@ -167,6 +169,7 @@ def fit(
             raise TypeError("fit: a callback answered with a function; write callbacks=[early_stopping()], with ()")
         return any(isinstance(answer, str) and answer == "stop" for answer in answers)
 
+    joules = run.joules
     try:
         with deferred_interrupt() as interrupted:
             # From here on the run's state is the only one: the weights it began with need not wait for the epoch's end.
@@ -178,12 +181,14 @@ def fit(
                     variables = evaluation_variables(run.state)
                     logs |= evaluator(variables, job.validation, job.preprocessing, report=report, prefix="val_")
                 history.add(epoch, logs, seconds, run.samples)
-                report.epoch_end(epoch, seconds, run.samples / max(seconds, 1e-9), logs)
+                cost = joules.told(history, run.all_samples) if epoch + 1 == job.last_epoch else ""
+                report.epoch_end(epoch, seconds, run.samples / max(seconds, 1e-9), logs, cost)
                 # Only now is the epoch over: one that ends in its validation goes on with that.
                 run.position = Position(epoch + 1, run.source.get_state(), None)
                 keep(run.state, run.position, False)
                 if tell("epoch", epoch, logs):
-                    report.note(f"stopped by a callback after epoch {epoch + 1}")
+                    cost = "" if cost else joules.told(history, run.all_samples)
+                    report.note(f"stopped by a callback after epoch {epoch + 1}  {cost}".rstrip())
                     break
                 if epoch + 1 < job.last_epoch:
                     wish = run.ballot.last() if run.ballot else run.pace.wish(interrupted())
@@ -192,6 +197,7 @@ def fit(
             end, run.position = run.position, None
     finally:
         keep(run.state, run.position, True)
+        joules.end(history, run.all_samples)
         run.close()
         report.end()
     tell("end", job.last_epoch - 1, {})
@@ -239,7 +245,8 @@ class _Run:
         self.ballot = Ballot(job.placement.mesh) if job.placement and jax.process_count() > 1 else None
         self.key = self.programs.everywhere(jax.random.key(job.seed))
         self.updates = int(state.step)
-        self.samples = 0
+        # Of this epoch, and of all.
+        self.samples = self.all_samples = 0
         first = self._batch(job.batches(1, self.programs.share))
         example = self.programs.whole(first, axis=0)
         compiled = self._compiled(first, example)
@@ -252,6 +259,7 @@ class _Run:
         self.position = resume or Position(job.first_epoch, self.source.get_state(), None)
         self.groups: Iterator[Any] = iter(self.source)
         self.pace.start(self.updates)
+        self.joules = Joules(state)
 
     def _compiled(self, first: dict[str, Any], example: dict[str, Any]) -> Step:
         """The compiled train step for batches like the example; an earlier fit's where there was one like this."""
@@ -336,7 +344,9 @@ class _Run:
                 self.state, totals, arrays, np.int32(group.steps), self.key, *votes
             )
             self.updates += group.steps
-            self.samples += int(group.count[: group.steps].sum())
+            rows = int(group.count[: group.steps].sum())
+            self.samples += rows
+            self.all_samples += rows
             done = group.first_step + group.steps
             self.position = Position(epoch, self.source.get_state(), totals)
             under_way.append(totals.bad_step)
@@ -347,6 +357,7 @@ class _Run:
                 reported = now
                 logs = totals.read(self.job.objective.metrics)
                 self.report.step(done, self.samples / (now - started), logs)
+                self.joules.keep_up()
             wish = self.ballot.heard(*answer) if self.ballot else self.pace.wish(interrupted())
             decision = self.pace.decide(self.updates, wish)
             # What is due at an epoch's last step is saved with the epoch.

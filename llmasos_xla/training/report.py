@@ -4,7 +4,7 @@ import contextlib
 import html
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 
@@ -25,8 +25,10 @@ class Quiet:
     def step(self, step: int, samples_per_second: float, logs: dict[str, float]) -> None:
         """The epoch has come to `step`, with these metrics so far."""
 
-    def epoch_end(self, epoch: int, seconds: float, samples_per_second: float, logs: dict[str, float]) -> None:
-        """An epoch is over."""
+    def epoch_end(
+        self, epoch: int, seconds: float, samples_per_second: float, logs: dict[str, float], energy: str = ""
+    ) -> None:
+        """An epoch is over; `energy` says what a sample cost, behind the last one."""
 
     def note(self, text: str) -> None:
         """Something worth saying happened."""
@@ -56,9 +58,11 @@ class Lines(Quiet):
         yield
         self.note(f"compiled {what} in {time.perf_counter() - started:.2f} s")
 
-    def epoch_end(self, epoch: int, seconds: float, samples_per_second: float, logs: dict[str, float]) -> None:
+    def epoch_end(
+        self, epoch: int, seconds: float, samples_per_second: float, logs: dict[str, float], energy: str = ""
+    ) -> None:
         """Prints the epoch's line."""
-        self.note(_epoch_line(epoch, self.last_epoch, seconds, samples_per_second, logs))
+        self.note(_epoch_line(epoch, self.last_epoch, seconds, samples_per_second, logs, energy))
 
     def note(self, text: str) -> None:
         """Prints the text."""
@@ -111,10 +115,12 @@ class Bar(Quiet):
         """Moves the bar."""
         self.bar.update(self.task, completed=step, text=f"{samples_per_second:.0f}/s  {_metrics(logs)}")
 
-    def epoch_end(self, epoch: int, seconds: float, samples_per_second: float, logs: dict[str, float]) -> None:
+    def epoch_end(
+        self, epoch: int, seconds: float, samples_per_second: float, logs: dict[str, float], energy: str = ""
+    ) -> None:
         """Leaves a line in place of the bar: rich cuts off what does not fit the screen, and epochs may be hundreds."""
         self.bar.remove_task(self.task)
-        self.note(_epoch_line(epoch, self.last_epoch, seconds, samples_per_second, logs))
+        self.note(_epoch_line(epoch, self.last_epoch, seconds, samples_per_second, logs, energy))
 
     def note(self, text: str) -> None:
         """Prints above the bar."""
@@ -175,6 +181,68 @@ def reporter(verbose: int) -> Quiet:
     return Bar() if sys.stdout.isatty() else Lines()
 
 
+_LISTENERS: list[Quiet] = []
+
+
+@contextlib.contextmanager
+def listening(listener: Quiet) -> Iterator[None]:
+    """Within the block `listener` is told what every fit of this process reports, beside the fit's own reporter."""
+    _LISTENERS.append(listener)
+    try:
+        yield
+    finally:
+        _LISTENERS.remove(listener)
+
+
+def heard(report: Quiet) -> Quiet:
+    """A reporter that tells whoever listens at this moment, too."""
+    return _Several((report, *_LISTENERS)) if _LISTENERS else report
+
+
+class _Several(Quiet):
+    """Tells each of several reporters the same."""
+
+    def __init__(self, reports: Sequence[Quiet]):
+        self.reports = reports
+
+    def begin(self, first_epoch: int, last_epoch: int, steps: int) -> None:
+        for report in self.reports:
+            report.begin(first_epoch, last_epoch, steps)
+
+    @contextlib.contextmanager
+    def compiling(self, what: str) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for report in self.reports:
+                stack.enter_context(report.compiling(what))
+            yield
+
+    def epoch(self, epoch: int) -> None:
+        for report in self.reports:
+            report.epoch(epoch)
+
+    def step(self, step: int, samples_per_second: float, logs: dict[str, float]) -> None:
+        for report in self.reports:
+            report.step(step, samples_per_second, logs)
+
+    def epoch_end(
+        self, epoch: int, seconds: float, samples_per_second: float, logs: dict[str, float], energy: str = ""
+    ) -> None:
+        for report in self.reports:
+            report.epoch_end(epoch, seconds, samples_per_second, logs, energy)
+
+    def note(self, text: str) -> None:
+        for report in self.reports:
+            report.note(text)
+
+    def end(self) -> None:
+        for report in self.reports:
+            report.end()
+
+    def print(self, text: str) -> None:
+        for report in self.reports:
+            report.print(text)
+
+
 def _in_notebook() -> bool:
     # A shell with a kernel: Jupyter's and Colab's, but not IPython's in a terminal.
     return "IPython" in sys.modules and hasattr(sys.modules["IPython"].get_ipython(), "kernel")
@@ -184,5 +252,8 @@ def _metrics(logs: dict[str, float]) -> str:
     return "  ".join(f"{name} {value:.4f}" for name, value in logs.items())
 
 
-def _epoch_line(epoch: int, last_epoch: int, seconds: float, samples_per_second: float, logs: dict[str, float]) -> str:
-    return f"Epoch {epoch + 1}/{last_epoch}  {seconds:.1f} s  {samples_per_second:.0f}/s  {_metrics(logs)}"
+def _epoch_line(
+    epoch: int, last_epoch: int, seconds: float, samples_per_second: float, logs: dict[str, float], energy: str
+) -> str:
+    text = f"Epoch {epoch + 1}/{last_epoch}  {seconds:.1f} s  {samples_per_second:.0f}/s  {_metrics(logs)}"
+    return f"{text}  {energy}" if energy else text
