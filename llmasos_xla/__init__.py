@@ -16,7 +16,7 @@
     plan                          which devices and which layout, before anyone pays for them
     Deployer                      serve a saved model over HTTP
     export                        a model as a bundle, or for ONNX, OpenVINO, IREE, TensorFlow
-    runtime                       jobs by priority and need on the machines that are there
+    runtime                       a queue of jobs by priority and need, `llmasos up`; watch(), energy
     sharding                      meshes, where arrays lie on them
     initialize, world             several processes, on one machine or many
     kernels                       convolution, pooling, recurrence for your own JAX code

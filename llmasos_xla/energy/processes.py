@@ -16,6 +16,8 @@ from llmasos_xla.errors import missing_package
 _PROC = pathlib.Path("/proc")
 _HAS_PROC = os.path.exists("/proc/self/stat")
 _TICKS = os.sysconf("SC_CLK_TCK") if _HAS_PROC else 100
+# Processes end at any moment; those of other users may be hidden.
+_NOT_THERE = (FileNotFoundError, ProcessLookupError, PermissionError)
 _PAGE = os.sysconf("SC_PAGE_SIZE") if _HAS_PROC else 4096
 
 
@@ -30,6 +32,15 @@ class Stat(NamedTuple):
     threads: int
     memory: int
     """Resident bytes."""
+    ended: bool = False
+    """It has ended, and nobody has waited for it yet."""
+
+
+class Everyone(NamedTuple):
+    """All processes of the machine at one moment."""
+
+    stats: dict[int, Stat]
+    children: dict[int, list[int]]
 
 
 class Usage(NamedTuple):
@@ -75,46 +86,52 @@ class Tree:
         self._last = sum(stat.seconds for stat in self._walk())
         self._seconds = 0.0
 
-    def read(self, everyone: dict[int, Stat] | None = None) -> Usage:
+    def read(self, everyone: Everyone | None = None) -> Usage:
         """What they use now; `everyone`, from `snapshot`, spares the search for them."""
-        root = everyone.get(self.pid) if everyone is not None else _stat(self.pid)
+        root = _stat(self.pid) if everyone is None else everyone.stats.get(self.pid)
         if root is None or root.started != self._started:
             return Usage(self._seconds, 0, 0)
         found = tuple(self._walk() if everyone is None else _below(self.pid, everyone))
+        living = 0 if root.ended else sum(not stat.ended for stat in found)
         now = sum(stat.seconds for stat in found)
         # A child's time goes over to its parent when it ends, unless nobody waits for it: then the sum falls.
         self._seconds += max(0.0, now - self._last)
         self._last = now
-        return Usage(self._seconds, sum(stat.memory for stat in found), len(found))
+        return Usage(self._seconds, sum(stat.memory for stat in found), living)
 
     def _walk(self) -> Iterable[Stat]:
-        waiting = [self.pid]
+        # A pid may come again elsewhere while they are looked at; nobody is looked at twice.
+        waiting, seen = [self.pid], set()
         while waiting:
             pid = waiting.pop()
-            stat = _stat(pid)
+            stat = None if pid in seen else _stat(pid)
+            seen.add(pid)
             if stat is not None:
                 yield stat
                 waiting += _children(pid, stat)
 
 
-def snapshot() -> dict[int, Stat]:
+def snapshot() -> Everyone:
     """All processes: for many trees at once this is less work than a search for each."""
     if _HAS_PROC:
         pids = [int(name) for name in os.listdir(_PROC) if name.isdigit()]
     else:
         pids = _psutil().pids()
-    return {pid: stat for pid in pids if (stat := _stat(pid)) is not None}
-
-
-def _below(pid: int, everyone: dict[int, Stat]) -> Iterable[Stat]:
+    stats = {pid: stat for pid in pids if (stat := _stat(pid)) is not None}
     children: dict[int, list[int]] = {}
-    for child, stat in everyone.items():
-        children.setdefault(stat.parent, []).append(child)
-    waiting = [pid]
+    for pid, stat in stats.items():
+        children.setdefault(stat.parent, []).append(pid)
+    return Everyone(stats, children)
+
+
+def _below(pid: int, everyone: Everyone) -> Iterable[Stat]:
+    waiting, seen = [pid], set()
     while waiting:
         pid = waiting.pop()
-        yield everyone[pid]
-        waiting += children.get(pid, ())
+        if pid not in seen:
+            seen.add(pid)
+            yield everyone.stats[pid]
+            waiting += everyone.children.get(pid, ())
 
 
 def _stat(pid: int) -> Stat | None:
@@ -125,7 +142,7 @@ def _stat(pid: int) -> Stat | None:
         with open(f"/proc/{pid}/stat", "rb") as file:
             # The name stands in brackets, and may hold brackets and spaces itself.
             fields = file.read().rpartition(b")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
+    except _NOT_THERE:
         return None
     if len(fields) < 22:
         return None
@@ -133,7 +150,7 @@ def _stat(pid: int) -> Stat | None:
     if pid == os.getpid():
         # A tick is 10 ms; of itself a process knows more.
         seconds = time.process_time() + sum(map(int, fields[13:15])) / _TICKS
-    return Stat(int(fields[1]), float(fields[19]), seconds, int(fields[17]), int(fields[21]) * _PAGE)
+    return Stat(int(fields[1]), float(fields[19]), seconds, int(fields[17]), int(fields[21]) * _PAGE, fields[0] == b"Z")
 
 
 def _children(pid: int, stat: Stat) -> list[int]:
@@ -146,16 +163,16 @@ def _children(pid: int, stat: Stat) -> list[int]:
     found: list[int] = []
     try:
         threads = [str(pid)] if stat.threads == 1 else os.listdir(f"/proc/{pid}/task")
-    except (FileNotFoundError, ProcessLookupError):
+    except _NOT_THERE:
         return found
     for thread in threads:
         try:
             with open(f"/proc/{pid}/task/{thread}/children") as file:
                 found += map(int, file.read().split())
-        except (FileNotFoundError, ProcessLookupError):
+        except _NOT_THERE:
             if os.path.exists(f"/proc/{pid}/task/{thread}/stat"):
                 # A kernel without CONFIG_PROC_CHILDREN.
-                return [child for child, other in snapshot().items() if other.parent == pid]
+                return snapshot().children.get(pid, [])
     return found
 
 
@@ -168,7 +185,8 @@ def _stat_by_psutil(pid: int) -> Stat | None:
             seconds = times.user + times.system + getattr(times, "children_user", 0.0)
             seconds += getattr(times, "children_system", 0.0)
             memory = process.memory_info().rss
-            return Stat(process.ppid(), process.create_time(), seconds, process.num_threads(), memory)
+            ended = process.status() == psutil.STATUS_ZOMBIE
+            return Stat(process.ppid(), process.create_time(), seconds, process.num_threads(), memory, ended)
     except psutil.Error:
         return None
 

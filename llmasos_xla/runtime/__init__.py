@@ -1,5 +1,13 @@
 """The operating layer: jobs by priority and need on the machines that are there, and what the machines do.
 
+jobs         what somebody submits, and what has become of it
+store        the queue in SQLite: whatever is killed finds it as it was
+home         the folder where all of this is kept
+supervisor   looks at jobs and machines, asks the planner, has launchers act
+launchers    how jobs get processes
+engine       the process that the supervisor lives in; service: whether there is one, and how it comes and goes
+client       submit, wait, result; commands: the same from a shell; call: runs a function that was submitted
+
 planner      `plan(claims, nodes, rules)`: how many devices each job gets, and which: a pure function
 claims       what it is told and what it answers: `Claim`, `Node`, `Rules`, `Plan`
 seats        the devices and bytes of all nodes while a plan is made
@@ -8,7 +16,18 @@ simulation   traces of jobs through the planner and through other schedulers
 workload     such traces, of stated distributions
 backfill     those other schedulers: FIFO, EASY, Slurm's backfill
 
-Names are imported when they are first used.
+watching     `lm.runtime.watch()`: a timeline of machine and fit, side by side
+monitor      what this machine does, once a second, at next to no cost
+figures      the columns of that, and how each is read
+gauges       samples for Prometheus
+gpus         NVIDIA's GPUs: use, memory, power, heat
+jax_memory   the bytes that JAX holds
+ring         the newest rows of a table, in memory of a fixed size
+timeline     samples as a picture
+log          rows as Parquet files
+energy       joules of a block of code, and zeus as a source of them
+
+Names are imported when they are first used: a monitor runs in processes that never import JAX.
 """
 
 import importlib
@@ -19,9 +38,33 @@ if TYPE_CHECKING:
     from llmasos_xla.runtime.claims import Node as Node
     from llmasos_xla.runtime.claims import Plan as Plan
     from llmasos_xla.runtime.claims import Rules as Rules
+    from llmasos_xla.runtime.client import JobError as JobError
+    from llmasos_xla.runtime.client import Submitted as Submitted
+    from llmasos_xla.runtime.client import here as here
+    from llmasos_xla.runtime.client import queue as queue
+    from llmasos_xla.runtime.client import submit as submit
+    from llmasos_xla.runtime.energy import measure as measure
+    from llmasos_xla.runtime.monitor import Monitor as Monitor
     from llmasos_xla.runtime.planner import plan as plan
+    from llmasos_xla.runtime.watching import Watch as Watch
+    from llmasos_xla.runtime.watching import watch as watch
 
-_HOMES = {"Claim": "claims", "Node": "claims", "Plan": "claims", "Rules": "claims", "plan": "planner"}
+_HOMES = {
+    "Claim": "claims",
+    "JobError": "client",
+    "Monitor": "monitor",
+    "Node": "claims",
+    "Plan": "claims",
+    "Rules": "claims",
+    "Submitted": "client",
+    "Watch": "watching",
+    "here": "client",
+    "measure": "energy",
+    "plan": "planner",
+    "queue": "client",
+    "submit": "client",
+    "watch": "watching",
+}
 
 __all__ = [*_HOMES]
 

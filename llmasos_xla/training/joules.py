@@ -28,7 +28,8 @@ class Joules:
         elif platforms - {"cpu", "gpu"}:
             self._why_not = f"nobody tells what devices of {', '.join(sorted(platforms))} use"
         else:
-            gpus = sorted(device.local_hardware_id for device in devices if device.platform == "gpu")
+            # CUDA's number of a device, which counts those that CUDA_VISIBLE_DEVICES leaves, as the meter does.
+            gpus = sorted(device.local_hardware_id or 0 for device in devices if device.platform == "gpu")
             self._meter = Meter(gpus=gpus)
 
     def keep_up(self) -> None:

@@ -1,10 +1,13 @@
 """GPUs by NVML, as far as a module that answers like it can show."""
 
+import pathlib
+import re
 import sys
 
 import fake_nvml
 import pytest
 
+import llmasos_xla
 from llmasos_xla.energy import Meter
 from llmasos_xla.energy.figures import UnavailableError
 from llmasos_xla.energy.nvml import GpuCounter, Nvml
@@ -102,6 +105,16 @@ def test_a_real_library_without_a_driver_says_so():
     else:
         pynvml.nvmlShutdown()
         assert Meter(gpus="all").parts().keys() > {"cpu"}
+
+
+def test_the_real_library_has_what_is_asked_of_it():
+    pynvml = pytest.importorskip("pynvml", reason="nvidia-ml-py is not installed")
+    fake = fake_nvml.library([])
+    assert [name for name in vars(fake) if name.startswith(("nvml", "NVML")) and not hasattr(pynvml, name)] == []
+    package = pathlib.Path(llmasos_xla.__file__).parent
+    sources = [package / "energy" / "nvml.py", package / "runtime" / "gpus.py"]
+    asked = {name for source in sources for name in re.findall(r"\bnvml[A-Z]\w+|\bNVML_\w+", source.read_text())}
+    assert asked <= set(dir(pynvml)) & set(dir(fake))
 
 
 def test_a_meter_over_processor_and_gpus(nvml, tmp_path):

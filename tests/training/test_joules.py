@@ -1,7 +1,11 @@
 """What a fit says of its energy."""
 
 import re
+import sys
+import types
+from typing import NamedTuple
 
+import fake_nvml
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -77,6 +81,45 @@ def test_here_it_is_known():
     history = fit(epochs=2, verbose=0)
     assert history.energy.quality in ("measured", "estimated")
     assert history.joules_per_sample >= 0
+
+
+def test_a_long_epoch_is_kept_up_with(monkeypatch):
+    """A counter that comes round is read within the epoch, too."""
+    kept = []
+    monkeypatch.setattr("llmasos_xla.training.loop._SECONDS_BETWEEN_REPORTS", 0.0)
+    monkeypatch.setattr(Meter, "keep_up", lambda self: kept.append(1))
+    fit(verbose=0, steps_per_dispatch=1)
+    assert len(kept) == 4
+
+
+class Device(NamedTuple):
+    platform: str
+    local_hardware_id: int
+
+
+def arrays(platform, *numbers):
+    """A state that lies on devices which are not here."""
+    return {"a": types.SimpleNamespace(devices=lambda: {Device(platform, number) for number in numbers})}
+
+
+def test_a_fit_on_gpus_counts_its_own(monkeypatch):
+    gpus = [{"millijoules": 0}, {"millijoules": 0}, {"millijoules": 0}]
+    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml.library(gpus))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    joules, history = Joules(arrays("gpu", 2, 1)), History()
+    for number, gpu in enumerate(gpus):
+        gpu["millijoules"] = 10 ** (6 + number)
+    assert "J/sample" in joules.told(history, 10)
+    assert history.energy.joules == pytest.approx(110_000, abs=100)
+    assert "NVML's counter of gpu1 + NVML's counter of gpu2" in history.energy.source
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert Joules(arrays("gpu", 0)).told(history, 10) == ""
+
+
+def test_devices_that_nobody_measures():
+    history = History()
+    assert Joules(arrays("tpu", 0)).told(history, 10) == ""
+    assert str(history.energy) == "energy unknown (nobody tells what devices of tpu use)"
 
 
 def test_several_processes_are_not_summed(monkeypatch):
