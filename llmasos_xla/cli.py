@@ -14,10 +14,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_launch(commands)
     _add_serving(commands)
+    _add_queue(commands)
     chosen = parser.parse_args(arguments)
     try:
         return chosen.run(chosen)
-    except (ValueError, OSError, ImportError) as error:
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, LookupError, OSError, ImportError, RuntimeError) as error:
         print(f"llmasos {chosen.command}: {str(error).removeprefix(f'{chosen.command}: ')}", file=sys.stderr)
         return 2
 
@@ -183,6 +186,67 @@ def _rollback(chosen: argparse.Namespace) -> int:
 def _stats(chosen: argparse.Namespace) -> int:
     print(json.dumps(_told(chosen, {"do": "stats"}), indent=2))
     return 0
+
+
+def _add_queue(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    from llmasos_xla.runtime import commands as queue
+
+    parser = commands.add_parser("up", help="start the engine that runs jobs on this machine")
+    parser.add_argument("--devices", type=int, help="slots for jobs; its GPUs or else its cores if not said")
+    parser.add_argument("--memory", type=queue.size, help="bytes that jobs may have, such as 8G; 90 %% of all")
+    parser.add_argument("--least-run", type=float, metavar="S", help="that a job runs before it may have to make room")
+    parser.set_defaults(run=queue.up)
+    _add_home(parser)
+    parser = commands.add_parser(
+        "submit",
+        help="put a script or a command into the queue",
+        usage="llmasos submit [options] (SCRIPT.py | COMMAND) [its arguments]",
+    )
+    parser.add_argument("--name", help="what it is called; the script's name if not said")
+    parser.add_argument("--priority", type=int, default=0, help="larger goes first (0)")
+    parser.add_argument(
+        "--devices", type=queue.devices, default=(1, 1), metavar="N|A-B", help="how many it can use (1)"
+    )
+    parser.add_argument("--sizes", type=queue.sizes, default=(), metavar="N,N", help="that it can run on, if not all")
+    parser.add_argument("--processes", action="store_true", help="a process a device, by `llmasos launch`")
+    parser.add_argument("--memory", type=queue.size, help="bytes that it needs, such as 2G; measured if not said")
+    parser.add_argument("--retries", type=int, default=3, help="how often it may fail (3)")
+    parser.add_argument(
+        "--after", action="append", metavar="JOB", help="one that has to be done before; may come again"
+    )
+    parser.add_argument(
+        "--preemptible",
+        action=argparse.BooleanOptionalAction,
+        help="whether it may be ended for others and started again; once a fit in it saves itself, if not said",
+    )
+    parser.add_argument("--grace", type=float, default=60.0, metavar="S", help="to save itself in (60)")
+    parser.add_argument("--stuck-after", type=float, metavar="S", help="without a step: start it again")
+    parser.add_argument("what", help=argparse.SUPPRESS)
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    parser.set_defaults(run=queue.submit)
+    _add_home(parser)
+    parser = commands.add_parser("queue", help="what jobs there are")
+    parser.add_argument("--all", action="store_true", help="those that have ended, too")
+    parser.add_argument("--json", action="store_true")
+    parser.set_defaults(run=queue.queue)
+    _add_home(parser)
+    parser = commands.add_parser("logs", help="what a job has printed")
+    parser.add_argument("job", help="its number or name")
+    parser.add_argument("-f", "--follow", action="store_true", help="until it ends")
+    parser.set_defaults(run=queue.logs)
+    _add_home(parser)
+    parser = commands.add_parser("cancel", help="end a job")
+    parser.add_argument("job", help="its number or name")
+    parser.set_defaults(run=queue.cancel)
+    _add_home(parser)
+    parser = commands.add_parser("down", help="end the engine; jobs save themselves and wait for the next")
+    parser.add_argument("--timeout", type=float, default=120.0, metavar="S", help="to wait for them (120)")
+    parser.set_defaults(run=queue.down)
+    _add_home(parser)
+
+
+def _add_home(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--home", metavar="FOLDER", help="of the queue; LLMASOS_HOME, or the user's own")
 
 
 def _told(chosen: argparse.Namespace, message: dict[str, object]) -> dict[str, Any]:

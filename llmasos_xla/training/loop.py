@@ -26,6 +26,7 @@ from llmasos_xla.training.pipelined import DeadlockError, refuse_deadlock
 from llmasos_xla.training.placed import Programs, shardings_of, tracing
 from llmasos_xla.training.report import Quiet, heard
 from llmasos_xla.training.step import Gradients, Objective, Totals, TrainState, make_train_step, over_group
+from llmasos_xla.training.telling import teller
 
 # One dispatch should hold about this much work: enough to hide Python, little enough for a live progress bar.
 _OPERATIONS_PER_DISPATCH = 3e10
@@ -155,7 +156,7 @@ def fit(
     `saving`, SIGTERM raises SystemExit(75) once the fit is saved.
     """
     # Compiling is shown too, so the report begins before there is a run; what fails there must give the screen back.
-    report = heard(report)
+    report = heard(report, *teller(saving is not None))
     report.begin(job.first_epoch, job.last_epoch, job.steps_per_epoch)
     try:
         run = _Run(job, state, report, history, resume, saving)

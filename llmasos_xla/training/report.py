@@ -194,9 +194,10 @@ def listening(listener: Quiet) -> Iterator[None]:
         _LISTENERS.remove(listener)
 
 
-def heard(report: Quiet) -> Quiet:
-    """A reporter that tells whoever listens at this moment, too."""
-    return _Several((report, *_LISTENERS)) if _LISTENERS else report
+def heard(report: Quiet, *others: Quiet) -> Quiet:
+    """A reporter that tells the others, and whoever listens at this moment, too."""
+    listeners = (*others, *_LISTENERS)
+    return _Several((report, *listeners)) if listeners else report
 
 
 class _Several(Quiet):

@@ -1,0 +1,24 @@
+"""`python -m llmasos_xla.runtime.call FILE`: runs a function that was submitted, and keeps what it returns."""
+
+import os
+import pathlib
+import pickle
+import sys
+
+
+def main(path: str) -> None:
+    """Calls the function of the file; its result goes to the job's folder."""
+    # Written by `submit`, in a folder of this user alone.
+    function, arguments = pickle.loads(pathlib.Path(path).read_bytes())
+    result = function(*arguments)
+    if os.environ.get("RANK", "0") == "0":
+        import cloudpickle
+
+        folder = pathlib.Path(os.environ["LLMASOS_JOB_FOLDER"])
+        beside = folder / "result.new"
+        beside.write_bytes(cloudpickle.dumps(result))
+        beside.replace(folder / "result")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,241 @@
+"""Submitting jobs and waiting for them, from Python."""
+
+import contextlib
+import dataclasses
+import functools
+import getpass
+import os
+import pathlib
+import pickle
+import shutil
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+from llmasos_xla.errors import missing_package
+from llmasos_xla.runtime.home import Home
+from llmasos_xla.runtime.jobs import Job, Layout, Spec, State
+from llmasos_xla.runtime.store import Store
+
+_LOOK_SECONDS = 0.05
+
+
+class JobError(RuntimeError):
+    """A job that was waited for did not come to a good end."""
+
+
+class Submitted:
+    """A job in the queue, as `submit` returns it.
+
+    Args:
+        number: the job's.
+        home: of the queue; the user's own if None.
+    """
+
+    def __init__(self, number: int, home: Home | None = None):
+        self.number = number
+        self._home = home or Home()
+
+    @functools.cached_property
+    def _store(self) -> Store:
+        return Store(self._home.make().store)
+
+    @property
+    def job(self) -> Job:
+        """All that is known of it now."""
+        return self._store.job(self.number)
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return self.job.spec.name
+
+    @property
+    def state(self) -> State:
+        """Where it is: waiting, queued, starting, running, draining; done, failed or cancelled."""
+        return self.job.state
+
+    @property
+    def folder(self) -> pathlib.Path:
+        """Its own folder, for what it leaves behind; LLMASOS_JOB_FOLDER in its environment."""
+        return self._home.job(self.number)
+
+    def wait(self, timeout: float | int | None = None) -> State:
+        """Waits until it has ended; how. Raises TimeoutError after `timeout` seconds; the job goes on."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not (job := self.job).ended:
+            if deadline is not None and time.monotonic() > deadline:
+                raise TimeoutError(f"wait: job {self.number} ({job.spec.name}) is {job.state} after {timeout:g} s")
+            time.sleep(_LOOK_SECONDS)
+        return job.state
+
+    def result(self, timeout: float | int | None = None) -> Any:
+        """What a submitted function returned; None of a script. Raises JobError if it failed or was cancelled."""
+        self.wait(timeout)
+        job = self.job
+        if job.state != "done":
+            raise JobError(f"job {self.number} ({job.spec.name}) {job.state}: {job.reason}\n{self.logs()[-2000:]}")
+        with contextlib.suppress(FileNotFoundError):
+            return pickle.loads((self.folder / "result").read_bytes())
+        return None
+
+    def logs(self) -> str:
+        """What it has printed."""
+        try:
+            return (self.folder / "log").read_text(errors="replace")
+        except FileNotFoundError:
+            return ""
+
+    def cancel(self) -> None:
+        """Ends it; it may save itself first."""
+        self._store.ask(self.number, "cancel")
+
+    def __repr__(self) -> str:
+        job = self.job
+        return f"<job {self.number} {job.spec.name!r} {job.state}>"
+
+
+def submit(
+    what: Callable[..., Any] | str | os.PathLike | Sequence[str],
+    *arguments: Any,
+    name: str | None = None,
+    priority: int = 0,
+    devices: int | tuple[int, int] = 1,
+    sizes: Sequence[int] = (),
+    layout: Layout = "devices",
+    memory: int | None = None,
+    retries: int = 3,
+    after: Sequence["Submitted | int"] = (),
+    preemptible: bool | None = None,
+    grace: float | int = 60.0,
+    stuck_after: float | int | None = None,
+    home: str | os.PathLike | None = None,
+    start: bool = True,
+) -> Submitted:
+    """Puts a job into the queue, and starts the engine if none runs.
+
+    Args:
+        what: a function, a Python script, or a command as a list.
+        *arguments: of the function or the script.
+        name: what it is called; the function's or script's name if None.
+        priority: larger goes first.
+        devices: how many it wants, or the least and the most.
+        sizes: numbers of devices that it can run on, if not all between those; `MeshSpec.legal_world_sizes` knows.
+        layout: "devices": one process with all of them; "processes": `llmasos launch`, one process a device.
+        memory: bytes of the machine's memory that it needs; measured if None.
+        retries: how often it may fail.
+        after: jobs that have to be done before.
+        preemptible: whether it may be ended for others and started again; None: as soon as a `fit` in it saves itself.
+        grace: seconds that it gets to save itself.
+        stuck_after: seconds without a step of its fit after which it is started again.
+        home: the folder of the queue; the user's own if None.
+        start: whether to start an engine.
+
+    Raises ValueError for what cannot be run, FileNotFoundError for a script or a command that is not there.
+    """
+    place = Home(home).make()
+    command, called = _command(what, arguments, place)
+    spec = Spec(
+        name=name or called,
+        command=command,
+        folder=os.getcwd(),
+        priority=priority,
+        devices=(devices, devices) if isinstance(devices, int) else (devices[0], devices[1]),
+        sizes=tuple(sizes),
+        layout=layout,
+        memory=memory,
+        retries=retries,
+        after=tuple(each.number if isinstance(each, Submitted) else each for each in after),
+        preemptible=preemptible,
+        grace=grace,
+        stuck_after=stuck_after,
+        environment=dict(os.environ),
+        user=getpass.getuser(),
+    )
+    with contextlib.closing(Store(place.store)) as store:
+        number = store.submit(spec).number
+    if start:
+        from llmasos_xla.runtime.service import up
+
+        up(place)
+    return Submitted(number, place)
+
+
+def queue(home: str | os.PathLike | None = None) -> list[Submitted]:
+    """All jobs that the queue knows, the oldest first."""
+    place = Home(home).make()
+    with contextlib.closing(Store(place.store)) as store:
+        return [Submitted(job.number, place) for job in store.jobs()]
+
+
+def _command(what: Any, arguments: Sequence[Any], home: Home) -> tuple[tuple[str, ...], str]:
+    if callable(what):
+        path = _kept(what, arguments, home)
+        called = getattr(what, "__name__", type(what).__name__).strip("<>")
+        return (sys.executable, "-m", "llmasos_xla.runtime.call", str(path)), called
+    given = [os.fspath(what)] if isinstance(what, str | os.PathLike) else list(map(str, what))
+    if not given:
+        raise ValueError("submit: there is nothing to run; give a function, a script or a command")
+    given += map(str, arguments)
+    first = pathlib.Path(given[0])
+    called = "".join(c if c.isalnum() or c in "._-" else "_" for c in first.stem).lstrip("._-") or "job"
+    if first.suffix == ".py":
+        if not first.is_file():
+            raise FileNotFoundError(f"submit: there is no script {given[0]!r} in {os.getcwd()!r}")
+        return (sys.executable, *given), called
+    if shutil.which(given[0]) is None:
+        raise FileNotFoundError(f"submit: there is no command {given[0]!r}; a script's name ends in .py")
+    return tuple(given), called
+
+
+def _kept(function: Callable[..., Any], arguments: Sequence[Any], home: Home) -> pathlib.Path:
+    """The function and its arguments in a file."""
+    try:
+        import cloudpickle
+    except ImportError:
+        raise missing_package("submit", "cloudpickle", "runtime", "a script") from None
+    folder = home.path / "calls"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    path = folder / uuid.uuid4().hex
+    path.write_bytes(cloudpickle.dumps((function, tuple(arguments))))
+    return path
+
+
+@dataclasses.dataclass(frozen=True)
+class Worker:
+    """What a job knows of itself."""
+
+    number: int
+    name: str
+    folder: pathlib.Path
+    devices: int
+    layout: Literal["devices", "processes"] = "devices"
+
+
+def here() -> Worker | None:
+    """The job that this process runs in; None where it runs in none."""
+    number = os.environ.get("LLMASOS_JOB")
+    if number is None:
+        return None
+    folder, count = os.environ["LLMASOS_JOB_FOLDER"], int(os.environ["LLMASOS_DEVICES"])
+    return Worker(int(number), os.environ["LLMASOS_JOB_NAME"], pathlib.Path(folder), count)
+
+
+def follow(job: Submitted) -> Iterator[str]:
+    """The lines that a job prints, from the first on, until it has ended."""
+    at, rest = 0, b""
+    while True:
+        ended = job.job.ended
+        with contextlib.suppress(FileNotFoundError), open(job.folder / "log", "rb") as file:
+            file.seek(at)
+            new = file.read()
+            at += len(new)
+            *lines, rest = (rest + new).split(b"\n")
+            yield from (line.decode(errors="replace") + "\n" for line in lines)
+        if ended:
+            if rest:
+                yield rest.decode(errors="replace") + "\n"
+            return
+        time.sleep(_LOOK_SECONDS)

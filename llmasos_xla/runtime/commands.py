@@ -1,0 +1,174 @@
+"""`llmasos up`, `submit`, `queue`, `logs`, `cancel`, `down`: the queue from a shell."""
+
+import argparse
+import contextlib
+import json
+import re
+import sys
+import time
+
+from llmasos_xla.progress import read
+from llmasos_xla.runtime import client, service
+from llmasos_xla.runtime.home import Home
+from llmasos_xla.runtime.jobs import ENDED, STATES, Job
+from llmasos_xla.runtime.store import Store
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_SHOWN_ENDED = 5
+
+
+def up(chosen: argparse.Namespace) -> int:
+    """Starts the engine."""
+    options = []
+    for name in ("devices", "memory", "least_run"):
+        if (value := getattr(chosen, name)) is not None:
+            options += [f"--{name.replace('_', '-')}", str(value)]
+    home = Home(chosen.home)
+    before = service.running(home)
+    found = service.up(home, *options)
+    what = "runs already" if before else "is up"
+    print(f"the engine {what}: {found['devices']} devices, {found['memory'] / 2**30:.1f} GiB, pid {found['pid']}")
+    return 0
+
+
+def down(chosen: argparse.Namespace) -> int:
+    """Ends the engine; jobs save and wait for the next."""
+    print("the engine is down" if service.down(Home(chosen.home), timeout=chosen.timeout) else "no engine runs")
+    return 0
+
+
+def submit(chosen: argparse.Namespace) -> int:
+    """Puts a script or a command into the queue."""
+    job = client.submit(
+        [chosen.what, *chosen.arguments],
+        name=chosen.name,
+        priority=chosen.priority,
+        devices=chosen.devices,
+        sizes=chosen.sizes,
+        layout="processes" if chosen.processes else "devices",
+        memory=chosen.memory,
+        retries=chosen.retries,
+        after=[_number(chosen.home, each) for each in chosen.after or ()],
+        preemptible=chosen.preemptible,
+        grace=chosen.grace,
+        stuck_after=chosen.stuck_after,
+        home=chosen.home,
+    )
+    print(f"job {job.number} {job.name}")
+    return 0
+
+
+def queue(chosen: argparse.Namespace) -> int:
+    """Shows the jobs."""
+    home = Home(chosen.home).make()
+    with contextlib.closing(Store(home.store)) as store:
+        found = store.jobs(STATES if chosen.all else tuple(s for s in STATES if s not in ENDED))
+        if not chosen.all:
+            found = store.jobs(ENDED)[-_SHOWN_ENDED:] + found
+    if chosen.json:
+        print(json.dumps([_as_json(job, home) for job in found], indent=1))
+        return 0
+    rows = [
+        ("number", "name", "state", "priority", "devices", "step", "since", "why"),
+        *(_row(job, home) for job in found),
+    ]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    if not service.running(home):
+        print("no engine runs; `llmasos up` starts one")
+    return 0
+
+
+def logs(chosen: argparse.Namespace) -> int:
+    """Prints what a job has printed."""
+    job = client.Submitted(_number(chosen.home, chosen.job), Home(chosen.home))
+    if chosen.follow:
+        for line in client.follow(job):
+            sys.stdout.write(line)
+            sys.stdout.flush()
+    else:
+        sys.stdout.write(job.logs())
+    return 0
+
+
+def cancel(chosen: argparse.Namespace) -> int:
+    """Ends a job."""
+    with contextlib.closing(Store(Home(chosen.home).make().store)) as store:
+        job = store.job(chosen.job)
+        if job.ended:
+            print(f"job {job.number} {job.spec.name} has ended: {job.state}")
+            return 1
+        job = store.ask(job.number, "cancel")
+    print(f"job {job.number} {job.spec.name} {'is cancelled' if job.ended else 'is told to end'}")
+    return 0
+
+
+def devices(text: str) -> tuple[int, int]:
+    """Reads "4" or "1-4"."""
+    found = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of devices; write 4, or 1-4")
+    return int(found[1]), int(found[2] or found[1])
+
+
+def sizes(text: str) -> tuple[int, ...]:
+    """Reads "1,2,4"."""
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers of devices; write 1,2,4")
+    return tuple(map(int, text.split(",")))
+
+
+def size(text: str) -> int:
+    """Reads bytes: "2000000000", "2G", "512Mi".
+
+    >>> size("2G"), size("1.5Ki")
+    (2000000000, 1536)
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?", text.strip().lower())
+    if found is None or found[2] not in _UNITS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of bytes; write 2000000000, 2G or 512Mi")
+    return int(float(found[1]) * _UNITS[found[2]])
+
+
+def _number(home: str | None, which: str) -> int:
+    with contextlib.closing(Store(Home(home).make().store)) as store:
+        return store.job(which).number
+
+
+def _as_json(job: Job, home: Home) -> dict[str, object]:
+    steps = read(home.job(job.number) / f"{job.token}")
+    return {
+        "number": job.number,
+        "name": job.spec.name,
+        "state": job.state,
+        "priority": job.spec.priority,
+        "devices": [list(place) for place in job.places] if job.size else [],
+        "wanted": list(job.spec.legal),
+        "step": max((each.step for each in steps.values()), default=None),
+        "loss": next((each.loss for each in steps.values()), None),
+        "submitted": job.submitted,
+        "changed": job.changed,
+        "attempt": job.attempt,
+        "failures": job.failures,
+        "status": job.status,
+        "reason": job.reason,
+        "user": job.spec.user,
+    }
+
+
+def _row(job: Job, home: Home) -> tuple[str, ...]:
+    found = _as_json(job, home)
+    least, most = job.spec.legal[0], job.spec.legal[-1]
+    wanted = str(least) if least == most else f"{least}-{most}"
+    having = f"{job.size} of {wanted}" if job.size else wanted
+    step = "" if found["step"] is None else str(found["step"])
+    since = _ago(time.time() - job.changed)
+    return str(job.number), job.spec.name, job.state, str(job.spec.priority), having, step, since, job.reason
+
+
+def _ago(seconds: float) -> str:
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"

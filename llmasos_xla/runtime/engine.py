@@ -1,0 +1,126 @@
+"""The engine: one process a home, which the supervisor lives in. `python -m llmasos_xla.runtime.engine`.
+
+It is found by a lock on a file, which the kernel takes back when it dies, however it dies.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from typing import IO, Any
+
+from llmasos_xla.runtime.claims import Node, Rules
+from llmasos_xla.runtime.home import Home
+from llmasos_xla.runtime.launchers.keeper import born
+from llmasos_xla.runtime.launchers.local import ALONE_SECONDS, Local
+from llmasos_xla.runtime.store import Store
+from llmasos_xla.runtime.supervisor import Supervisor
+from llmasos_xla.sharding.processes.preflight import gpu_count
+
+_LOOK_SECONDS, _TICK_SECONDS = 0.05, 0.25
+_MEMORY_SHARE = 0.9
+_LOCK_SECONDS = 1.0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs until it is told to go down; returns the exit status."""
+    options = _options(arguments)
+    home = Home(options.home).make()
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    with _owned(home) as lock:
+        if lock is None:
+            print(f"up: an engine of {str(home.path)!r} runs already", file=sys.stderr)
+            return 1
+        told: list[int] = []
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda number, _: told.append(number))
+        node = this_machine(options.devices, options.memory)
+        store = Store(home.store)
+        rules = Rules() if options.least_run is None else Rules(least_run=options.least_run)
+        supervisor = Supervisor(home, store, Local(home, node, alone=options.alone), rules)
+        about = {
+            "pid": os.getpid(),
+            "born": born(os.getpid()),
+            "devices": len(node.devices),
+            "memory": node.memory,
+            "since": time.time(),
+        }
+        _tell(lock, about)
+        _serve(store, supervisor, told)
+        store.close()
+    return 0
+
+
+def _serve(store: Store, supervisor: Supervisor, told: list[int]) -> None:
+    closing, version, ticked = False, None, 0.0
+    while not (closing and supervisor.idle):
+        if told and not closing:
+            closing = True
+            supervisor.close()
+        now, seen = time.monotonic(), store.version
+        if seen != version or now > ticked + _TICK_SECONDS:
+            version, ticked = seen, now
+            supervisor.tick()
+        time.sleep(_LOOK_SECONDS)
+
+
+def this_machine(devices: int | None = None, memory: int | None = None) -> Node:
+    """This machine as a node: its GPUs, or a slot for each core, or so many slots; and the memory for jobs."""
+    if memory is None:
+        memory = int(_MEMORY_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    gpus = gpu_count()
+    count = devices or gpus or len(os.sched_getaffinity(0))
+    return Node("local", (0,) * count, memory)
+
+
+@contextlib.contextmanager
+def _owned(home: Home) -> Iterator[IO[str] | None]:
+    """The lock's file, locked; None if another process has it."""
+    with open(home.lock, "a+") as lock:
+        if not _locked(lock):
+            yield None
+            return
+        try:
+            yield lock
+        finally:
+            lock.truncate(0)
+
+
+def _locked(lock: IO[str]) -> bool:
+    """Whether the lock is this process's now. Those who only look hold it for an instant, so one look is not enough."""
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        else:
+            return True
+
+
+def _tell(lock: IO[str], about: dict[str, Any]) -> None:
+    lock.truncate(0)
+    lock.write(json.dumps(about))
+    lock.flush()
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m llmasos_xla.runtime.engine", description="Runs the queue.")
+    parser.add_argument("--home", help="the folder of the queue")
+    parser.add_argument("--devices", type=int, help="slots of this machine")
+    parser.add_argument("--memory", type=int, help="bytes of it that jobs may have")
+    parser.add_argument("--least-run", type=float, help="seconds that a job runs before it may have to make room")
+    parser.add_argument("--alone", type=float, default=ALONE_SECONDS, help="seconds a job goes on without an engine")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+"""Where the operating layer keeps what it knows: one folder a user and machine, or wherever LLMASOS_HOME says."""
+
+import os
+import pathlib
+
+
+class Home:
+    """The folder: jobs.sqlite, engine.lock, engine.log, and a folder for each job.
+
+    Args:
+        path: where; LLMASOS_HOME if None, else `llmasos` in XDG_STATE_HOME or ~/.local/state.
+    """
+
+    def __init__(self, path: str | os.PathLike | None = None):
+        if path is None:
+            path = os.environ.get("LLMASOS_HOME")
+        if path is None:
+            state = os.environ.get("XDG_STATE_HOME") or pathlib.Path.home() / ".local/state"
+            path = pathlib.Path(state) / "llmasos"
+        self.path = pathlib.Path(path).absolute()
+
+    def make(self) -> "Home":
+        """Makes the folder, the user's own; itself."""
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return self
+
+    @property
+    def store(self) -> pathlib.Path:
+        """The jobs."""
+        return self.path / "jobs.sqlite"
+
+    @property
+    def lock(self) -> pathlib.Path:
+        """Locked by the engine for as long as it lives."""
+        return self.path / "engine.lock"
+
+    @property
+    def log(self) -> pathlib.Path:
+        """What the engine has to tell."""
+        return self.path / "engine.log"
+
+    def job(self, number: int) -> pathlib.Path:
+        """A job's own folder."""
+        return self.path / "jobs" / str(number)

@@ -1,0 +1,178 @@
+"""`python -m llmasos_xla.runtime.launchers.keeper FOLDER TOKEN`: the parent of one attempt of a job.
+
+It outlives the engine that started it, so that an engine that is killed and started again finds its jobs running: it
+holds the job's lock for as long as anything of the attempt lives, and leaves behind a file that says how it ended. A
+job has one lock, and an engine that gives an attempt up writes that file itself, with the lock in its hands: so no job
+runs twice at a time, whoever was killed in between. Without an engine for a while the keeper asks the job to save and
+to end: nobody else would.
+"""
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import pathlib
+import signal
+import sys
+import time
+from typing import IO, Any
+
+NOT_WANTED = 3
+"""It ends with this where another attempt has taken its place."""
+_SUBREAPER, _DEATH_SIGNAL = 36, 1
+_POLL_SECONDS = 0.05
+_ENGINE_SECONDS = 1.0
+TOKEN = "LLMASOS_ATTEMPT"
+"""The variable by which processes of an attempt are known."""
+
+
+def main(folder: pathlib.Path, token: str) -> int:
+    """Runs the attempt; returns the keeper's own exit status, 0 whatever became of the attempt."""
+    order = json.loads((folder / f"{token}.order").read_text())
+    terminated: list[float] = []
+    signal.signal(signal.SIGTERM, lambda *_: terminated.append(time.monotonic()))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # What the job starts and leaves alone becomes this process's child, and is ended with it.
+    _prctl(_SUBREAPER, 1)
+    lock = open(folder / "lock", "a")  # noqa: SIM115
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return NOT_WANTED
+    if (folder / f"{token}.exit").exists():
+        # It was given up before it began.
+        return NOT_WANTED
+    write(folder / f"{token}.keeper", {"pid": os.getpid(), "born": born(os.getpid())})
+    with open(folder / "log", "ab", buffering=0) as log:
+        status = _run(order, token, log, terminated)
+    write(folder / f"{token}.exit", {"status": status, "at": time.time()})
+    return 0
+
+
+def _run(order: dict[str, Any], token: str, log: IO[bytes], terminated: list[float]) -> int:
+    try:
+        child = _start(order, token, log)
+    except OSError as error:
+        log.write(f"llmasos: {order['command'][0]!r} cannot be run: {error}\n".encode())
+        return 127
+    told_at: float | None = None
+    alone_since: float | None = None
+    looked = 0.0
+    while (status := _ended(child)) is None:
+        now = time.monotonic()
+        if now > looked + _ENGINE_SECONDS:
+            looked = now
+            alone_since = (alone_since or now) if _is_free(order["engine"]) else None
+            if alone_since is not None and now > alone_since + order["alone"] and not terminated:
+                terminated.append(now)
+        if terminated and told_at is None:
+            told_at = now
+            os.kill(child, signal.SIGTERM)
+        if told_at is not None and now > told_at + order["grace"]:
+            _kill_children()
+        time.sleep(_POLL_SECONDS)
+    _end_all()
+    return status
+
+
+def _start(order: dict[str, Any], token: str, log: IO[bytes]) -> int:
+    """The job's first process, in a session of its own; it dies with this one."""
+    mine = os.getpid()
+    environment = {**order["environment"], TOKEN: token}
+    # exec's errors come back through a pipe that exec closes.
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setsid()
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            _prctl(_DEATH_SIGNAL, signal.SIGKILL)
+            if os.getppid() != mine:
+                os._exit(1)
+            os.chdir(order["folder"])
+            if order["cpus"]:
+                os.sched_setaffinity(0, order["cpus"])
+            nothing = os.open(os.devnull, os.O_RDONLY)
+            for target, source in ((0, nothing), (1, log.fileno()), (2, log.fileno())):
+                os.dup2(source, target)
+            os.execvpe(order["command"][0], order["command"], environment)
+        except OSError as error:
+            os.write(writer, str(error.errno).encode())
+        finally:
+            os._exit(127)
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        failed = pipe.read()
+    if failed:
+        os.waitpid(child, 0)
+        raise OSError(int(failed), os.strerror(int(failed)))
+    return child
+
+
+def _ended(child: int) -> int | None:
+    """The child's exit status, once it has ended; others that became children are waited for, too."""
+    while True:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid == 0:
+            return None
+        if pid == child:
+            code = os.waitstatus_to_exitcode(status)
+            return code if code >= 0 else 128 - code
+
+
+def _end_all() -> None:
+    """Kills all descendants: those of the dead become children of this process, until none is left."""
+    while _kill_children():
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        time.sleep(0.01)
+
+
+def _kill_children() -> bool:
+    """Kills the children of this process; whether there were any."""
+    children = pathlib.Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    for pid in children:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
+    return bool(children)
+
+
+def _is_free(lock: str) -> bool:
+    """Whether nobody holds the engine's lock."""
+    try:
+        with open(lock) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return True
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+
+
+def born(pid: int) -> str | None:
+    """When a process began, in the kernel's ticks: with its number, nobody else's. None where there is none."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return None
+
+
+def write(path: pathlib.Path, value: Any) -> None:
+    """Writes JSON, whole or not at all."""
+    beside = path.with_name(path.name + ".new")
+    with open(beside, "w") as file:
+        file.write(json.dumps(value))
+        file.flush()
+        os.fsync(file.fileno())
+    beside.rename(path)
+
+
+def _prctl(option: int, value: int) -> None:
+    ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(pathlib.Path(sys.argv[1]), sys.argv[2]))

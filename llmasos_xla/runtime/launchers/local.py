@@ -1,0 +1,187 @@
+"""Jobs as subprocesses of this machine."""
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+from llmasos_xla.runtime.claims import Node
+from llmasos_xla.runtime.home import Home
+from llmasos_xla.runtime.launchers.keeper import TOKEN, born, write
+from llmasos_xla.runtime.launchers.protocol import LOST, Attempt
+from llmasos_xla.sharding.processes.cores import shares
+from llmasos_xla.sharding.processes.launch import package_path
+
+ALONE_SECONDS = 60.0
+"""A job that finds no engine for so long saves and ends."""
+
+
+@final
+class Local:
+    """This machine: CPU slots, each with its share of the cores, or its GPUs.
+
+    Args:
+        home: where jobs have their folders.
+        node: the machine, its devices and memory.
+        alone: seconds without an engine after which a job saves and ends.
+    """
+
+    def __init__(self, home: Home, node: Node, *, alone: float = ALONE_SECONDS):
+        self._home, self._node, self._alone = home, node, alone
+        self._gpus = any(node.devices)
+        self._cores = shares(len(node.devices))
+
+    def capacity(self) -> Sequence[Node]:
+        """As `Launcher` has it."""
+        return (self._node,)
+
+    def start(self, attempt: Attempt) -> str:
+        """As `Launcher` has it."""
+        attempt.folder.mkdir(parents=True, exist_ok=True)
+        numbers = sorted(device for _, device in attempt.places)
+        order = {
+            "engine": str(self._home.lock),
+            "alone": self._alone,
+            "grace": attempt.spec.grace,
+            "command": command_of(attempt),
+            "folder": attempt.spec.folder,
+            "environment": self._environment(attempt, numbers),
+            "cpus": [] if self._gpus else sorted(set().union(*(self._cores[n] for n in numbers))),
+        }
+        (attempt.folder / f"{attempt.token}.order").write_text(json.dumps(order))
+        with open(attempt.folder / "keeper.log", "ab") as log:
+            module = "llmasos_xla.runtime.launchers.keeper"
+            pid = os.posix_spawn(
+                sys.executable,
+                [sys.executable, "-P", "-m", module, str(attempt.folder), attempt.token],
+                {**os.environ, **package_path()},
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                    *((os.POSIX_SPAWN_DUP2, log.fileno(), number) for number in (1, 2)),
+                ],
+                # Signals to the engine's group are not for it.
+                setsid=True,
+            )
+        return json.dumps({"pid": pid, "born": born(pid)})
+
+    def drain(self, attempt: Attempt, handle: str | None) -> None:
+        """As `Launcher` has it."""
+        _signal(attempt, handle, signal.SIGTERM)
+
+    def kill(self, attempt: Attempt, handle: str | None) -> None:
+        """As `Launcher` has it."""
+        _signal(attempt, handle, signal.SIGKILL)
+        _end_marked(attempt.token)
+
+    def poll(self, attempt: Attempt, handle: str | None) -> int | None:
+        """As `Launcher` has it."""
+        if handle is not None:
+            # The engine's own child would stay as a zombie.
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(json.loads(handle)["pid"], os.WNOHANG)
+        exits = attempt.folder / f"{attempt.token}.exit"
+        if (status := _status(exits)) is not None:
+            return status
+        if handle is not None and _lives(json.loads(handle)):
+            return None
+        attempt.folder.mkdir(parents=True, exist_ok=True)
+        with open(attempt.folder / "lock", "a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return None
+            if (status := _status(exits)) is None:
+                # The keeper is gone without a word, or it was never there. One that is still to come reads this.
+                _end_marked(attempt.token)
+                write(exits, {"status": LOST, "at": time.time()})
+            return LOST if status is None else status
+
+    def _environment(self, attempt: Attempt, numbers: Sequence[int]) -> Mapping[str, str]:
+        count = str(len(numbers))
+        found = {**(attempt.spec.environment or os.environ), **package_path(), "PYTHONUNBUFFERED": "1"}
+        found |= {
+            "LLMASOS_HOME": str(self._home.path),
+            "LLMASOS_JOB": str(attempt.job),
+            "LLMASOS_JOB_NAME": attempt.spec.name,
+            "LLMASOS_JOB_FOLDER": str(attempt.folder),
+            "LLMASOS_DEVICES": count,
+            "LLMASOS_PROGRESS": str(attempt.folder / attempt.token),
+        }
+        if self._gpus:
+            found["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, numbers))
+        elif attempt.spec.layout == "devices":
+            # With threads enough for the messages of several devices in one process (sharding/threads.py).
+            found |= {"JAX_NUM_CPU_DEVICES": count, "NPROC": str(max(4 * len(numbers), os.cpu_count() or 1))}
+        return found
+
+
+def command_of(attempt: Attempt) -> list[str]:
+    """What is run: the job's command, for so many devices."""
+    count = str(len(attempt.places))
+    command = [part.replace("{devices}", count) for part in attempt.spec.command]
+    if attempt.spec.layout == "processes":
+        script = command[1:] if command[0] == sys.executable else command
+        return [sys.executable, "-m", "llmasos_xla", "launch", "-n", count, *script]
+    return command
+
+
+def new_token() -> str:
+    """A name for an attempt."""
+    return secrets.token_hex(8)
+
+
+def _status(exits: pathlib.Path) -> int | None:
+    try:
+        return json.loads(exits.read_text())["status"]
+    except FileNotFoundError:
+        return None
+
+
+def _signal(attempt: Attempt, handle: str | None, number: int) -> None:
+    keeper = None if handle is None else json.loads(handle)
+    if keeper is None:
+        with contextlib.suppress(FileNotFoundError):
+            keeper = json.loads((attempt.folder / f"{attempt.token}.keeper").read_text())
+    if keeper is not None and _lives(keeper):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(keeper["pid"], number)
+
+
+def _lives(keeper: Mapping[str, Any]) -> bool:
+    try:
+        state = pathlib.Path(f"/proc/{keeper['pid']}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z" and born(keeper["pid"]) == keeper["born"]
+
+
+def _end_marked(token: str) -> None:
+    """Kills what an attempt has left behind: processes that have its token in their environment."""
+    mark = f"{TOKEN}={token}".encode()
+    for _ in range(100):
+        found = [pid for pid in _pids() if mark in _environment_of(pid)]
+        if not found:
+            return
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def _pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def _environment_of(pid: int) -> list[bytes]:
+    try:
+        return pathlib.Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        # Gone, or somebody else's.
+        return []

@@ -1,0 +1,80 @@
+"""Whether an engine runs, and how one is started and ended. Loads little: every command of the queue comes here."""
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+from llmasos_xla.runtime.home import Home
+from llmasos_xla.runtime.launchers.keeper import born
+from llmasos_xla.sharding.processes.launch import package_path
+
+_START_SECONDS = 30.0
+
+
+def running(home: Home) -> dict[str, Any] | None:
+    """What the engine of a home says of itself: pid, devices, memory, since; None where none runs.
+
+    Empty where one has just begun.
+    """
+    try:
+        with open(home.lock) as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                found = json.loads(lock.read() or "{}")
+                # Until the engine has told of itself the file is one's who was killed.
+                return found if found and born(found["pid"]) == found["born"] else {}
+            return None
+    except FileNotFoundError:
+        return None
+
+
+def up(home: Home, *options: str) -> dict[str, Any]:
+    """Starts an engine in the background unless one runs; what it says of itself.
+
+    Raises RuntimeError with the end of its log if it does not come up.
+    """
+    home.make()
+    if (found := running(home)) and found:
+        return found
+    # By way of a shell, so that it is nobody's child: not ended with whoever starts it, nor waited for.
+    engine = [sys.executable, "-P", "-m", "llmasos_xla.runtime.engine", "--home", str(home.path), *options]
+    started = subprocess.run(
+        ["/bin/sh", "-c", '"$0" "$@" </dev/null >>"$LLMASOS_LOG" 2>&1 & echo $!', *engine],
+        env={**os.environ, **package_path(), "LLMASOS_LOG": str(home.log)},
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    pid = int(started.stdout)
+    deadline = time.monotonic() + _START_SECONDS
+    while not (found := running(home)):
+        if not os.path.exists(f"/proc/{pid}") and not running(home):
+            lines = home.log.read_text(errors="replace").splitlines()[-5:]
+            raise RuntimeError("up: the engine does not start:\n  " + "\n  ".join(lines))
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"up: the engine has not come up within {_START_SECONDS:g} s; see {str(home.log)!r}")
+        time.sleep(0.02)
+    return found
+
+
+def down(home: Home, *, timeout: float | int = 120.0) -> bool:
+    """Has all jobs save and wait for the next engine, and ends this one; False if none ran."""
+    found = running(home)
+    if not found:
+        return False
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(found["pid"], signal.SIGTERM)
+    deadline = time.monotonic() + timeout
+    while running(home) is not None:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"down: jobs have not ended within {timeout:g} s; the engine waits on")
+        time.sleep(0.05)
+    return True

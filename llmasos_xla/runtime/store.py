@@ -1,0 +1,193 @@
+"""The queue: jobs in SQLite, so that whatever is killed, and whenever, finds them as they were.
+
+Those who submit, ask and watch open the same file; the engine sees what they write. Each change of a job is one
+transaction that says which states it may come from, so that of two who want to change it one comes too late.
+"""
+
+import contextlib
+import json
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from llmasos_xla.errors import unknown
+from llmasos_xla.runtime.jobs import ENDED, STATES, Job, Place, Spec, State
+
+_VERSION = 1
+_TABLES = """
+create table jobs (
+    number integer primary key autoincrement, spec text not null, state text not null, submitted real not null,
+    queued real not null, waited real not null default 0, attempt integer not null default 0, token text, handle text,
+    failures integer not null default 0, places text not null default '[]', changed real not null,
+    not_before real not null default 0, status integer, reason text not null default '', asked text,
+    need text not null default '{}');
+create index by_state on jobs (state);
+create table events (
+    number integer primary key autoincrement, job integer not null, at real not null, what text not null,
+    more text not null);
+create index by_job on events (job);
+"""
+_BUSY_SECONDS = 30.0
+
+
+class Event(NamedTuple):
+    """Something that has happened to a job."""
+
+    job: int
+    at: float
+    """Seconds since 1970."""
+    what: str
+    more: Mapping[str, Any]
+
+
+class Store:
+    """The jobs of one home. Threads and processes may share it, each process with a store of its own.
+
+    Args:
+        path: the file; made if it is not there.
+        clock: gives the moment, seconds since 1970.
+    """
+
+    def __init__(self, path: str | os.PathLike, clock: Any = time.time):
+        self._clock, self._lock = clock, threading.RLock()
+        self._base = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        self._base.row_factory = sqlite3.Row
+        # A committed change is on the disk: neither a killed process nor a lost machine takes it back.
+        self._base.execute("pragma journal_mode = wal")
+        self._base.execute("pragma synchronous = full")
+        with self._change():
+            version = self._base.execute("pragma user_version").fetchone()[0]
+            if version == 0:
+                for statement in filter(str.strip, _TABLES.split(";")):
+                    self._base.execute(statement)
+                self._base.execute(f"pragma user_version = {_VERSION}")
+            elif version != _VERSION:
+                raise ValueError(f"store: {str(path)!r} is of version {version}, {_VERSION} is read; use another home")
+
+    def close(self) -> None:
+        """Closes the file."""
+        with self._lock:
+            self._base.close()
+
+    def submit(self, spec: Spec) -> Job:
+        """Adds a job; raises LookupError if it comes after one that there is not."""
+        now = self._clock()
+        with self._change():
+            for number in spec.after:
+                if self._base.execute("select 1 from jobs where number = ?", (number,)).fetchone() is None:
+                    raise LookupError(f"submit: there is no job {number} to come after")
+            state = "waiting" if spec.after else "queued"
+            added = self._base.execute(
+                "insert into jobs (spec, state, submitted, queued, changed) values (?, ?, ?, ?, ?)",
+                (spec.to_json(), state, now, now, now),
+            )
+            number = added.lastrowid
+            assert number is not None
+            self._tell(number, state, {})
+        return self.job(number)
+
+    def job(self, which: int | str) -> Job:
+        """A job by its number, or the last one of a name; raises ValueError if there is none."""
+        with self._lock:
+            if isinstance(which, int) or which.isdigit():
+                row = self._base.execute("select * from jobs where number = ?", (int(which),)).fetchone()
+            else:
+                row = self._base.execute(
+                    "select * from jobs where json_extract(spec, '$.name') = ? order by number desc limit 1", (which,)
+                ).fetchone()
+            if row is None:
+                names = [r[0] for r in self._base.execute("select distinct json_extract(spec, '$.name') from jobs")]
+                raise unknown("jobs", "job", str(which)[:60], names)
+        return _job(row)
+
+    def jobs(self, states: Sequence[State] = STATES) -> list[Job]:
+        """The jobs in these states, by number."""
+        marks = ", ".join("?" * len(states))
+        with self._lock:
+            rows = self._base.execute(f"select * from jobs where state in ({marks}) order by number", states).fetchall()
+        return [_job(row) for row in rows]
+
+    def change(
+        self, job: Job, state: State | None = None, *, told: Mapping[str, Any] | None = None, **fields: Any
+    ) -> bool:
+        """Changes a job that is still in the state and the attempt that `job` was read in; returns whether it was.
+
+        `told` goes into the event that a change of state leaves behind. Fields are those of `Job`.
+        """
+        now = self._clock()
+        if state is not None:
+            fields |= {"state": state, "changed": now}
+        for name in ("places", "need"):
+            if name in fields:
+                fields[name] = json.dumps(fields[name])
+        assigned = ", ".join(f"{name} = ?" for name in fields)
+        with self._change():
+            changed = self._base.execute(
+                f"update jobs set {assigned} where number = ? and state = ? and attempt = ?",
+                (*fields.values(), job.number, job.state, job.attempt),
+            ).rowcount
+            if changed and state is not None:
+                self._tell(job.number, state, told or {})
+        return changed == 1
+
+    def ask(self, which: int | str, what: str) -> Job:
+        """Leaves a wish for the engine; one that waits is cancelled at once. Raises ValueError for unknown jobs."""
+        job = self.job(which)
+        if job.ended:
+            return job
+        if (
+            what == "cancel"
+            and job.state in ("waiting", "queued")
+            and self.change(job, "cancelled", reason="it was cancelled before it ran")
+        ):
+            return self.job(job.number)
+        marks = ", ".join("?" * len(ENDED))
+        with self._change():
+            self._base.execute(
+                f"update jobs set asked = ? where number = ? and state not in ({marks})", (what, job.number, *ENDED)
+            )
+        return self.job(job.number)
+
+    def note(self, job: int, what: str, **more: Any) -> None:
+        """Writes down that something happened to a job."""
+        with self._change():
+            self._tell(job, what, more)
+
+    def events(self, job: int | None = None, after: int = 0) -> list[Event]:
+        """What happened to a job, or to all, in order."""
+        where, values = ("number > ? and job = ?", (after, job)) if job is not None else ("number > ?", (after,))
+        with self._lock:
+            rows = self._base.execute(f"select * from events where {where} order by number", values).fetchall()
+        return [Event(row["job"], row["at"], row["what"], json.loads(row["more"])) for row in rows]
+
+    @property
+    def version(self) -> int:
+        """Another number after each change that another connection made."""
+        with self._lock:
+            return self._base.execute("pragma data_version").fetchone()[0]
+
+    def _tell(self, job: int, what: str, more: Mapping[str, Any]) -> None:
+        self._base.execute(
+            "insert into events (job, at, what, more) values (?, ?, ?, ?)", (job, self._clock(), what, json.dumps(more))
+        )
+
+    @contextlib.contextmanager
+    def _change(self) -> Iterator[None]:
+        with self._lock:
+            self._base.execute("begin immediate")
+            try:
+                yield
+            except BaseException:
+                self._base.execute("rollback")
+                raise
+            self._base.execute("commit")
+
+
+def _job(row: sqlite3.Row) -> Job:
+    found: dict[str, Any] = dict(row)
+    places: tuple[Place, ...] = tuple((node, device) for node, device in json.loads(found["places"]))
+    read = {"spec": Spec.from_json(found["spec"]), "places": places, "need": json.loads(found["need"])}
+    return Job(**{**found, **read})

@@ -1,0 +1,284 @@
+"""The supervisor: looks at jobs and machines, asks the planner who should have what, and has launchers do it.
+
+All that it must not forget is in the store, written before it is acted upon; so one that is killed is followed by one
+that goes on. A job's devices are free only once its launcher says that nothing of it runs any more.
+"""
+
+import logging
+import os
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any, final
+
+from llmasos_xla import progress
+from llmasos_xla.runtime.claims import Claim, Node, Rules
+from llmasos_xla.runtime.home import Home
+from llmasos_xla.runtime.jobs import ON_DEVICES, Job, Place
+from llmasos_xla.runtime.launchers.local import new_token
+from llmasos_xla.runtime.launchers.protocol import LOST, Attempt, Launcher
+from llmasos_xla.runtime.planner import plan
+from llmasos_xla.runtime.store import Store
+
+_LOG = logging.getLogger("llmasos_xla.runtime")
+SAVED = 75
+"""Exit status of a job that has saved itself and wants to be started again."""
+_FIXED = 1 << 40
+_LONGEST_PAUSE = 60.0
+_LOOKED_AT = 4096
+# Speed grows with so much a power of the devices where nobody has measured it.
+_USUAL_SPEED = 0.9
+
+
+@final
+class Supervisor:
+    """Moves jobs from state to state; `tick` does what there is to do now, and never waits.
+
+    Args:
+        home: where jobs have their folders.
+        store: the jobs.
+        launcher: runs them.
+        rules: the planner's.
+        clock: gives the moment, seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        store: Store,
+        launcher: Launcher,
+        rules: Rules | None = None,
+        *,
+        clock: Callable[[], float] = time.time,
+    ):
+        self._home, self._store, self._launcher = home, store, launcher
+        self._rules, self._clock = rules or Rules(), clock
+        # Devices that the last plan gave to jobs that wait for others to leave them.
+        self._granted: dict[int, tuple[Place, ...]] = {}
+        self._stuck: dict[str, str] = {}
+        self._steps: dict[str, tuple[Any, float]] = {}
+        self._closing = False
+        for job in store.jobs(("draining",)):
+            # Whoever wanted it to end may not have come to say so.
+            launcher.drain(self._attempt(job), job.handle)
+
+    def tick(self) -> None:
+        """One look at everything."""
+        for job in self._store.jobs(ON_DEVICES):
+            self._poll(job)
+        for job in self._store.jobs(("starting", "running")):
+            self._listen(job)
+        for job in self._store.jobs(("waiting",)):
+            self._depend(job)
+        if not self._closing:
+            self._plan()
+
+    def close(self) -> None:
+        """Has all jobs save and end, and starts no other; `tick` until `idle`."""
+        self._closing = True
+        for job in self._store.jobs(("starting", "running")):
+            self._drain(job, "the engine is going down")
+
+    @property
+    def idle(self) -> bool:
+        """Whether no job has processes."""
+        return not self._store.jobs(ON_DEVICES)
+
+    def _poll(self, job: Job) -> None:
+        status = self._launcher.poll(self._attempt(job), job.handle)
+        if status is not None:
+            self._ended(job, status)
+        elif job.state == "starting":
+            # A supervisor before this one started it, and did not live to write that down.
+            self._store.change(job, "running")
+
+    def _ended(self, job: Job, status: int) -> None:
+        """What becomes of a job whose processes are gone."""
+        now, told = self._clock(), {"status": status, "devices": job.size}
+        stuck = self._stuck.pop(job.token or "", None)
+        self._steps.pop(job.token or "", None)
+        again: dict[str, Any] = {"queued": now, "token": None, "handle": None, "status": None, "not_before": now}
+        if job.asked == "cancel":
+            self._store.change(job, "cancelled", told=told, status=status, reason="it was cancelled", asked=None)
+        elif status == 0:
+            self._store.change(job, "done", told=told, status=0, reason="", asked=None)
+        elif status == SAVED:
+            # One that asks by itself to be started again shall not do so in a circle.
+            pause = 0.0 if job.state == "draining" else 1.0
+            again["not_before"] += pause
+            self._store.change(job, "queued", told=told, **again, reason="it saved itself", asked=None)
+        elif job.state == "draining" and stuck is None:
+            self._store.change(job, "queued", told=told, **again, reason="it ended without saving itself", asked=None)
+        elif status == LOST and job.state == "starting":
+            self._store.change(job, "queued", told=told, **again, reason="it was never started", asked=None)
+        else:
+            failures = job.failures + 1
+            how = stuck or how_it_ended(status) + _last_line(self._home.job(job.number) / "log")
+            if failures > job.spec.retries:
+                reason = f"{how}, {failures} times" if failures > 1 else how
+                self._store.change(job, "failed", told=told, status=status, failures=failures, reason=reason)
+            else:
+                again["not_before"] += min(2.0**failures / 2, _LONGEST_PAUSE)
+                reason = f"{how}; {job.spec.retries - failures} more tries"
+                self._store.change(job, "queued", told=told, **again, failures=failures, reason=reason, asked=None)
+
+    def _listen(self, job: Job) -> None:
+        """Wishes about a job that runs, and whether it goes on."""
+        if job.asked in ("cancel", "drain"):
+            self._drain(job, "it is cancelled" if job.asked == "cancel" else "it was asked to make room")
+            return
+        limit = job.spec.stuck_after
+        if limit is None or job.token is None:
+            return
+        now, seen = self._clock(), progress.read(self._progress(job))
+        slowest = min(((each.step, rank) for rank, each in seen.items()), default=None)
+        before = self._steps.get(job.token)
+        if before is None or before[0] != slowest:
+            self._steps[job.token] = slowest, now
+        elif slowest is not None and now > before[1] + limit:
+            step, rank = slowest
+            self._stuck[job.token] = f"rank {rank} was stuck at step {step} for {limit:g} s"
+            self._store.note(job.number, "stuck", step=step, rank=rank)
+            self._launcher.kill(self._attempt(job), job.handle)
+
+    def _depend(self, job: Job) -> None:
+        before = [self._store.job(number) for number in job.spec.after]
+        if bad := [other for other in before if other.state in ("failed", "cancelled")]:
+            reason = f"job {bad[0].number}, which comes before it, {bad[0].state}"
+            self._store.change(job, "cancelled", reason=reason)
+        elif all(other.state == "done" for other in before):
+            self._store.change(job, "queued", queued=self._clock(), reason="")
+
+    def _plan(self) -> None:
+        now, nodes = self._clock(), self._launcher.capacity()
+        jobs = {str(job.number): job for job in self._store.jobs(("queued", *ON_DEVICES)) if job.asked != "cancel"}
+        able = {name: job for name, job in jobs.items() if job.state != "queued" or job.not_before <= now}
+        found = plan([self._claim(job, now) for job in able.values()], nodes, self._rules)
+        self._granted = {
+            job.number: tuple(found.places.get(name, ()))
+            for name, job in able.items()
+            if job.state == "draining" or (job.state == "queued" and name in found.places)
+        }
+        for name, job in able.items():
+            size = found.sizes[name]
+            if job.state == "running" and set(found.places.get(name, ())) != set(job.places):
+                self._granted[job.number] = tuple(found.places.get(name, ()))
+                self._drain(job, found.reasons.get(name) or f"{size} devices instead of {job.size}")
+        taken = self._store.jobs(ON_DEVICES)
+        for name, job in able.items():
+            if job.state != "queued":
+                continue
+            places = tuple(found.places.get(name, ()))
+            if places and self._fits(job, places, taken, nodes):
+                taken += self._start(job, places)
+            else:
+                reason = "others are making room for it" if places else found.reasons.get(name, "")
+                if reason != job.reason:
+                    self._store.change(job, reason=reason)
+
+    def _claim(self, job: Job, now: float) -> Claim:
+        runs = job.state in ("starting", "running")
+        sizes, priority = job.spec.legal, job.spec.priority
+        if runs and not self._may_be_ended(job):
+            sizes, priority = (job.size,), _FIXED
+        # Who was given devices counts as on them from then on, so that nobody else is given them meanwhile.
+        places = job.places if runs else self._granted.get(job.number, job.places if job.state == "draining" else ())
+        waiting = job.waited + (0.0 if job.state != "queued" else max(now - job.queued, 0.0))
+        return Claim(
+            name=str(job.number),
+            priority=priority,
+            sizes=sizes,
+            device_bytes=self._all_bytes(job, "device", sizes),
+            host_bytes=self._all_bytes(job, "host", sizes),
+            speed={n: float(job.need.get("speed", {}).get(str(n), n**_USUAL_SPEED)) for n in sizes},
+            user=job.spec.user,
+            waiting=waiting,
+            size=len(places),
+            places=places,
+            running=max(now - job.changed, 0.0) if job.state == "running" else 0.0,
+        )
+
+    def _all_bytes(self, job: Job, which: str, sizes: tuple[int, ...]) -> dict[int, int]:
+        return {n: self._bytes(job, which, n) for n in sizes} if which == "host" or which in job.need else {}
+
+    def _bytes(self, job: Job, which: str, size: int) -> int:
+        if which == "host" and job.spec.memory is not None:
+            return job.spec.memory
+        return int(job.need.get(which, {}).get(str(size), 0))
+
+    def _may_be_ended(self, job: Job) -> bool:
+        if job.state == "starting":
+            return False
+        if job.spec.preemptible is not None:
+            return job.spec.preemptible
+        seen = progress.read(self._progress(job))
+        return bool(seen) and all(each.saves for each in seen.values())
+
+    def _fits(self, job: Job, places: tuple[Place, ...], taken: list[Job], nodes: Any) -> bool:
+        """Whether these devices, and the memory, are free by now."""
+        occupied = {place for other in taken for place in other.places}
+        if occupied & set(places):
+            return self._rules.sharing and not self._crowded(job, places, taken, nodes)
+        return not self._crowded(job, places, taken, nodes)
+
+    def _crowded(self, job: Job, places: tuple[Place, ...], taken: list[Job], nodes: Any) -> bool:
+        for node in nodes:
+            needed = node_bytes(self._bytes(job, "host", len(places)), places, node)
+            for other in taken:
+                needed += node_bytes(self._bytes(other, "host", other.size), other.places, node)
+            if node.memory and needed > node.memory:
+                return True
+        return False
+
+    def _start(self, job: Job, places: tuple[Place, ...]) -> list[Job]:
+        token = new_token()
+        # Written down ahead: should this process be killed now, the next one looks whether it was started.
+        waited = job.waited + max(self._clock() - job.queued, 0.0)
+        before = {"attempt": job.attempt + 1, "token": token, "handle": None, "places": places, "reason": ""}
+        before["waited"] = waited
+        if not self._store.change(job, "starting", told={"devices": len(places)}, **before):
+            return []
+        job = self._store.job(job.number)
+        try:
+            handle = self._launcher.start(self._attempt(job))
+        except OSError as error:
+            _LOG.error("job %s cannot be started", job.number, exc_info=error)
+            self._ended(job, 126)
+            return []
+        self._store.change(job, "running", handle=handle)
+        return [self._store.job(job.number)]
+
+    def _drain(self, job: Job, reason: str) -> None:
+        if self._store.change(job, "draining", told={"why": reason}, reason=reason):
+            self._launcher.drain(self._attempt(job), job.handle)
+
+    def _attempt(self, job: Job) -> Attempt:
+        return Attempt(job.number, job.token or "", job.spec, job.places, self._home.job(job.number))
+
+    def _progress(self, job: Job) -> Any:
+        return self._home.job(job.number) / f"{job.token}"
+
+
+def node_bytes(whole: int, places: tuple[Place, ...], node: Node) -> int:
+    """What of a gang's bytes a node has to hold: its share of the devices."""
+    here = sum(name == node.name for name, _ in places)
+    return -(-whole * here // max(len(places), 1))
+
+
+def how_it_ended(status: int) -> str:
+    """An exit status in words."""
+    if status == LOST:
+        return "its processes are gone, and nobody knows how they ended"
+    return f"signal {status - 128} ended it" if status > 128 else f"it ended with status {status}"
+
+
+def _last_line(log: pathlib.Path) -> str:
+    """The end of a job's log, which most often says why."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _LOOKED_AT))
+            lines = file.read().decode(errors="replace").split("\n")
+    except FileNotFoundError:
+        return ""
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return f": {last[:200]}" if last else ""

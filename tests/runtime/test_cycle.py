@@ -1,0 +1,70 @@
+"""One job makes room for a more urgent one and gets it back, and has learnt what it would have learnt undisturbed."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from runtime_jobs import wait_until
+
+import llmasos_xla as lm
+from llmasos_xla.progress import read
+from llmasos_xla.runtime.store import Store
+
+SCRIPT = """
+import sys, time
+import numpy as np
+import jax
+import llmasos_xla as lm
+
+folder, epochs = sys.argv[1], int(sys.argv[2])
+rng = np.random.default_rng(0)
+x = rng.normal(size=(960, 16)).astype("float32")
+y = (x[:, :4].sum(1) > 0).astype("int32")
+model = lm.Sequential([lm.layers.Dense(32, activation="relu"), lm.layers.Dense(2, activation="softmax")])
+model.compile(lm.Optimizer("sgd", 0.05), "sparse_categorical_crossentropy")
+print("devices", len(jax.devices()), flush=True)
+history = model.fit(
+    x, y, epochs=epochs, batch_size=120, checkpoint=folder, resume=True,
+    shard="data" if len(jax.devices()) > 1 else None, callbacks=lambda event: time.sleep(0.1),
+)
+print(f"loss {history.history['loss'][-1]:.9f} of {len(history.history['loss'])} epochs")
+"""
+
+
+@pytest.mark.slow
+def test_a_low_job_shrinks_for_an_urgent_one_and_grows_again(home, engine, tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT)
+    engine()
+    low = lm.runtime.submit(
+        script, tmp_path / "low", 120, name="low", devices=(1, 3), sizes=(1, 3), home=home.path
+    )  # fmt: skip
+    store = Store(home.store)
+
+    def step():
+        seen = read(home.job(1) / f"{store.job(1).token}")
+        return seen[0].step if seen else 0
+
+    # No flag: the fit tells that it saves itself.
+    wait_until(lambda: step() > 40)
+    urgent = lm.runtime.submit(script, tmp_path / "urgent", 20, name="urgent", priority=10, devices=2, home=home.path)
+    assert urgent.wait(timeout=100) == "done"
+    assert low.wait(timeout=100) == "done"
+    what = [(event.what, event.more.get("devices")) for event in store.events(1)]
+    assert [devices for kind, devices in what if kind == "starting"] == [3, 1, 3]
+    assert [event.more["status"] for event in store.events(1) if "status" in event.more] == [75, 75, 0]
+    log = low.logs()
+    # From the very step: where one ended the next goes on.
+    assert len(re.findall("told to end", log)) == len(re.findall("going on with the interrupted fit", log)) == 2
+    store.close()
+    alone = subprocess.run(
+        [sys.executable, script, tmp_path / "alone", "120"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "3", "NPROC": "12"},
+    ).stdout
+    losses = [float(re.search(r"loss (\S+) of 120 epochs", text)[1]) for text in (log, alone)]
+    assert abs(losses[0] - losses[1]) < 1e-5

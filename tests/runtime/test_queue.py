@@ -1,0 +1,159 @@
+"""The queue as it is used, from Python and from a shell, with an engine of its own; and the engine killed."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from runtime_jobs import marked, wait_until
+
+import llmasos_xla as lm
+from llmasos_xla.runtime import client, service
+from llmasos_xla.runtime.jobs import ON_DEVICES
+from llmasos_xla.runtime.store import Store
+
+
+def shell(home, *arguments):
+    done = subprocess.run(
+        [sys.executable, "-m", "llmasos_xla", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env={**os.environ, "LLMASOS_HOME": str(home.path), "JAX_PLATFORMS": "cpu"},
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_function_is_run_and_its_result_comes_back(home, engine):
+    pytest.importorskip("cloudpickle", reason="cloudpickle is not installed")
+    engine()
+    factor = 3
+    job = lm.runtime.submit(lambda x, y: (factor * x + y, lm.runtime.here().name), 4, 5, name="sum", home=home.path)
+    assert job.result(timeout=60) == (17, "sum")
+    assert job.state == "done"
+
+    def fails():
+        raise KeyError("nothing there")
+
+    bad = lm.runtime.submit(fails, home=home.path, retries=0)
+    with pytest.raises(
+        lm.runtime.JobError, match=r"job 2 \(fails\) failed: it ended with status 1: KeyError: 'nothing"
+    ):
+        bad.result(timeout=60)
+    assert lm.runtime.here() is None
+    assert [each.number for each in lm.runtime.queue(home.path)] == [1, 2]
+
+
+def test_from_a_shell(home, engine, tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text("import os, sys\nprint('on', os.environ['LLMASOS_DEVICES'], *sys.argv[1:])\n")
+    assert shell(home, "down") == (0, "no engine runs\n", "")
+    status, out, err = shell(home, "up", "--devices", 4, "--memory", "8Gi", "--least-run", 0)
+    assert (status, err) == (0, "")
+    assert out.startswith("the engine is up: 4 devices, 8.0 GiB, pid ")
+    assert shell(home, "up")[1].startswith("the engine runs already: 4 devices")
+    assert shell(home, "submit", "--devices", "2-3", script, "--lr", "0.1") == (0, "job 1 train\n", "")
+    assert shell(home, "logs", "train", "-f") == (0, "on 3 --lr 0.1\n", "")
+    assert shell(home, "submit", "--name", "long", "sleep", 1000) == (0, "job 2 long\n", "")
+    assert shell(home, "submit", "--name", "next", "--after", "long", "--", "sh", "-c", "echo never")[0] == 0
+    status, out, err = shell(home, "queue")
+    rows = [line.split() for line in out.splitlines()]
+    assert rows[0][:4] == ["number", "name", "state", "priority"]
+    assert [row[1:3] for row in rows[1:]] == [["train", "done"], ["long", "running"], ["next", "waiting"]]
+    found = json.loads(shell(home, "queue", "--json", "--all")[1])
+    assert [(job["name"], job["devices"], job["status"]) for job in found][:2] == [
+        ("train", [], 0),
+        ("long", [["local", 0]], None),
+    ]
+    assert shell(home, "cancel", "long") == (0, "job 2 long is told to end\n", "")
+    wait_until(lambda: client.Submitted(3, home).state == "cancelled")
+    status, out, _ = shell(home, "cancel", "long")
+    assert (status, out) == (1, "job 2 long has ended: cancelled\n")
+    assert shell(home, "down") == (0, "the engine is down\n", "")
+    assert "no engine runs" in shell(home, "queue")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["submit", "none.py"], "submit: there is no script 'none.py'"),
+        (["submit", "no-such-command"], "submit: there is no command 'no-such-command'; a script's name ends in .py"),
+        (["submit", "--after", "7", "true"], "submit: jobs: unknown job '7'"),
+        (
+            ["submit", "--devices", "3", "--sizes", "2", "--", "true"],
+            "submit: a size of 2 devices is not within 3 to 3",
+        ),
+        (["cancel", "nobody"], "cancel: jobs: unknown job 'nobody'"),
+        (["logs", "1"], "logs: jobs: unknown job '1'"),
+    ],
+)
+def test_what_cannot_be_done_is_told(home, arguments, reason):
+    status, out, err = shell(home, *arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith(f"llmasos {reason}")
+    assert err.count("\n") == 1
+
+
+def test_going_down_jobs_wait_for_the_next_engine(home, engine):
+    engine()
+    job = lm.runtime.submit(["sh", "-c", "trap 'exit 75' TERM; echo x; while :; do sleep 0.05; done"], home=home.path)
+    wait_until(lambda: job.logs() == "x\n")
+    service.down(home)
+    assert job.state == "queued"
+    engine()
+    wait_until(lambda: job.logs() == "x\nx\n")
+    job.cancel()
+    assert job.wait(timeout=60) == "cancelled"
+
+
+# Each job writes a line when it begins, and one when it is through; asked to end it saves, and says so.
+JOB = """
+trap 'echo saved >> {lines}; exit 75' TERM
+echo begun >> {lines}
+i=0; while [ $i -lt 12 ]; do sleep 0.05; i=$((i+1)); done
+echo through >> {lines}
+"""
+
+
+def test_the_engine_killed_again_and_again_loses_nothing(home, engine, tmp_path):
+    """Jobs come and run while the engine is killed, 20 times, at random moments: each is through once, none is left."""
+    rng = random.Random(0)
+    jobs = []
+    for _ in range(20):
+        found = engine()
+        for _ in range(2):
+            lines = tmp_path / f"{len(jobs)}.txt"
+            command = ["sh", "-c", JOB.format(lines=lines)]
+            jobs.append((lm.runtime.submit(command, home=home.path, start=False), lines))
+        time.sleep(rng.uniform(0.0, 0.5))
+        os.kill(found["pid"], signal.SIGKILL)
+        wait_until(lambda: service.running(home) is None)
+    engine()
+    for job, lines in jobs:
+        assert job.wait(timeout=120) == "done"
+        said = lines.read_text().split()
+        assert said.count("through") == 1, said
+        assert said.count("begun") == said.count("saved") + 1, said
+    store = Store(home.store)
+    assert store.jobs(ON_DEVICES) == []
+    tokens = [file.stem for file in home.path.glob("jobs/*/*.order")]
+    assert [pid for token in tokens for pid in marked(token)] == []
+    store.close()
+
+
+def test_a_killed_worker_is_started_again(home, engine, tmp_path):
+    engine()
+    lines = tmp_path / "lines"
+    command = f"echo begun >> {lines}; if [ $(wc -l < {lines}) -gt 1 ]; then exit 0; fi; sleep 1000"
+    job = lm.runtime.submit(["sh", "-c", command], home=home.path)
+    wait_until(lambda: lines.exists())
+    token = Store(home.store).job(job.number).token
+    for pid in marked(token):
+        os.kill(pid, signal.SIGKILL)
+    assert job.wait(timeout=60) == "done"
+    assert lines.read_text() == "begun\nbegun\n"
+    assert marked(token) == []

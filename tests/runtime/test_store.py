@@ -1,0 +1,130 @@
+"""The queue: every change is whole, of two who change a job one comes too late, and nothing is forgotten."""
+
+import dataclasses
+import multiprocessing
+import os
+import signal
+import sqlite3
+
+import pytest
+from runtime_jobs import spec
+
+from llmasos_xla.runtime.jobs import ENDED, Spec
+from llmasos_xla.runtime.store import Store
+
+
+@pytest.fixture
+def store(tmp_path):
+    found = Store(tmp_path / "jobs.sqlite")
+    yield found
+    found.close()
+
+
+def test_a_job_is_kept_as_it_was_submitted(tmp_path, store):
+    wanted = spec("true", name="a", devices=(1, 4), sizes=(1, 3), after=(), environment={"X": "ä\n"}, stuck_after=2.5)
+    job = store.submit(wanted)
+    assert (job.number, job.state, job.size, job.spec) == (1, "queued", 0, wanted)
+    again = Store(tmp_path / "jobs.sqlite")
+    assert again.job("a") == again.job(1) == again.job("1") == job
+    assert [event.what for event in again.events(1)] == ["queued"]
+    again.close()
+
+
+def test_the_last_of_a_name_is_meant(store):
+    numbers = [store.submit(spec("true", name="twin")).number for _ in range(2)]
+    assert store.job("twin").number == numbers[-1]
+    with pytest.raises(ValueError, match="unknown job 'twim'; did you mean 'twin'"):
+        store.job("twim")
+
+
+def test_of_two_who_change_a_job_one_comes_too_late(tmp_path, store):
+    job = store.submit(spec("true"))
+    other = Store(tmp_path / "jobs.sqlite")
+    version = store.version
+    assert other.change(job, "starting", token="x", attempt=1, places=(("n", 0), ("n", 1)))
+    assert store.version != version
+    assert not store.change(job, "cancelled")
+    now = store.job(1)
+    assert (now.state, now.token, now.attempt, now.size) == ("starting", "x", 1, 2)
+    # Nor may somebody who has seen an earlier attempt.
+    assert not store.change(dataclasses.replace(now, attempt=0), "done")
+    assert [event.what for event in store.events(1)] == ["queued", "starting"]
+    other.close()
+
+
+def test_wishes(store):
+    waits, runs = (store.submit(spec("true", name=n)) for n in ("waits", "runs"))
+    store.change(runs, "running")
+    assert store.ask("waits", "cancel").state == "cancelled"
+    asked = store.ask("runs", "cancel")
+    assert (asked.state, asked.asked) == ("running", "cancel")
+    assert store.ask("waits", "drain").asked is None
+    assert [job.number for job in store.jobs(ENDED)] == [waits.number]
+
+
+def test_jobs_that_come_after_others(store):
+    with pytest.raises(LookupError, match="no job 7 to come after"):
+        store.submit(spec("true", after=(7,)))
+    assert store.jobs() == []
+    first = store.submit(spec("true"))
+    assert store.submit(spec("true", after=(first.number,))).state == "waiting"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"name": "../up"}, "a name is of letters, digits"),
+        ({"command": ()}, "there is nothing to run"),
+        ({"devices": (3, 2)}, "devices are the least and the most, from 1 up, 3 to 2 came"),
+        ({"devices": (2, 4), "sizes": (1, 2)}, "a size of 1 devices is not within 2 to 4"),
+        ({"memory": 0}, "memory is at least 1, 0 came"),
+        ({"stuck_after": 0.0}, "stuck_after is above 0 seconds"),
+    ],
+)
+def test_what_is_no_job(wrong, reason):
+    with pytest.raises(ValueError, match=reason):
+        Spec(**{"name": "a", "command": ("true",), "folder": "/", **wrong})
+
+
+def _submit_for_ever(path):
+    store = Store(path)
+    while True:
+        job = store.submit(spec("true"))
+        store.change(job, "running", reason="r" * 5000)
+
+
+def test_whoever_is_killed_while_writing_leaves_whole_jobs(tmp_path):
+    path = tmp_path / "jobs.sqlite"
+    Store(path).close()
+    for delay in (0.4, 0.55, 0.7):
+        writer = multiprocessing.get_context("spawn").Process(target=_submit_for_ever, args=(path,))
+        writer.start()
+        before = _count(path)
+        while _count(path) < before + 3:
+            pass
+        writer.join(delay / 20)
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.join()
+    store = Store(path)
+    numbers = [job.number for job in store.jobs()]
+    assert numbers == list(range(1, len(numbers) + 1))
+    for job in store.jobs():
+        events = [event.what for event in store.events(job.number)]
+        assert events == (["queued", "running"] if job.state == "running" else ["queued"])
+    store.close()
+
+
+def _count(path):
+    base = sqlite3.connect(path, timeout=30)
+    try:
+        return base.execute("select count(*) from jobs").fetchone()[0]
+    finally:
+        base.close()
+
+
+def test_another_version_is_refused(tmp_path):
+    base = sqlite3.connect(tmp_path / "jobs.sqlite")
+    base.execute("pragma user_version = 99")
+    base.close()
+    with pytest.raises(ValueError, match="of version 99, 1 is read"):
+        Store(tmp_path / "jobs.sqlite")

@@ -1,0 +1,279 @@
+"""From state to state: who gets devices, who makes room, what becomes of those that end, with a launcher that plays."""
+
+import pytest
+from runtime_jobs import spec
+
+from llmasos_xla.progress import Progress, write
+from llmasos_xla.runtime.claims import Node, Rules
+from llmasos_xla.runtime.launchers.protocol import LOST
+from llmasos_xla.runtime.store import Store
+from llmasos_xla.runtime.supervisor import Supervisor
+
+
+class Stage:
+    """A launcher whose attempts end when a test says so."""
+
+    def __init__(self, devices=4, memory=1000):
+        self.nodes = (Node("n", (0,) * devices, memory),)
+        self.live, self.over, self.drained = {}, {}, []
+        self.refuses = False
+
+    def capacity(self):
+        return self.nodes
+
+    def start(self, attempt):
+        if self.refuses:
+            raise OSError("no more processes")
+        assert attempt.job not in {each.job for each in self.live.values()}
+        used = {place for each in self.live.values() for place in each.places}
+        assert not used & set(attempt.places)
+        self.live[attempt.token] = attempt
+        return attempt.token
+
+    def drain(self, attempt, handle):
+        self.drained.append(attempt.job)
+
+    def kill(self, attempt, handle):
+        self.end(attempt.job, LOST)
+
+    def poll(self, attempt, handle):
+        if attempt.token in self.over:
+            return self.over[attempt.token]
+        return None if attempt.token in self.live else LOST
+
+    def end(self, job, status):
+        token = next(token for token, each in self.live.items() if each.job == job)
+        self.over[token] = status
+        del self.live[token]
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def stage():
+    return Stage()
+
+
+@pytest.fixture
+def store(home, clock):
+    found = Store(home.store, clock)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def make(home, store, stage, clock):
+    return lambda **rules: Supervisor(
+        home, store, stage, Rules(**{"least_run": 0.0, "margin": 0.0, **rules}), clock=clock
+    )
+
+
+def states(store):
+    return [job.state for job in store.jobs()]
+
+
+def test_what_fits_runs_and_the_rest_waits(store, stage, make):
+    for count in (2, 1, 2):
+        store.submit(spec("x", devices=(count, count)))
+    supervisor = make()
+    supervisor.tick()
+    assert states(store) == ["running", "running", "queued"]
+    assert store.job(3).reason
+    stage.end(1, 0)
+    supervisor.tick()
+    assert states(store) == ["done", "running", "running"]
+    assert [event.what for event in store.events(1)] == ["queued", "starting", "running", "done"]
+
+
+def test_one_makes_room_and_gets_it_back(store, stage, make, clock):
+    """A on 3; B, more urgent, wants 2: A saves, goes on with 1; when B is done, with 3 again."""
+    store.submit(spec("a", name="A", devices=(1, 3), sizes=(1, 3), preemptible=True))
+    supervisor = make()
+    supervisor.tick()
+    assert store.job(1).size == 3
+    store.submit(spec("b", name="B", priority=10, devices=(2, 2)))
+    clock.now += 10
+    supervisor.tick()
+    assert (states(store), stage.drained) == (["draining", "queued"], [1])
+    assert "shrinks from 3 to 1" in store.job(1).reason
+    # Nothing is given away before it is acknowledged.
+    for _ in range(3):
+        supervisor.tick()
+    assert len(stage.live) == 1
+    stage.end(1, 75)
+    supervisor.tick()
+    assert [(job.state, job.size) for job in store.jobs()] == [("running", 1), ("running", 2)]
+    clock.now += 10
+    stage.end(2, 0)
+    supervisor.tick()
+    stage.end(1, 75)
+    supervisor.tick()
+    assert (store.job(1).state, store.job(1).size, store.job(1).failures) == ("running", 3, 0)
+
+
+def test_only_who_saves_itself_makes_room(home, store, stage, make, clock):
+    store.submit(spec("a", devices=(1, 4)))
+    supervisor = make()
+    supervisor.tick()
+    store.submit(spec("b", priority=10))
+    supervisor.tick()
+    assert states(store) == ["running", "queued"]
+    beginning = home.job(1) / store.job(1).token
+    beginning.parent.mkdir(parents=True)
+    write(beginning, 0, Progress(3, 0, 0.5, False, clock.now))
+    supervisor.tick()
+    assert states(store) == ["running", "queued"]
+    write(beginning, 0, Progress(4, 0, 0.5, True, clock.now))
+    supervisor.tick()
+    assert states(store) == ["draining", "queued"]
+
+
+def test_failures_are_tried_again_a_few_times_and_later_each_time(store, stage, make, clock):
+    store.submit(spec("a", retries=2))
+    supervisor = make()
+    for failures in (1, 2):
+        supervisor.tick()
+        stage.end(1, 9)
+        supervisor.tick()
+        job = store.job(1)
+        assert (job.state, job.failures) == ("queued", failures)
+        assert f"it ended with status 9; {2 - failures} more tries" in job.reason
+        pause = job.not_before - clock.now
+        assert pause == 2.0 ** (failures - 1)
+        clock.now += pause
+    supervisor.tick()
+    stage.end(1, 137)
+    supervisor.tick()
+    job = store.job(1)
+    assert (job.state, job.status, job.reason) == ("failed", 137, "signal 9 ended it, 3 times")
+
+
+def test_who_was_ended_for_another_has_not_failed(store, stage, make):
+    store.submit(spec("a", preemptible=True, devices=(4, 4), retries=0))
+    supervisor = make()
+    supervisor.tick()
+    store.submit(spec("b", priority=1, devices=(4, 4)))
+    supervisor.tick()
+    stage.end(1, 143)
+    supervisor.tick()
+    assert [(job.state, job.failures) for job in store.jobs()] == [("queued", 0), ("running", 0)]
+
+
+def test_memory_is_never_promised_twice(store, stage, make):
+    for _ in range(3):
+        store.submit(spec("a", memory=400))
+    supervisor = make()
+    supervisor.tick()
+    assert states(store) == ["running", "running", "queued"]
+    store.submit(spec("a", memory=2000, name="large"))
+    supervisor.tick()
+    assert "1.95 KiB" in store.job(4).reason or "2000" in store.job(4).reason or store.job(4).reason
+    stage.end(1, 0)
+    supervisor.tick()
+    assert states(store) == ["done", "running", "running", "queued"]
+
+
+def test_jobs_after_jobs(store, stage, make):
+    store.submit(spec("a", retries=0))
+    store.submit(spec("b", after=(1,)))
+    store.submit(spec("c", retries=0))
+    store.submit(spec("d", after=(1, 3)))
+    supervisor = make()
+    supervisor.tick()
+    assert states(store) == ["running", "waiting", "running", "waiting"]
+    stage.end(1, 0)
+    stage.end(3, 1)
+    supervisor.tick()
+    supervisor.tick()
+    assert states(store) == ["done", "running", "failed", "cancelled"]
+    assert store.job(4).reason == "job 3, which comes before it, failed"
+
+
+def test_cancelled_while_it_runs(store, stage, make):
+    store.submit(spec("a"))
+    supervisor = make()
+    supervisor.tick()
+    store.ask(1, "cancel")
+    supervisor.tick()
+    assert (states(store), stage.drained) == (["draining"], [1])
+    stage.end(1, 75)
+    supervisor.tick()
+    assert states(store) == ["cancelled"]
+
+
+def test_a_stuck_rank_is_started_again(home, store, stage, make, clock):
+    store.submit(spec("a", stuck_after=5.0))
+    supervisor = make()
+    supervisor.tick()
+    beginning = home.job(1) / store.job(1).token
+    beginning.parent.mkdir(parents=True)
+    for now, step in ((1001.0, 7), (1004.0, 8), (1008.0, 9)):
+        clock.now = now
+        # The other rank waits for it in its next step.
+        write(beginning, 0, Progress(step + 1, 0, None, True, now))
+        write(beginning, 1, Progress(min(step, 8), 0, None, True, now))
+        supervisor.tick()
+    assert states(store) == ["running"]
+    clock.now = 1010.0
+    supervisor.tick()
+    supervisor.tick()
+    job = store.job(1)
+    assert (job.state, job.failures) == ("queued", 1)
+    assert "rank 1 was stuck at step 8 for 5 s" in job.reason
+
+
+def test_a_supervisor_after_one_that_was_killed_goes_on(store, stage, make, clock):
+    for name in ("never started", "started and not written down", "runs", "was to end", "ended meanwhile"):
+        store.submit(spec("x", name=name.replace(" ", "-")))
+    started = {}
+    for job in store.jobs():
+        token = f"t{job.number}"
+        places = (("n", job.number % 4),) if job.number != 5 else ()
+        state = {4: "draining", 1: "starting", 2: "starting"}.get(job.number, "running")
+        handle = None if state == "starting" else token
+        store.change(job, state, token=token, places=places, attempt=1, handle=handle)
+        started[job.number] = token
+    for number in (2, 3, 4):
+        job = store.job(number)
+        stage.live[f"t{number}"] = make()._attempt(job)
+    stage.over["t5"] = 0
+    stage.drained.clear()
+    supervisor = make()
+    assert stage.drained == [4]
+    supervisor.tick()
+    assert states(store) == ["running", "running", "running", "draining", "done"]
+    assert store.job(1).attempt == 2
+    assert store.job(1).failures == 0
+    assert store.job(2).attempt == 1
+
+
+def test_going_down_all_are_saved(store, stage, make):
+    store.submit(spec("a"))
+    store.submit(spec("b"))
+    supervisor = make()
+    supervisor.tick()
+    supervisor.close()
+    assert not supervisor.idle
+    for job in (1, 2):
+        stage.end(job, 75)
+    supervisor.tick()
+    assert supervisor.idle
+    supervisor.tick()
+    assert states(store) == ["queued", "queued"]
+
+
+def test_what_cannot_be_started(store, stage, make):
+    store.submit(spec("a", retries=0))
+    stage.refuses = True
+    make().tick()
+    assert (states(store), store.job(1).status) == (["failed"], 126)
