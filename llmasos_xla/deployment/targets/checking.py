@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import math
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -129,8 +130,15 @@ def described_tensors(subject: Subject) -> dict[str, Any]:
 
 
 def tolerance_of(precision: str, tolerance: float | None) -> float:
-    """The tolerance that was asked for, or the precision's own."""
-    return TOLERANCES[precision] if tolerance is None else tolerance
+    """The tolerance that was asked for, or the precision's own.
+
+    Raises ValueError for one that every copy would pass.
+    """
+    if tolerance is None:
+        return TOLERANCES[precision]
+    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 <= tolerance < math.inf:
+        raise ValueError(f"export: tolerance is a number from 0, {tolerance!r} came")
+    return tolerance
 
 
 @contextlib.contextmanager

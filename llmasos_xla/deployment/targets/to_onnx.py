@@ -107,7 +107,10 @@ def converted(subject: Subject, opset: int = 21) -> bytes:
     for key, value in described_tensors(subject).items():
         entry = model.metadata_props.add()
         entry.key, entry.value = key, json.dumps(value)
-    onnx.checker.check_model(model)
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        raise ValueError(f"export: what jax2onnx made is no ONNX of opset {opset}: {str(error)[:300]}") from error
     return model.SerializeToString()
 
 

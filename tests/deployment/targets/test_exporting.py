@@ -177,3 +177,9 @@ def test_a_folder_takes_the_place_of_another(tmp_path):
         folder_atomically(tmp_path / "f", lambda folder, text=text: (folder / text).write_text(text) and None)
         assert [p.name for p in (tmp_path / "f").iterdir()] == [text]
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+@pytest.mark.parametrize("tolerance", [float("nan"), float("inf"), -1, True, "0.1"])
+def test_a_tolerance_that_every_copy_would_pass_is_none(tolerance):
+    with pytest.raises(ValueError, match="export: tolerance is a number from 0"):
+        checking.tolerance_of("float32", tolerance)
