@@ -52,6 +52,8 @@ class Job:
     beside: int = 0
     """Rows of the batch that it ran in, its own among them."""
     number: int = 0
+    answer: int = 0
+    """Bytes that its outputs will have, about."""
 
     @property
     def rows(self) -> int:
@@ -70,8 +72,8 @@ class Job:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the inputs."""
-        return sum(a.nbytes for a in self.inputs.values())
+        """Bytes of the inputs and of the outputs."""
+        return self.answer + sum(a.nbytes for a in self.inputs.values())
 
     def __lt__(self, other: "Job") -> bool:
         return (self.priority, self.number) < (other.priority, other.number)
@@ -88,7 +90,7 @@ class Batcher:
         done: is told, in that thread, the jobs of a batch and what became of each.
         most_rows: of a batch.
         most_waiting: requests, at most; others are refused, or refuse one that is less urgent.
-        most_bytes: of all that wait.
+        most_bytes: of the inputs and outputs of all that wait.
         delay: seconds that a batch which is not full waits for more.
     """
 
@@ -103,7 +105,7 @@ class Batcher:
         name: str = "model",
     ):
         self._done, self.most_rows, self.delay = done, most_rows, delay
-        self._most_waiting, self._most_bytes = most_waiting, most_bytes
+        self._most_waiting, self.most_bytes = most_waiting, most_bytes
         self._waiting: list[Job] = []
         self._bytes = 0
         self._numbers = itertools.count()
@@ -127,7 +129,7 @@ class Batcher:
         with self._changed:
             if self._closed:
                 raise QueueFullError("the server is stopping; ask another", 1.0)
-            if len(self._waiting) >= self._most_waiting or self._bytes + job.nbytes > self._most_bytes:
+            if len(self._waiting) >= self._most_waiting or self._bytes + job.nbytes > self.most_bytes:
                 gone = max(self._waiting, default=None)
                 if gone is None or gone.priority <= job.priority:
                     raise QueueFullError(

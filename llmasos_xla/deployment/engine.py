@@ -3,6 +3,7 @@
 import collections
 import hashlib
 import json
+import math
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, final
@@ -102,6 +103,12 @@ class Engine:
         outputs = self._program(size, arrays, inputs)(arrays, inputs)
         found = {name: np.asarray(a) for name, a in outputs.items()}
         return {name: a[:rows] for name, a in found.items()} if size > rows else found
+
+    def row_bytes(self, arrays: Arrays, inputs: Mapping[str, np.ndarray]) -> int:
+        """Bytes of the outputs of one row like these; nothing is compiled or run."""
+        one = {n: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype) for n, a in inputs.items()}
+        found = jax.eval_shape(self._run, dict(arrays), one)
+        return sum(math.prod(a.shape) * a.dtype.itemsize for a in found.values())
 
     def bucket(self, rows: int) -> int:
         """The number of rows of the program that runs so many.

@@ -1,5 +1,6 @@
 """One version of a model as the server runs it: its face, its program, its weights."""
 
+import math
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any, final
@@ -47,6 +48,9 @@ class Served:
         self.known: tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]] | None = None
         """Encoded inputs and the outputs that belong to them, where a bundle brought some."""
         self._names = {tensor.name for tensor in face.outputs}
+        # Of each output the values of a row, and how many of its axes are free.
+        sizes = [tensor.shape[1:] for tensor in face.outputs]
+        self._sizes = [(math.prod(n for n in shape if n >= 0), sum(n < 0 for n in shape)) for shape in sizes]
 
     @classmethod
     def of_model(cls, model: Door, name: str, version: str = "1", *, like: "Served | None" = None) -> "Served":
@@ -124,6 +128,12 @@ class Served:
     def encode(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """What `run` takes, by name, of a request's tensors; raises ValueError or TypeError for what does not fit."""
         return self.face.encode(tensors)
+
+    def answer_bytes(self, inputs: Mapping[str, np.ndarray]) -> int:
+        """Bytes that the outputs have at most, where free axes are no longer than those of the inputs."""
+        longest = max((n for a in inputs.values() for n in a.shape[1:]), default=1)
+        rows = len(next(iter(inputs.values())))
+        return 4 * rows * sum(fixed * longest**free for fixed, free in self._sizes)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The program's outputs."""

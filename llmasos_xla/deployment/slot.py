@@ -168,9 +168,10 @@ class Slot:
             inputs = await asyncio.to_thread(served.encode, tensors)
         else:
             inputs = served.encode(tensors)
+        size = await self._answer_bytes(served, inputs)
         self.requests += 1
         try:
-            found = await self._turn(served, inputs, priority, timeout)
+            found = await self._turn(served, inputs, size, priority, timeout)
             told = served.finish(found, wanted)
         except Exception as error:
             self.failures += 1
@@ -192,13 +193,30 @@ class Slot:
         self._latencies.append((time.monotonic(), seconds))
         self.histogram.add(seconds)
 
+    async def _answer_bytes(self, served: "Served", inputs: Mapping[str, np.ndarray]) -> int:
+        """What the outputs will take; raises ValueError where that is more than all that wait may have together.
+
+        A few bytes may ask for many: ids of a text get the probabilities of a vocabulary each.
+        """
+        size, most = served.answer_bytes(inputs), self.batcher.most_bytes
+        if size <= most:
+            return size
+        rows = len(next(iter(inputs.values())))
+        size = rows * await asyncio.to_thread(served.engine.row_bytes, served.arrays, inputs)
+        if size > most:
+            raise ValueError(
+                f"infer: the outputs of {rows} rows like these have {size} bytes, at most {most} are given; ask for "
+                "fewer rows at a time"
+            )
+        return size
+
     async def _turn(
-        self, served: "Served", inputs: Mapping[str, np.ndarray], priority: int, timeout: float | None
+        self, served: "Served", inputs: Mapping[str, np.ndarray], size: int, priority: int, timeout: float | None
     ) -> Outputs:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
         deadline = None if timeout is None else time.monotonic() + timeout
-        job = Job(served, inputs, priority, deadline, _Waiter(loop, future))
+        job = Job(served, inputs, priority, deadline, _Waiter(loop, future), answer=size)
         if (traced := JOBS.get()) is not None:
             traced.append(job)
         self.batcher.submit(job)

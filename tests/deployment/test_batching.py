@@ -207,3 +207,23 @@ def test_programs_that_are_asked_for_stay(monkeypatch):
     for length in (1, 2, 1, 3, 1, 4, 1):
         engine({}, {"input": np.zeros((1, length), np.float32)})
     assert len(engine.compiled) == 4
+
+
+def test_outputs_count_where_room_is_counted():
+    free = threading.Event()
+    done = []
+    queue = Batcher(done.extend, most_bytes=1000, most_rows=1)
+    held = Doubler()
+    held.go = free
+    for expected in (False, False, True):
+        job = Job(held, {"x": np.ones((1, 1))}, answer=600)
+        if expected:
+            with pytest.raises(QueueFullError):
+                queue.submit(job)
+        else:
+            queue.submit(job)
+            while not held.inside:
+                time.sleep(0.001)
+    free.set()
+    queue.close()
+    assert len(done) == 2
