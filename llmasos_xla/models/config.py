@@ -74,9 +74,11 @@ class Config(Layer):
         """Which inputs hold whole numbers from 0, and how many different ones.
 
         By their names: "...ids" are ids of as many vectors as the field `vocab` says, if there is one, "...mask" is a
-        mask of 0 and 1, "...positions" and "...lengths" are any.
+        mask of 0 and 1, "...positions" are below `context`, if there is one, "...lengths" are any.
         """
-        counts = {"ids": getattr(self, "vocab", None), "mask": 2, "positions": None, "lengths": None}
+        counts = {
+            "ids": getattr(self, "vocab", None), "mask": 2, "positions": getattr(self, "context", None), "lengths": None
+        }  # fmt: skip
         return {name: n for name in self.inputs for ending, n in counts.items() if name.endswith(ending)}
 
     @property

@@ -8,6 +8,7 @@ import pytest
 import llmasos_xla as lm
 from llmasos_xla.deployment.served import Served
 from llmasos_xla.deployment.slot import Slot
+from llmasos_xla.storage.bundle import Bundle
 
 VOCAB, CONTEXT = 100, 16
 
@@ -44,3 +45,17 @@ def test_the_bound_is_made_exact_before_it_refuses(unchecked):
     slot = Slot("m", served, most_bytes=900)
     # The inputs have 800 bytes.
     assert asyncio.run(slot.infer(x)).outputs["output"].nbytes == exact
+
+
+def test_a_model_that_writes_is_exported_with_an_example_and_is_deployed_and_updated_by_it(tmp_path, unchecked):
+    """Positions that are made up have to be some that the model has vectors for."""
+    model = lm.models.gpt2(vocab=VOCAB, context=CONTEXT, width=8, depth=1, heads=1)
+    bundle = Bundle.open(model.export(tmp_path / "m.lmx"))
+    inputs, outputs = bundle.content.example
+    assert inputs["positions"].max() < CONTEXT
+    assert np.isfinite(outputs["output"]).all()
+    with lm.Deployer(bundle.path).deploy(name="m") as server:
+        assert server.update(bundle.path)["version"] == "2"
+        for position, reason in ((CONTEXT, "'positions' has values from 0 to 15, got 16"), (-1, "-1 to -1 came")):
+            with pytest.raises(ValueError, match=reason):
+                server.predict({"ids": np.ones((1, 1), np.int32), "positions": np.full((1, 1), position, np.int32)})
