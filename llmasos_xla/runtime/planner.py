@@ -242,27 +242,42 @@ class _Draft:
 
     def leftovers(self) -> None:
         """What is left goes, step by step, where it adds most speed a device."""
-        heap: list[tuple[float, int, int]] = []
+        # A job that grows by moving leaves room behind it, which those may want who found none before.
+        while self._leftovers():
+            pass
+
+    def _leftovers(self) -> bool:
+        """Whether somebody moved after another had found no room."""
+        heap: list[tuple[float, bool, int, int]] = []
         tried: dict[int, set[int]] = {}
+        moved = False
 
         def push(rank: int) -> None:
             claim = self.queue[rank]
             if (step := self._step(claim, tried.setdefault(rank, set()))) is not None:
                 gain, size = step
-                heapq.heappush(heap, (-gain, rank, size))
+                # Of equal gains what somebody has already, and then who is first in the queue.
+                heapq.heappush(heap, (-gain, size > self._now(claim), rank, size))
 
         for rank, claim in enumerate(self.queue):
             if claim.name in self.given and claim.name not in self.frozen | self._still and len(claim.sizes) > 1:
                 push(rank)
         while heap:
-            _, rank, size = heapq.heappop(heap)
+            _, _, rank, size = heapq.heappop(heap)
+            before = self.given[self.queue[rank].name]
             if not self._grow(self.queue[rank], size):
                 tried[rank].add(size)
+            elif any(tried.values()):
+                moved = moved or bool(np.setdiff1d(before, self.given[self.queue[rank].name]).size)
             push(rank)
+        return moved
+
+    def _now(self, claim: Claim) -> int:
+        return len(self.present.get(claim.name, ()))
 
     def _step(self, claim: Claim, failed: set[int]) -> tuple[float, int] | None:
         """The next size, of those that can be tried, that gains most speed for each device; and how much."""
-        size, now = len(self.given[claim.name]), claim.size if claim.name in self.present else 0
+        size, now = len(self.given[claim.name]), self._now(claim)
         best = None
         for bigger in claim.sizes:
             if bigger <= size or bigger in failed:

@@ -47,13 +47,14 @@ def _devices(count: int) -> str:
     return f"{count} device" + "s" * (count != 1)
 
 
-def _points(claim: Claim) -> str:
-    return f"{claim.name} (priority {claim.priority:g})"
-
-
-def _names(claims: Sequence[Claim]) -> str:
+def _names(draft: Any, claims: Sequence[Claim]) -> str:
     more = len(claims) - _NAMED
-    return ", ".join(_points(one) for one in claims[:_NAMED]) + f" and {more} more" * (more > 0)
+    return ", ".join(_points(one, draft.rules.aging) for one in claims[:_NAMED]) + f" and {more} more" * (more > 0)
+
+
+def _points(claim: Claim, aging: float) -> str:
+    aged = round(claim.waiting / aging, 1)
+    return f"{claim.name} (priority {claim.priority:g}" + f" + {aged:g} for waiting" * (aged > 0) + ")"
 
 
 def _lost(claim: Claim) -> str:
@@ -87,13 +88,13 @@ def _waits(draft: Any, rank: int) -> str:
         there = [c for c in young if _meet(draft.given[c.name], draft.due[claim.name])] or young
         left = max(draft.rules.least_run - c.running for c in there)
         return (
-            f"waits {left:.0f} s at most for {_names(there)}: nobody is touched within {draft.rules.least_run:g} s "
-            "of its start or its last resize"
+            f"waits {left:.0f} s at most for {_names(draft, there)}: nobody is touched within "
+            f"{draft.rules.least_run:g} s of its start or its last resize"
         )
     want = need(claim, claim.minimum)
     free = int(np.count_nonzero(draft.seats.costs(want) == FREE))
     ahead = [c for c in draft.queue[:rank] if c.name in draft.given]
-    others = f"; ahead of it {'run' if len(ahead) > 1 else 'runs'} {_names(ahead)}" if ahead else ""
+    others = f"; ahead of it {'run' if len(ahead) > 1 else 'runs'} {_names(draft, ahead)}" if ahead else ""
     behind = sum(c.name in draft.frozen for c in draft.queue[rank + 1 :])
     others += f"; {behind} behind it may not be touched yet" if behind else ""
     if free >= claim.minimum:
@@ -111,8 +112,8 @@ def _by(draft: Any, rank: int, before: np.ndarray, gains: bool = False) -> str:
         return ""
     several, first = len(takers) > 1, takers[0]
     if gains and len(draft.given[first.name]) > first.minimum:
-        return f": {_names(takers)} {'gain' if several else 'gains'} more from them"
-    return f": {_names(takers)} {'want their minimums' if several else 'wants its minimum'}"
+        return f": {_names(draft, takers)} {'gain' if several else 'gains'} more from them"
+    return f": {_names(draft, takers)} {'want their minimums' if several else 'wants its minimum'}"
 
 
 def _meet(one: np.ndarray, other: np.ndarray) -> bool:

@@ -181,7 +181,7 @@ class Seats:
         """Devices for a gang that cost at most `price` each, or None.
 
         One node if there is one that has enough: first one where the gang sits now, then where most of them cost
-        nothing, then the fullest. Else as few nodes as will do.
+        nothing, then where fewest others have to go, then the fullest. Else as few nodes as will do.
         """
         fine = costs <= price
         if np.count_nonzero(fine) < want.size:
@@ -197,10 +197,14 @@ class Seats:
         if count.sum() < want.size:
             return None
         cheap = np.bincount(self._node[costs == FREE], minlength=nodes)
+        # Who has to go anyway gives all it has before the next has to go.
+        rank = np.where((costs == price) & (costs >= CORE), CORE, costs + (costs >= CORE))
+        nobody_else = np.bincount(self._node[fine & (rank <= CORE)], minlength=nodes)
         mine = np.zeros(nodes, np.int64) if own is None else np.bincount(self._node[own], minlength=nodes)
         whole = np.flatnonzero(count >= want.size)
         if len(whole):
-            order = np.lexsort((count[whole], -np.minimum(cheap[whole], want.size), -mine[whole]))
+            keys = (count, -np.minimum(nobody_else, want.size), -np.minimum(cheap, want.size), -mine)
+            order = np.lexsort([key[whole] for key in keys])
             chosen = [(whole[order[0]], want.size)]
         else:
             chosen, left = [], want.size
@@ -212,8 +216,6 @@ class Seats:
         mine_too = np.zeros(len(self), bool)
         if own is not None:
             mine_too[own] = True
-        # Who has to go anyway gives all it has before the next has to go.
-        rank = np.where((costs == price) & (costs >= CORE), CORE, costs + (costs >= CORE))
         picked = []
         for n, size in chosen:
             first, last = self._first[n : n + 2]

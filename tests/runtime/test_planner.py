@@ -337,6 +337,14 @@ def test_a_gang_lies_on_one_node_if_one_has_room():
     assert collections.Counter(node for node, _ in found.places["gang"]) == {"b": 4, "a": 1}
 
 
+def test_who_goes_anyway_gives_its_devices_before_a_neighbor_has_to_move():
+    nodes = [Node("a", (0,) * 2, 0), Node("b", (0,) * 3, 0)]
+    big = Claim("big", sizes=(4,), size=4, places=(("a", 0), ("b", 0), ("b", 1), ("b", 2)), running=600.0)
+    found = plan([big, running("one", [1], "a"), Claim("new", priority=2, sizes=(2,))], nodes)
+    assert found.places["one"] == (("a", 1),)
+    assert {node for node, _ in found.places["new"]} == {"b"}
+
+
 def test_a_lost_node_is_told():
     found = plan([running("job", [0, 1], "gone", sizes=(2,))], CPU)
     assert found.reasons["job"] == "lost its devices on gone; starts on 2 devices"
@@ -346,6 +354,54 @@ def test_leftovers_go_where_they_add_most():
     scales = Claim("scales", sizes=(1, 2, 3), speed={1: 10.0, 2: 19.0, 3: 27.0})
     stalls = Claim("stalls", priority=3, sizes=(1, 2, 3), speed={1: 1.0, 2: 1.2, 3: 1.3})
     assert dict(plan([scales, stalls], CPU).sizes) == {"scales": 3, "stalls": 1}
+
+
+def test_who_has_devices_yields_them_only_for_a_real_gain():
+    has = running("has", range(3), sizes=(1, 2, 3), speed={1: 1.0, 2: 1.9, 3: 2.8})
+    better = Claim("better", priority=1, sizes=(1, 2, 3), speed={1: 1.0, 2: 1.95, 3: 2.9})
+    assert dict(plan([has, better], CPU).sizes) == {"has": 3, "better": 1}
+    assert dict(plan([has, better], CPU, Rules(hysteresis=0.0)).sizes) == {"has": 1, "better": 3}
+    # Of equal gains too, and whoever is first in the queue.
+    equal = dataclasses.replace(better, speed=has.speed)
+    assert dict(plan([has, equal], CPU, Rules(hysteresis=0.0)).sizes) == {"has": 3, "better": 1}
+
+
+def test_a_little_more_speed_is_worth_no_restart():
+    job = running("job", range(3), sizes=(3, 4), speed={3: 10.0, 4: 10.9})
+    assert plan([job], CPU).sizes["job"] == 3
+    found = plan([job], CPU, Rules(hysteresis=0.05))
+    assert found.reasons["job"] == "grows from 3 to 4 devices: nobody waits for them; 1.1 times as fast"
+
+
+def test_a_newcomer_goes_where_memory_is_free():
+    nodes = [Node("a", (0,) * 2, 16 * GB), Node("b", (0,) * 3, 16 * GB)]
+    low = running("low", [0], "a", device_bytes={1: 10 * GB})
+    found = plan([low, Claim("new", priority=5, device_bytes={1: 8 * GB})], nodes)
+    assert dict(found.places) == {"low": low.places, "new": (("b", 0),)}
+
+
+def test_a_newcomer_shares_where_nobody_has_to_go():
+    gpus = [Node("box", (16 * GB,) * 2, 64 * GB)]
+    low = running("low", [1], "box", device_bytes={1: 10 * GB})
+    small = running("small", [0], "box", device_bytes={1: 4 * GB})
+    found = plan([low, small, Claim("new", priority=5, device_bytes={1: 9 * GB})], gpus, Rules(sharing=True))
+    assert dict(found.places) == {"low": low.places, "small": small.places, "new": small.places}
+
+
+def test_moves_that_make_room_are_looked_at_again():
+    # scales starts on a and grows on b: then there is room for wide, whose parts need memory of both, and who is ahead.
+    nodes = [Node("a", (0,), 4 * GB), Node("b", (0,) * 4, 4 * GB)]
+    wide = {1: 5 * GB, 2: 2 * GB + 1}
+    jobs = [
+        Claim("scales", sizes=(1, 2), waiting=10.0),
+        Claim("small", device_bytes={1: GB}),
+        Claim("tiny", priority=-1, device_bytes={1: GB}),
+        Claim("wide", sizes=(1, 2), device_bytes=wide),
+    ]
+    rules = Rules(least_run=0.0, fairness=0.0)
+    found = plan(jobs, nodes, rules)
+    assert found.sizes["wide"] == 2
+    assert plan(after(jobs, found), nodes, rules).places == found.places
 
 
 def test_two_users_divide_the_machine():
