@@ -1,15 +1,18 @@
-"""How far a fit has come, for others to see: a small file a rank, written now and then, which anybody may read.
+"""What a fit tells the queue that runs it: how far it has come, and what it needs, which it then waits to be granted.
 
-A job of the queue (`lm.runtime`) has the variable LLMASOS_PROGRESS in its environment; elsewhere nothing is written.
+Small files with a common beginning, one a rank. A job of the queue (`lm.runtime`) has the variable LLMASOS_PROGRESS in
+its environment; elsewhere nothing is written.
 """
 
 import json
 import os
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 VARIABLE = "LLMASOS_PROGRESS"
 """Names the files' common beginning."""
+ASKED = "LLMASOS_ASKED"
+"""Is there where a fit has to ask for its bytes, once they are known."""
 
 
 class Progress(NamedTuple):
@@ -26,19 +29,57 @@ class Progress(NamedTuple):
 
 
 def write(beginning: str | os.PathLike, rank: int, told: Progress) -> None:
-    """Tells it; others read the whole, or what was there before."""
-    path = pathlib.Path(f"{os.fspath(beginning)}.progress-{rank}")
-    beside = path.with_name(path.name + ".new")
-    beside.write_text(json.dumps(told._asdict()))
-    beside.replace(path)
+    """Tells it."""
+    _write(f"{os.fspath(beginning)}.progress-{rank}", told._asdict())
 
 
 def read(beginning: str | os.PathLike) -> dict[int, Progress]:
     """What each rank told last; empty where none has yet."""
-    path = pathlib.Path(beginning)
-    found: dict[int, Progress] = {}
-    for file in path.parent.glob(f"{path.name}.progress-*"):
+    return {rank: Progress(**told) for rank, told in _read(beginning, "progress").items()}
+
+
+class Need(NamedTuple):
+    """What a rank needs to train, as the compiler and the system say before its first step."""
+
+    host: int
+    """Bytes of the machine's memory, of the whole process."""
+    device: int
+    """Bytes of each device that has memory of its own."""
+    seconds: float | None = None
+    """Of a step, where they are known."""
+
+
+def ask(beginning: str | os.PathLike, rank: int, need: Need) -> None:
+    """Asks for it; `is_granted` tells when there is room."""
+    _write(f"{os.fspath(beginning)}.need-{rank}", need._asdict())
+
+
+def needs(beginning: str | os.PathLike) -> dict[int, Need]:
+    """What each rank has asked for."""
+    return {rank: Need(**told) for rank, told in _read(beginning, "need").items()}
+
+
+def grant(beginning: str | os.PathLike) -> None:
+    """Lets all ranks begin."""
+    pathlib.Path(f"{os.fspath(beginning)}.granted").touch()
+
+
+def is_granted(beginning: str | os.PathLike) -> bool:
+    """Whether they may."""
+    return os.path.exists(f"{os.fspath(beginning)}.granted")
+
+
+def _write(path: str, told: dict[str, Any]) -> None:
+    # Whole, or as it was before.
+    beside = pathlib.Path(path + ".new")
+    beside.write_text(json.dumps(told))
+    beside.replace(path)
+
+
+def _read(beginning: str | os.PathLike, kind: str) -> dict[int, dict[str, Any]]:
+    path, found = pathlib.Path(beginning), {}
+    for file in path.parent.glob(f"{path.name}.{kind}-*"):
         number = file.name.rpartition("-")[2]
         if number.isdigit():
-            found[int(number)] = Progress(**json.loads(file.read_text()))
+            found[int(number)] = json.loads(file.read_text())
     return found

@@ -26,6 +26,8 @@ SAVED = 75
 _FIXED = 1 << 40
 _LONGEST_PAUSE = 60.0
 _LOOKED_AT = 4096
+# What a job is taken for until its fit has asked for what it needs: a process with JAX in it.
+_UNKNOWN_BYTES = 256 << 20
 # Speed grows with so much a power of the devices where nobody has measured it.
 _USUAL_SPEED = 0.9
 
@@ -68,6 +70,8 @@ class Supervisor:
             self._poll(job)
         for job in self._store.jobs(("starting", "running")):
             self._listen(job)
+        for job in self._store.jobs(("running",)):
+            self._admit(job)
         for job in self._store.jobs(("waiting",)):
             self._depend(job)
         if not self._closing:
@@ -141,6 +145,29 @@ class Supervisor:
             self._store.note(job.number, "stuck", step=step, rank=rank)
             self._launcher.kill(self._attempt(job), job.handle)
 
+    def _admit(self, job: Job) -> None:
+        """Lets a fit that asks for its bytes begin, if they are there; if not, it has to wait without its devices."""
+        beginning = self._progress(job)
+        if job.spec.memory is not None or progress.is_granted(beginning):
+            return
+        asked = progress.needs(beginning)
+        if len(asked) < (job.size if job.spec.layout == "processes" else 1):
+            return
+        size = str(job.size)
+        host, device = sum(need.host for need in asked.values()), max(need.device for need in asked.values())
+        need = {**job.need, "host": {**job.need.get("host", {}), size: host}}
+        if device:
+            need["device"] = {**job.need.get("device", {}), size: device}
+        self._store.change(job, need=need)
+        job = self._store.job(job.number)
+        others = [other for other in self._store.jobs(ON_DEVICES) if other.number != job.number]
+        nodes = self._launcher.capacity()
+        if self._crowded(job, job.places, others, nodes):
+            self._drain(job, f"it needs {host / 2**30:.2f} GiB of memory, more than the others leave")
+        else:
+            self._store.note(job.number, "admitted", host=host, device=device)
+            progress.grant(beginning)
+
     def _depend(self, job: Job) -> None:
         before = [self._store.job(number) for number in job.spec.after]
         if bad := [other for other in before if other.state in ("failed", "cancelled")]:
@@ -204,7 +231,14 @@ class Supervisor:
     def _bytes(self, job: Job, which: str, size: int) -> int:
         if which == "host" and job.spec.memory is not None:
             return job.spec.memory
-        return int(job.need.get(which, {}).get(str(size), 0))
+        known = {int(count): int(found) for count, found in job.need.get(which, {}).items()}
+        if not known:
+            return _UNKNOWN_BYTES if which == "host" else 0
+        if size in known:
+            return known[size]
+        # Not measured on so many: a part for each device at most, and on fewer no more than on many.
+        nearest = min(known, key=lambda count: abs(count - size))
+        return known[nearest] * max(size, nearest) // nearest if which == "host" else known[nearest]
 
     def _may_be_ended(self, job: Job) -> bool:
         if job.state == "starting":

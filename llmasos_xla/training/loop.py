@@ -26,7 +26,7 @@ from llmasos_xla.training.pipelined import DeadlockError, refuse_deadlock
 from llmasos_xla.training.placed import Programs, shardings_of, tracing
 from llmasos_xla.training.report import Quiet, heard
 from llmasos_xla.training.step import Gradients, Objective, Totals, TrainState, make_train_step, over_group
-from llmasos_xla.training.telling import teller
+from llmasos_xla.training.telling import teller, wait_for_room
 
 # One dispatch should hold about this much work: enough to hide Python, little enough for a live progress bar.
 _OPERATIONS_PER_DISPATCH = 3e10
@@ -175,6 +175,8 @@ def fit(
         with deferred_interrupt() as interrupted:
             # From here on the run's state is the only one: the weights it began with need not wait for the epoch's end.
             keep(run.state, run.position, False)
+            if not wait_for_room(history.compiled, saving is not None, lambda: bool(run.pace.wish(interrupted()).stop)):
+                raise SystemExit(EXIT_SAVED)
             tell("begin", job.first_epoch - 1, {})
             for epoch in range(resume.epoch if resume else job.first_epoch, job.last_epoch):
                 logs, seconds = run.epoch(epoch, interrupted)

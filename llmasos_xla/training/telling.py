@@ -1,21 +1,68 @@
-"""A fit tells how far it has come, where somebody asks for it (`llmasos_xla.progress`)."""
+"""A fit tells the queue that runs it how far it has come, and asks for the bytes that it needs before its first step.
+
+Its program is compiled by then, so that they are known, and hardly anything of them is taken yet.
+"""
 
 import os
 import time
+from collections.abc import Callable, Sequence
 from typing import final
 
 import jax
 
-from llmasos_xla.progress import VARIABLE, Progress, write
+from llmasos_xla.compiling import CompileRecord
+from llmasos_xla.progress import ASKED, VARIABLE, Need, Progress, ask, is_granted, write
 from llmasos_xla.training.report import Quiet
 
-_SECONDS = 0.25
+_SECONDS, _LOOK_SECONDS = 0.25, 0.02
+# For batches under way, validation, and what the allocator does not give back.
+_MARGIN = 1.15
 
 
 def teller(saves: bool) -> tuple[Quiet, ...]:
     """A reporter that writes such files, where they are asked for; else none."""
     beginning = os.environ.get(VARIABLE)
     return (_Teller(beginning, saves),) if beginning else ()
+
+
+def wait_for_room(compiled: Sequence[CompileRecord], saves: bool, told_to_end: Callable[[], bool]) -> bool:
+    """Asks for what the program that was compiled last needs, and waits; False if the fit was told to end meanwhile.
+
+    Where nobody is to be asked, and in a process's later fits, there is nothing to wait for.
+    """
+    beginning = os.environ.get(VARIABLE)
+    if not beginning or not os.environ.pop(ASKED, None) or not compiled:
+        return True
+    ask(beginning, jax.process_index(), need_of(compiled[-1], saves))
+    while not is_granted(beginning):
+        if told_to_end():
+            return False
+        time.sleep(_LOOK_SECONDS)
+    return True
+
+
+def need_of(program: CompileRecord, saves: bool) -> Need:
+    """The bytes of a fit whose arrays are there and whose step has not run.
+
+    On CPUs devices have no memory of their own: what the step adds to the process is its intermediate values, and a
+    copy of the arrays while they are saved.
+    """
+    devices = len(jax.local_devices())
+    copy = program.argument_bytes if saves else 0
+    if jax.default_backend() == "cpu":
+        return Need(int((_resident() + devices * program.temporary_bytes + copy) * _MARGIN), 0)
+    device = program.argument_bytes + program.temporary_bytes
+    return Need(int((_resident() + copy) * _MARGIN), int(device * _MARGIN))
+
+
+def _resident() -> int:
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 @final

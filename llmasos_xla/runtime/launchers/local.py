@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
+from llmasos_xla.progress import ASKED, VARIABLE
 from llmasos_xla.runtime.claims import Node
 from llmasos_xla.runtime.home import Home
 from llmasos_xla.runtime.launchers.keeper import TOKEN, born, write
@@ -112,8 +113,10 @@ class Local:
             "LLMASOS_JOB_NAME": attempt.spec.name,
             "LLMASOS_JOB_FOLDER": str(attempt.folder),
             "LLMASOS_DEVICES": count,
-            "LLMASOS_PROGRESS": str(attempt.folder / attempt.token),
+            VARIABLE: str(attempt.folder / attempt.token),
         }
+        if attempt.spec.memory is None:
+            found[ASKED] = "1"
         if self._gpus:
             found["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, numbers))
         elif attempt.spec.layout == "devices":
