@@ -183,7 +183,7 @@ class Slot:
         self.answered(seconds)
         if trial is not None:
             if on_trial:
-                trial.told(seconds, None)
+                trial.told(seconds, _no_numbers(found))
             elif version is None:
                 trial.beside(seconds, inputs, found)
         return Answer(told, served)
@@ -263,6 +263,14 @@ class Slot:
             "latency_ms": {"p50": quantile(0.5), "p90": quantile(0.9), "p99": quantile(0.99)},
             "requests_per_second": round(len([1 for when, _ in tuple(self._latencies) if when > now - 10]) / 10, 2),
         }
+
+
+def _no_numbers(outputs: Outputs) -> Exception | None:
+    """An error for outputs with NaN: to a trial they are a failure, whatever form its sender asked for them in."""
+    for name, array in outputs.items():
+        if array.dtype.kind == "f" and np.isnan(array).any():
+            return FloatingPointError(f"infer: the model's {name!r} holds NaN")
+    return None
 
 
 def _deliver(results: list[tuple[Job, Any]]) -> None:

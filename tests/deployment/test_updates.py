@@ -228,6 +228,16 @@ def test_a_canary_that_fails_is_taken_back(models, slot, updates, monkeypatch):
     assert slot.rollbacks == 1
 
 
+def test_a_canary_whose_answers_are_no_numbers_is_taken_back(slot, updates):
+    update(updates, made(1), trial={"share": 1.0, "requests": 10})
+    # As where a weight is NaN that the example does not touch.
+    slot.trial.served.arrays = jax.tree.map(lambda a: a * np.nan, slot.trial.served.arrays)
+    assert np.isnan(asked(slot)[0]).all()
+    wait_until(lambda: slot.trial is None)
+    assert (slot.last_trial["verdict"], slot.last_trial["reason"]) == ("bad", "1 of 1 requests failed")
+    assert asked(slot)[1] == "1"
+
+
 def test_a_shadow_is_compared_and_not_seen(models, slot, updates):
     update(updates, models[1], trial={"share": 1.0, "shadow": True, "requests": 10**6})
     trial = slot.trial
