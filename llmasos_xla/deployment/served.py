@@ -50,7 +50,9 @@ class Served:
         self._names = {tensor.name for tensor in face.outputs}
         # Of each output the values of a row, and how many of its axes are free.
         sizes = [tensor.shape[1:] for tensor in face.outputs]
-        self._sizes = [(math.prod(n for n in shape if n >= 0), sum(n < 0 for n in shape)) for shape in sizes]
+        counts = [(math.prod(n for n in shape if n >= 0), sum(n < 0 for n in shape)) for shape in sizes]
+        self._fixed_bytes = 4 * sum(fixed for fixed, free in counts if not free)
+        self._free_sizes = [(4 * fixed, free) for fixed, free in counts if free]
 
     @classmethod
     def of_model(cls, model: Door, name: str, version: str = "1", *, like: "Served | None" = None) -> "Served":
@@ -131,9 +133,11 @@ class Served:
 
     def answer_bytes(self, inputs: Mapping[str, np.ndarray]) -> int:
         """Bytes that the outputs have at most, where free axes are no longer than those of the inputs."""
-        longest = max((n for a in inputs.values() for n in a.shape[1:]), default=1)
-        rows = len(next(iter(inputs.values())))
-        return 4 * rows * sum(fixed * longest**free for fixed, free in self._sizes)
+        row = self._fixed_bytes
+        if self._free_sizes:
+            longest = max((n for a in inputs.values() for n in a.shape[1:]), default=1)
+            row += sum(fixed * longest**free for fixed, free in self._free_sizes)
+        return row * len(next(iter(inputs.values())))
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The program's outputs."""

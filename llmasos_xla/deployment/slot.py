@@ -168,7 +168,9 @@ class Slot:
             inputs = await asyncio.to_thread(served.encode, tensors)
         else:
             inputs = served.encode(tensors)
-        size = await self._answer_bytes(served, inputs)
+        size = served.answer_bytes(inputs)
+        if size > self.batcher.most_bytes:
+            size = await self._exactly(served, inputs)
         self.requests += 1
         try:
             found = await self._turn(served, inputs, size, priority, timeout)
@@ -193,14 +195,12 @@ class Slot:
         self._latencies.append((time.monotonic(), seconds))
         self.histogram.add(seconds)
 
-    async def _answer_bytes(self, served: "Served", inputs: Mapping[str, np.ndarray]) -> int:
-        """What the outputs will take; raises ValueError where that is more than all that wait may have together.
+    async def _exactly(self, served: "Served", inputs: Mapping[str, np.ndarray]) -> int:
+        """Bytes of the outputs; raises ValueError where they are more than all that wait may have together.
 
-        A few bytes may ask for many: ids of a text get the probabilities of a vocabulary each.
+        A few bytes may ask for many: ids of a text get the logits of a vocabulary each.
         """
-        size, most = served.answer_bytes(inputs), self.batcher.most_bytes
-        if size <= most:
-            return size
+        most = self.batcher.most_bytes
         rows = len(next(iter(inputs.values())))
         size = rows * await asyncio.to_thread(served.engine.row_bytes, served.arrays, inputs)
         if size > most:
