@@ -24,7 +24,7 @@ def plan(claims: Sequence[Claim], nodes: Sequence[Node], rules: Rules = Rules())
     """Sizes and places of all jobs. The order of the arguments does not matter.
 
     A job whose size stays keeps its places, unless others must have them. No node's and no device's bytes are exceeded.
-    A plan of the state that a plan leads to is that plan again.
+    With a hysteresis or a least run, a plan of the state that a plan leads to is that plan again.
 
     Raises ValueError if two claims, or two nodes, have one name.
 
