@@ -178,7 +178,7 @@ class Supervisor:
 
     def _plan(self) -> None:
         now, nodes = self._clock(), self._launcher.capacity()
-        jobs = {str(job.number): job for job in self._store.jobs(("queued", *ON_DEVICES)) if job.asked != "cancel"}
+        jobs = {_called(job): job for job in self._store.jobs(("queued", *ON_DEVICES)) if job.asked != "cancel"}
         able = {name: job for name, job in jobs.items() if job.state != "queued" or job.not_before <= now}
         found = plan([self._claim(job, now) for job in able.values()], nodes, self._rules)
         self._granted = {
@@ -212,7 +212,7 @@ class Supervisor:
         places = job.places if runs else self._granted.get(job.number, job.places if job.state == "draining" else ())
         waiting = job.waited + (0.0 if job.state != "queued" else max(now - job.queued, 0.0))
         return Claim(
-            name=str(job.number),
+            name=_called(job),
             priority=priority,
             sizes=sizes,
             device_bytes=self._all_bytes(job, "device", sizes),
@@ -304,6 +304,11 @@ def how_it_ended(status: int) -> str:
     if status == LOST:
         return "its processes are gone, and nobody knows how they ended"
     return f"signal {status - 128} ended it" if status > 128 else f"it ended with status {status}"
+
+
+def _called(job: Job) -> str:
+    """What it is called in reasons."""
+    return f"{job.number} {job.spec.name}"
 
 
 def _last_line(log: pathlib.Path) -> str:
