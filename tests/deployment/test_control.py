@@ -1,7 +1,9 @@
 """The socket by which a server is told what to do: whose it is, and where it is found."""
 
 import os
+import pathlib
 import socket
+import tempfile
 
 import numpy as np
 import pytest
@@ -10,16 +12,23 @@ from llmasos_xla.deployment import control, shared
 from llmasos_xla.deployment.control import Control, ControlError
 
 
-def test_the_socket_is_found_from_another_environment(monkeypatch, tmp_path):
-    own = tmp_path / "own"
+@pytest.fixture
+def short():
+    """A folder in whose name there is room for a socket's."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield pathlib.Path(folder)
+
+
+def test_the_socket_is_found_from_another_environment(monkeypatch, short):
+    own = short / "own"
     own.mkdir()
-    monkeypatch.setattr(control.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(control.tempfile, "gettempdir", lambda: str(short))
     # Neither of these takes a socket: the first is not there, the second is longer than an address may be.
-    for runtime in (tmp_path / "gone", tmp_path / ("x" * 90)):
+    for runtime in (short / "gone", short / ("x" * 90)):
         monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
         server = Control(2, lambda message, files: {"is": "there"})
         try:
-            assert server.path.parent == tmp_path / f"llmasos-{os.getuid()}"
+            assert server.path.parent == short / f"llmasos-{os.getuid()}"
             assert control.ask(2, {}) == {"is": "there"}
             monkeypatch.setenv("XDG_RUNTIME_DIR", str(own))
             assert control.ask(2, {}) == {"is": "there"}
@@ -27,8 +36,8 @@ def test_the_socket_is_found_from_another_environment(monkeypatch, tmp_path):
             server.close()
 
 
-def test_servers_of_one_port_at_several_addresses_have_a_socket_each(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+def test_servers_of_one_port_at_several_addresses_have_a_socket_each(monkeypatch, short):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(short))
     first = Control(3, lambda message, files: {"number": 1})
     second = Control(3, lambda message, files: {"number": 2})
     try:
@@ -48,8 +57,8 @@ def test_servers_of_one_port_at_several_addresses_have_a_socket_each(monkeypatch
     third.close()
 
 
-def test_the_control_socket_is_its_users_alone(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+def test_the_control_socket_is_its_users_alone(monkeypatch, short):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(short))
 
     def handle(message, files):
         if message["do"] == "fail":
@@ -71,6 +80,6 @@ def test_the_control_socket_is_its_users_alone(monkeypatch, tmp_path):
         server.close()
     with pytest.raises(ConnectionError, match="no server of this user listens on port 1"):
         control.ask(1, {"do": "it"})
-    (tmp_path / "llmasos").chmod(0o755)
+    (short / "llmasos").chmod(0o755)
     with pytest.raises(PermissionError, match="not this user's alone"):
         control.ask(1, {"do": "it"})

@@ -153,11 +153,13 @@ def _is_free(lock: str) -> bool:
 
 
 def born(pid: int) -> str | None:
-    """When a process began, in the kernel's ticks: with its number, nobody else's. None where there is none."""
+    """When a process began, in the kernel's ticks: with its number, nobody else's. None of one that lives no more."""
     try:
-        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        told = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
+    # A zombie is dead, if nobody has waited for it yet.
+    return None if told[0] in "ZX" else told[19]
 
 
 def write(path: pathlib.Path, value: Any) -> None:

@@ -158,11 +158,7 @@ def _signal(attempt: Attempt, handle: str | None, number: int) -> None:
 
 
 def _lives(keeper: Mapping[str, Any]) -> bool:
-    try:
-        state = pathlib.Path(f"/proc/{keeper['pid']}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z" and born(keeper["pid"]) == keeper["born"]
+    return keeper["born"] is not None and born(keeper["pid"]) == keeper["born"]
 
 
 def _end_marked(token: str) -> None:
