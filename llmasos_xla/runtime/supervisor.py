@@ -260,7 +260,7 @@ class Supervisor:
             needed = node_bytes(self._bytes(job, "host", len(places)), places, node)
             for other in taken:
                 needed += node_bytes(self._bytes(other, "host", other.size), other.places, node)
-            if node.memory and needed > node.memory:
+            if needed > node.memory:
                 return True
         return False
 
