@@ -8,6 +8,9 @@ launchers    how jobs get processes
 engine       the process that the supervisor lives in; service: whether there is one, and how it comes and goes
 client       submit, wait, result; commands: the same from a shell; call: runs a function that was submitted
 
+view         the queue and its machine at one moment; viewer: looks again and again
+top          `llmasos top`: the view in a terminal
+
 planner      `plan(claims, nodes, rules)`: how many devices each job gets, and which: a pure function
 claims       what it is told and what it answers: `Claim`, `Node`, `Rules`, `Plan`
 seats        the devices and bytes of all nodes while a plan is made

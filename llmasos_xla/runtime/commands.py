@@ -1,4 +1,4 @@
-"""`llmasos up`, `submit`, `queue`, `logs`, `cancel`, `down`: the queue from a shell."""
+"""`llmasos up`, `submit`, `queue`, `top`, `logs`, `cancel`, `down`: the queue from a shell."""
 
 import argparse
 import contextlib
@@ -77,6 +77,14 @@ def queue(chosen: argparse.Namespace) -> int:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     if not service.running(home):
         print("no engine runs; `llmasos up` starts one")
+    return 0
+
+
+def top(chosen: argparse.Namespace) -> int:
+    """Shows jobs, devices and the machine until q."""
+    from llmasos_xla.runtime.top import top
+
+    top(Home(chosen.home), every=chosen.every, once=chosen.once)
     return 0
 
 

@@ -49,12 +49,17 @@ class Store:
     Args:
         path: the file; made if it is not there.
         clock: gives the moment, seconds since 1970.
+        read_only: only look; somebody else has made the file.
     """
 
-    def __init__(self, path: str | os.PathLike, clock: Any = time.time):
+    def __init__(self, path: str | os.PathLike, clock: Any = time.time, *, read_only: bool = False):
         self._clock, self._lock = clock, threading.RLock()
         self._base = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         self._base.row_factory = sqlite3.Row
+        if read_only:
+            self._base.execute("pragma query_only = on")
+            self._refuse_other(path, self._base.execute("pragma user_version").fetchone()[0])
+            return
         # A committed change is on the disk: neither a killed process nor a lost machine takes it back.
         self._base.execute("pragma journal_mode = wal")
         self._base.execute("pragma synchronous = full")
@@ -64,8 +69,13 @@ class Store:
                 for statement in filter(str.strip, _TABLES.split(";")):
                     self._base.execute(statement)
                 self._base.execute(f"pragma user_version = {_VERSION}")
-            elif version != _VERSION:
-                raise ValueError(f"store: {str(path)!r} is of version {version}, {_VERSION} is read; use another home")
+            else:
+                self._refuse_other(path, version)
+
+    @staticmethod
+    def _refuse_other(path: str | os.PathLike, version: int) -> None:
+        if version != _VERSION:
+            raise ValueError(f"store: {str(path)!r} is of version {version}, {_VERSION} is read; use another home")
 
     def close(self) -> None:
         """Closes the file."""
@@ -103,11 +113,17 @@ class Store:
                 raise unknown("jobs", "job", str(which)[:60], names)
         return _job(row)
 
-    def jobs(self, states: Sequence[State] = STATES) -> list[Job]:
-        """The jobs in these states, by number."""
+    def jobs(self, states: Sequence[State] = STATES, *, last: int | None = None) -> list[Job]:
+        """The jobs in these states, by number; with `last` only so many, those whose state changed last."""
         marks = ", ".join("?" * len(states))
+        found = f"select * from jobs where state in ({marks})"
         with self._lock:
-            rows = self._base.execute(f"select * from jobs where state in ({marks}) order by number", states).fetchall()
+            if last is None:
+                rows = self._base.execute(f"{found} order by number", states).fetchall()
+            else:
+                rows = self._base.execute(
+                    f"{found} order by changed desc, number desc limit ?", (*states, last)
+                ).fetchall()[::-1]
         return [_job(row) for row in rows]
 
     def change(
@@ -151,16 +167,32 @@ class Store:
             )
         return self.job(job.number)
 
+    def prioritize(self, which: int | str, priority: int) -> bool:
+        """Gives a job another priority; False if it has ended. Raises ValueError for unknown jobs."""
+        job = self.job(which)
+        marks = ", ".join("?" * len(ENDED))
+        with self._change():
+            changed = self._base.execute(
+                f"update jobs set spec = json_set(spec, '$.priority', ?) where number = ? and state not in ({marks})",
+                (priority, job.number, *ENDED),
+            ).rowcount
+            if changed:
+                self._tell(job.number, "priority", {"before": job.spec.priority, "now": priority})
+        return changed == 1
+
     def note(self, job: int, what: str, **more: Any) -> None:
         """Writes down that something happened to a job."""
         with self._change():
             self._tell(job, what, more)
 
-    def events(self, job: int | None = None, after: int = 0) -> list[Event]:
-        """What happened to a job, or to all, in order."""
+    def events(self, job: int | None = None, after: int = 0, *, last: int | None = None) -> list[Event]:
+        """What happened to a job, or to all, in order; with `last` only so many, the newest."""
         where, values = ("number > ? and job = ?", (after, job)) if job is not None else ("number > ?", (after,))
         with self._lock:
-            rows = self._base.execute(f"select * from events where {where} order by number", values).fetchall()
+            limit = -1 if last is None else last
+            rows = self._base.execute(
+                f"select * from events where {where} order by number desc limit ?", (*values, limit)
+            ).fetchall()[::-1]
         return [Event(row["job"], row["at"], row["what"], json.loads(row["more"])) for row in rows]
 
     @property
