@@ -22,18 +22,11 @@ from llmasos_xla.deployment.asking import check_key, read_body, refusal, respond
 from llmasos_xla.deployment.batching import QueueFullError
 from llmasos_xla.deployment.host import Host
 from llmasos_xla.deployment.slot import LoadingError, Slot
+from llmasos_xla.web import pages
 
 _INFER = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
 # Bodies from here on are read into arrays beside the event loop, so that small requests do not wait for them.
 _LARGE = 1 << 17
-# The page is whole in itself: nothing of it may come from elsewhere, and nothing of it may go there.
-_PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
-    "connect-src 'self'; img-src blob: data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",
-}
 
 
 @final
@@ -143,7 +136,7 @@ def _rest(host: Host) -> Starlette:
         return _json(host.stats())
 
     async def page(request: Request) -> Response:
-        return Response(_page(), headers=_PAGE_HEADERS, media_type="text/html")
+        return Response(_page(), headers=pages.headers(_page()), media_type="text/html")
 
     async def figures(request: Request) -> Response:
         return Response(metrics.exposition(host), media_type=metrics.CONTENT_TYPE)

@@ -17,10 +17,10 @@ from llmasos_xla.deployment.batching import QueueFullError
 from llmasos_xla.deployment.host import Host
 from llmasos_xla.deployment.rpc_content import parse, read_request, write_answer
 from llmasos_xla.deployment.rpc_messages import HEALTH, METHODS, SERVICE, message
-from llmasos_xla.deployment.server import listen
 from llmasos_xla.deployment.slot import Slot
 from llmasos_xla.deployment.tls import Tls
 from llmasos_xla.deployment.tracing import Trace, Tracing
+from llmasos_xla.web.listening import listen
 
 # As the web application has it: larger messages are read beside the event loop.
 _LARGE = 1 << 17

@@ -22,6 +22,7 @@ from typing import Any, TextIO
 from llmasos_xla.deployment import protocol
 from llmasos_xla.deployment.keys import read_keys
 from llmasos_xla.deployment.tls import Tls, read
+from llmasos_xla.web.listening import listen
 
 # The model's own errors; anything else is a fault whose traceback is wanted.
 _PLAIN = (ValueError, FileNotFoundError, PermissionError, ImportError)
@@ -53,35 +54,6 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         _tell_error(error, tell)
         return 1
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; connections wait in it until the application accepts them.
-
-    Raises OSError that says which address, why not, and what to do.
-    """
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    except socket.gaierror as error:
-        raise OSError(f"deploy: host {host!r} is no address of this machine: {error.strerror}") from None
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    if os.name == "posix":
-        # A port whose last connections are still fading is free; on Windows the option means another thing.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(address)
-        listener.listen(2048)
-    except OSError as error:
-        listener.close()
-        raise OSError(f"deploy: port {port} on {host} {_why_not(error)}; port=0 takes a free one") from None
-    return listener
-
-
-def _why_not(error: OSError) -> str:
-    import errno
-
-    known = {errno.EADDRINUSE: "is in use", errno.EACCES: "needs more rights than this user has"}
-    return known.get(error.errno or 0, f"cannot be bound ({error.strerror or error})")
 
 
 def _serve(options: argparse.Namespace, listener: socket.socket, tls: Tls | None, tell: Callable[[dict], None]) -> int:

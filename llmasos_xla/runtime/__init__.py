@@ -10,6 +10,7 @@ client       submit, wait, result; commands: the same from a shell; call: runs a
 
 view         the queue and its machine at one moment; viewer: looks again and again
 top          `llmasos top`: the view in a terminal
+web          the engine's page: the view in a browser; guard: who may look, and who may change things
 
 planner      `plan(claims, nodes, rules)`: how many devices each job gets, and which: a pure function
 claims       what it is told and what it answers: `Claim`, `Node`, `Rules`, `Plan`

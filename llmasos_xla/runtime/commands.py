@@ -20,14 +20,17 @@ _SHOWN_ENDED = 5
 def up(chosen: argparse.Namespace) -> int:
     """Starts the engine."""
     options = []
-    for name in ("devices", "memory", "least_run"):
+    for name in ("devices", "memory", "least_run", "host", "port"):
         if (value := getattr(chosen, name)) is not None:
             options += [f"--{name.replace('_', '-')}", str(value)]
+    options += ["--no-page"] * chosen.no_page
     home = Home(chosen.home)
     before = service.running(home)
     found = service.up(home, *options)
     what = "runs already" if before else "is up"
     print(f"the engine {what}: {found['devices']} devices, {found['memory'] / 2**30:.1f} GiB, pid {found['pid']}")
+    if found.get("page"):
+        print(f"its page: {found['page']}#token={home.token.read_text()}")
     return 0
 
 
@@ -75,8 +78,10 @@ def queue(chosen: argparse.Namespace) -> int:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    if not service.running(home):
+    if (engine := service.running(home)) is None:
         print("no engine runs; `llmasos up` starts one")
+    elif engine.get("page"):
+        print(f"the engine's page: {engine['page']}")
     return 0
 
 

@@ -21,6 +21,7 @@ from llmasos_xla.runtime.launchers.keeper import born
 from llmasos_xla.runtime.launchers.local import ALONE_SECONDS, Local
 from llmasos_xla.runtime.store import Store
 from llmasos_xla.runtime.supervisor import Supervisor
+from llmasos_xla.runtime.web import Page
 from llmasos_xla.sharding.processes.preflight import gpu_count
 
 _LOOK_SECONDS, _TICK_SECONDS = 0.05, 0.25
@@ -42,6 +43,11 @@ def main(arguments: list[str] | None = None) -> int:
             signal.signal(number, lambda number, _: told.append(number))
         node = this_machine(options.devices, options.memory)
         store = Store(home.store)
+        try:
+            page = None if options.no_page else Page(home, options.host, options.port)
+        except OSError as error:
+            print(error, file=sys.stderr)
+            return 1
         rules = Rules() if options.least_run is None else Rules(least_run=options.least_run)
         supervisor = Supervisor(home, store, Local(home, node, alone=options.alone), rules)
         about = {
@@ -50,9 +56,14 @@ def main(arguments: list[str] | None = None) -> int:
             "devices": len(node.devices),
             "memory": node.memory,
             "since": time.time(),
+            "page": page and page.url,
         }
         _tell(lock, about)
+        if page is not None:
+            page.start()
         _serve(store, supervisor, told)
+        if page is not None:
+            page.stop()
         store.close()
     return 0
 
@@ -119,6 +130,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--memory", type=int, help="bytes of it that jobs may have")
     parser.add_argument("--least-run", type=float, help="seconds that a job runs before it may have to make room")
     parser.add_argument("--alone", type=float, default=ALONE_SECONDS, help="seconds a job goes on without an engine")
+    parser.add_argument("--host", default="127.0.0.1", help="the address that the page is at")
+    parser.add_argument("--port", type=int, default=0, help="of the page; 0 takes a free one")
+    parser.add_argument("--no-page", action="store_true", help="have no page")
     return parser.parse_args(arguments)
 
 

@@ -39,6 +39,11 @@ class Home:
         """What the engine has to tell."""
         return self.path / "engine.log"
 
+    @property
+    def token(self) -> pathlib.Path:
+        """Who knows it may change jobs by the engine's page."""
+        return self.path / "page.token"
+
     def job(self, number: int) -> pathlib.Path:
         """A job's own folder."""
         return self.path / "jobs" / str(number)

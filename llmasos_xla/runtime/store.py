@@ -126,6 +126,21 @@ class Store:
                 ).fetchall()[::-1]
         return [_job(row) for row in rows]
 
+    def foremost(self, states: Sequence[State], most: int) -> list[Job]:
+        """The jobs in these states, so many at most, by priority."""
+        marks = ", ".join("?" * len(states))
+        order = "json_extract(spec, '$.priority') desc, number"
+        with self._lock:
+            rows = self._base.execute(
+                f"select * from jobs where state in ({marks}) order by {order} limit ?", (*states, most)
+            ).fetchall()
+        return [_job(row) for row in rows]
+
+    def counts(self) -> dict[str, int]:
+        """How many jobs are in each state that some are in."""
+        with self._lock:
+            return {row[0]: row[1] for row in self._base.execute("select state, count(*) from jobs group by state")}
+
     def change(
         self, job: Job, state: State | None = None, *, told: Mapping[str, Any] | None = None, **fields: Any
     ) -> bool:

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmasos_xla.runtime.home import Home
+from llmasos_xla.runtime.jobs import ENDED, ON_DEVICES
 from llmasos_xla.runtime.store import Store
 from llmasos_xla.runtime.view import Gpu, Happened, Machine, Row, Slot, View
 from llmasos_xla.runtime.viewer import Viewer
@@ -76,7 +77,9 @@ def render(view: View, width: int, height: int | None = None) -> Group:
     if height is not None and len(rows) > (room := max(height - len(head) - len(events) - 3, 1)):
         rows = rows[:room]
     drawn: list[Any] = [*head, _table(rows, width)]
-    if more := len(view.rows) - len(rows):
+    unseen = sum(view.counts.values()) - sum(view.counts.get(state, 0) for state in ENDED)
+    unseen -= sum(row.state not in ENDED for row in view.rows)
+    if more := len(view.rows) - len(rows) + unseen:
         drawn.append(Text(f"and {more} more", "bright_black"))
     if events:
         drawn += [Text(), *events]
@@ -103,8 +106,8 @@ def sparkline(values: Sequence[float], width: int = _SPARK) -> str:
 
 def _head(view: View, width: int) -> list[Text]:
     engine, long = view.engine, 16 if width >= _WIDE else 8
-    live = sum(row.state in ("running", "starting", "draining") for row in view.rows)
-    waiting = sum(row.state in ("queued", "waiting") for row in view.rows)
+    live = sum(view.counts.get(state, 0) for state in ON_DEVICES)
+    waiting = sum(view.counts.get(state, 0) for state in ("queued", "waiting"))
     line = Text("llmasos  ", "bold")
     if not engine:
         line.append("no engine runs; `llmasos up` starts one" if engine is None else "the engine comes up", "yellow")

@@ -1,5 +1,6 @@
 """The queue and its machine at one moment: what `llmasos top` and the page draw."""
 
+import collections
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
@@ -112,6 +113,8 @@ class Row:
     """CPUs that it keeps busy."""
     memory: float | None
     """Resident bytes."""
+    needed: int | None
+    """Bytes of memory that it was said, or found, to need on the devices that it has, or on its fewest."""
     attempt: int
     failures: int
     status: int | None
@@ -144,6 +147,8 @@ class View:
     why_no_machine: str
     slots: tuple[Slot, ...]
     rows: tuple[Row, ...]
+    counts: Mapping[str, int]
+    """Of all jobs, shown or not, by state."""
     events: tuple[Happened, ...]
     """The newest last."""
 
@@ -161,6 +166,7 @@ def picture(
     progress: Mapping[int, Mapping[int, Progress]] | None = None,
     curves: Mapping[int, Curve] | None = None,
     usage: Mapping[int, tuple[float, float]] | None = None,
+    counts: Mapping[str, int] | None = None,
     machine: Machine | None = None,
     why_no_machine: str = "",
 ) -> View:
@@ -174,6 +180,7 @@ def picture(
         progress: what the ranks of a job told last, by job and rank.
         curves: losses by job.
         usage: CPUs and bytes by job.
+        counts: of all jobs by state; those of `jobs` if None.
         machine: its figures, or
         why_no_machine: why there are none.
     """
@@ -184,7 +191,8 @@ def picture(
     )
     told = {key: engine[key] for key in ("pid", "since", "devices", "memory") if key in engine} if engine else None
     happened = tuple(Happened(e.at, e.job, names.get(e.job, ""), _words(e)) for e in events)
-    return View(now, told, machine, why_no_machine, _slots(engine, jobs), rows, happened)
+    counted = dict(collections.Counter(job.state for job in jobs)) if counts is None else counts
+    return View(now, told, machine, why_no_machine, _slots(engine, jobs), rows, counted, happened)
 
 
 def _row(job: Job, now: float, seen: Mapping[int, Progress], curve: Curve | None, usage: Mapping[int, Any]) -> Row:
@@ -212,6 +220,7 @@ def _row(job: Job, now: float, seen: Mapping[int, Progress], curve: Curve | None
         losses=points,
         cpu=cpu,
         memory=memory,
+        needed=_needed(job),
         attempt=job.attempt,
         failures=job.failures,
         status=job.status,
@@ -219,6 +228,13 @@ def _row(job: Job, now: float, seen: Mapping[int, Progress], curve: Curve | None
         waited=job.waited + waiting,
         reason=job.reason,
     )
+
+
+def _needed(job: Job) -> int | None:
+    if job.spec.memory is not None:
+        return job.spec.memory
+    found = job.need.get("host", {}).get(str(job.size or job.spec.legal[0]))
+    return None if found is None else int(found)
 
 
 def _slots(engine: Mapping[str, Any] | None, jobs: Sequence[Job]) -> tuple[Slot, ...]:
@@ -237,6 +253,8 @@ def _words(event: Event) -> str:
         return f"starts on {_devices(more['devices'])}"
     if event.what == "draining":
         return f"makes room: {more['why']}" if more.get("why") else "makes room"
+    if event.what == "admitted":
+        return f"may begin: {more['host'] / 2**30:.2f} GiB of memory are its own"
     if event.what == "stuck":
         return f"is stuck: rank {more['rank']} at step {more['step']}"
     if event.what == "priority":

@@ -28,15 +28,17 @@ class Viewer:
 
     Args:
         home: of the queue; its store is there.
+        waiting: so many of the jobs that wait are shown, by priority.
         ended: so many of the jobs that have ended last are shown.
         events: so many of the last events.
         kept: so many looks are remembered.
     """
 
-    def __init__(self, home: Home, *, ended: int = 10, events: int = 30, kept: int = 600):
-        self._home, self._ended, self._events = home, ended, events
+    def __init__(self, home: Home, *, waiting: int = 200, ended: int = 10, events: int = 30, kept: int = 600):
+        self._home, self._waiting, self._ended, self._events = home, waiting, ended, events
         self._store = Store(home.store, read_only=True)
         self._version: int | None = None
+        self._counts: dict[str, int] = {}
         self._read: tuple[Sequence[Job], Sequence[Event]] = ((), ())
         self._curves: dict[int, Curve] = {}
         self._tokens: dict[int, str] = {}
@@ -76,6 +78,7 @@ class Viewer:
             progress=seen,
             curves=self._curves,
             usage=usage,
+            counts=self._counts,
             machine=machine,
             why_no_machine=self._why_not,
         )
@@ -96,12 +99,11 @@ class Viewer:
     def _jobs(self) -> tuple[Sequence[Job], Sequence[Event]]:
         version = self._store.version
         if version != self._version:
-            live = sorted(
-                self._store.jobs(_LIVE), key=lambda job: (_LIVE.index(job.state), -job.spec.priority, job.number)
-            )
+            live = [*self._store.jobs(ON_DEVICES), *self._store.foremost(("queued", "waiting"), self._waiting)]
+            live.sort(key=lambda job: (_LIVE.index(job.state), -job.spec.priority, job.number))
             ended = self._store.jobs(ENDED, last=self._ended)
             self._read = ([*live, *reversed(ended)], self._store.events(last=self._events))
-            self._version = version
+            self._counts, self._version = self._store.counts(), version
         return self._read
 
     def _progress(self, job: Job) -> dict[int, Progress]:

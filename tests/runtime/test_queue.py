@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -61,7 +62,9 @@ def test_from_a_shell(home, engine, tmp_path):
     assert shell(home, "submit", "--name", "long", "sleep", 1000) == (0, "job 2 long\n", "")
     assert shell(home, "submit", "--name", "next", "--after", "long", "--", "sh", "-c", "echo never")[0] == 0
     status, out, err = shell(home, "queue")
-    rows = [line.split() for line in out.splitlines()]
+    *lines, page = out.splitlines()
+    assert re.fullmatch(r"the engine's page: http://127\.0\.0\.1:\d+/", page)
+    rows = [line.split() for line in lines]
     assert rows[0][:4] == ["number", "name", "state", "priority"]
     assert [row[1:3] for row in rows[1:]] == [["train", "done"], ["long", "running"], ["next", "waiting"]]
     found = json.loads(shell(home, "queue", "--json", "--all")[1])

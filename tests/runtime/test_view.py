@@ -67,6 +67,15 @@ def test_who_sits_where(store):
     assert [slot.jobs for slot in moment(store).slots] == [(), (2,), (), ()]
 
 
+def test_what_a_job_needs_and_that_it_has_it(store):
+    _, found, _ = (store.submit(spec("true", name=n, memory=m)) for n, m in (("a", 9), ("b", None), ("c", None)))
+    run(store, found, 0, need={"host": {"1": 3 * 2**29}})
+    store.note(2, "admitted", host=3 * 2**29, device=0)
+    view = moment(store)
+    assert [row.needed for row in view.rows] == [9, 3 * 2**29, None]
+    assert view.events[-1].what == "may begin: 1.50 GiB of memory are its own"
+
+
 def test_devices_that_share_and_nodes_that_came_later(store):
     for name in ("a", "b"):
         job = store.submit(spec("true", name=name))
@@ -199,6 +208,19 @@ def test_drawn(store):
     narrow = drawn(view, 80)
     assert max(map(len, narrow)) <= 80
     assert "running" in next(line for line in narrow if "digits" in line)
+
+
+def test_of_a_long_queue_the_foremost_are_seen(home, store):
+    for n in range(30):
+        store.submit(spec("true", name=f"j{n}", priority=n % 10))
+    viewer = Viewer(home, waiting=5)
+    view = viewer.look()
+    viewer.close()
+    assert [row.priority for row in view.rows] == [9, 9, 9, 8, 8]
+    assert view.counts == {"queued": 30}
+    text = "\n".join(drawn(view))
+    assert "0 running, 30 waiting" in text
+    assert "and 25 more" in text
 
 
 def test_a_full_queue_has_room(store):
