@@ -198,6 +198,14 @@ def _add_queue(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--host", help="the address that its page is at; 127.0.0.1, this machine alone, if not said")
     parser.add_argument("--port", type=int, help="of its page; a free one if not said")
     parser.add_argument("--no-page", action="store_true", help="have no page")
+    parser.add_argument(
+        "--slurm", action=argparse.BooleanOptionalAction, help="hand jobs to Slurm; the queue remembers it"
+    )
+    parser.add_argument("--cores", type=int, default=1, help="of each device there (1)")
+    parser.add_argument("--gpus", action="store_true", help="a device there is a GPU, not cores")
+    parser.add_argument(
+        "--sbatch", action="append", default=[], metavar="OPTION", help="--sbatch=--partition=long; may come again"
+    )
     parser.set_defaults(run=queue.up)
     _add_home(parser)
     parser = commands.add_parser(

@@ -24,11 +24,19 @@ def up(chosen: argparse.Namespace) -> int:
         if (value := getattr(chosen, name)) is not None:
             options += [f"--{name.replace('_', '-')}", str(value)]
     options += ["--no-page"] * chosen.no_page
+    options += [] if chosen.slurm is None else ["--slurm" if chosen.slurm else "--no-slurm"]
+    if chosen.slurm:
+        options += [f"--cores={chosen.cores}", *(["--gpus"] if chosen.gpus else [])]
+        options += [f"--sbatch={option}" for option in chosen.sbatch]
+    elif chosen.sbatch or chosen.gpus or chosen.cores != 1:
+        raise ValueError("up: --cores, --gpus and --sbatch are about Slurm; say --slurm, too")
     home = Home(chosen.home)
     before = service.running(home)
     found = service.up(home, *options)
     what = "runs already" if before else "is up"
-    print(f"the engine {what}: {found['devices']} devices, {found['memory'] / 2**30:.1f} GiB, pid {found['pid']}")
+    slurm = found.get("launcher") == "slurm"
+    room = "by Slurm" if slurm else f"{found['memory'] / 2**30:.1f} GiB"
+    print(f"the engine {what}: {found['devices']} devices, {room}, pid {found['pid']}")
     if found.get("page"):
         print(f"its page: {found['page']}#token={home.token.read_text()}")
     return 0

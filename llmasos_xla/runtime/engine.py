@@ -5,6 +5,7 @@ It is found by a lock on a file, which the kernel takes back when it dies, howev
 
 import argparse
 import contextlib
+import dataclasses
 import fcntl
 import json
 import logging
@@ -17,8 +18,10 @@ from typing import IO, Any
 
 from llmasos_xla.runtime.claims import Node, Rules
 from llmasos_xla.runtime.home import Home
-from llmasos_xla.runtime.launchers.keeper import born
+from llmasos_xla.runtime.jobs import ON_DEVICES
+from llmasos_xla.runtime.launchers.keeper import born, write
 from llmasos_xla.runtime.launchers.local import ALONE_SECONDS, Local
+from llmasos_xla.runtime.launchers.protocol import Launcher
 from llmasos_xla.runtime.store import Store
 from llmasos_xla.runtime.supervisor import Supervisor
 from llmasos_xla.runtime.web import Page
@@ -41,20 +44,22 @@ def main(arguments: list[str] | None = None) -> int:
         told: list[int] = []
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda number, _: told.append(number))
-        node = this_machine(options.devices, options.memory)
         store = Store(home.store)
         try:
+            launcher = _launcher(options, home, store)
             page = None if options.no_page else Page(home, options.host, options.port)
-        except OSError as error:
+        except (OSError, RuntimeError, ValueError) as error:
             print(error, file=sys.stderr)
             return 1
+        nodes = launcher.capacity()
         rules = Rules() if options.least_run is None else Rules(least_run=options.least_run)
-        supervisor = Supervisor(home, store, Local(home, node, alone=options.alone), rules)
+        supervisor = Supervisor(home, store, launcher, rules)
         about = {
             "pid": os.getpid(),
             "born": born(os.getpid()),
-            "devices": len(node.devices),
-            "memory": node.memory,
+            "devices": sum(len(node.devices) for node in nodes),
+            "memory": sum(node.memory for node in nodes),
+            "launcher": "local" if isinstance(launcher, Local) else "slurm",
             "since": time.time(),
             "page": page and page.url,
         }
@@ -79,6 +84,31 @@ def _serve(store: Store, supervisor: Supervisor, told: list[int]) -> None:
             version, ticked = seen, now
             supervisor.tick()
         time.sleep(_LOOK_SECONDS)
+
+
+def _launcher(options: argparse.Namespace, home: Home, store: Store) -> Launcher:
+    """What is to run this home's jobs: Slurm where somebody has said so once, and until somebody says otherwise."""
+    said = home.path / "slurm.json"
+    slurm = said.exists() if options.slurm is None else options.slurm
+    handles = [json.loads(job.handle) for job in store.jobs(ON_DEVICES) if job.handle]
+    if strange := [handle for handle in handles if ("slurm" in handle) != slurm]:
+        has, do = (
+            ("this machine", "`llmasos down` with the engine that has them") if slurm else ("Slurm", "cancel them")
+        )
+        raise ValueError(f"up: {has} still runs jobs of this queue, {len(strange)} of them; wait, or {do}")
+    if not slurm:
+        said.unlink(missing_ok=True)
+        return Local(home, this_machine(options.devices, options.memory), alone=options.alone)
+    from llmasos_xla.runtime.launchers.slurm import Request, Slurm
+
+    if options.slurm is None:
+        kept = json.loads(said.read_text())
+        request = Request(**{**kept, "options": tuple(kept["options"])})
+    else:
+        request = Request(options.cores, options.gpus, tuple(options.sbatch))
+    launcher = Slurm(home, request, interval=options.slurm_interval)
+    write(said, dataclasses.asdict(request))
+    return launcher
 
 
 def this_machine(devices: int | None = None, memory: int | None = None) -> Node:
@@ -129,6 +159,11 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--devices", type=int, help="slots of this machine")
     parser.add_argument("--memory", type=int, help="bytes of it that jobs may have")
     parser.add_argument("--least-run", type=float, help="seconds that a job runs before it may have to make room")
+    parser.add_argument("--slurm", action=argparse.BooleanOptionalAction, help="Slurm's nodes instead of this machine")
+    parser.add_argument("--cores", type=int, default=1, help="of each device there")
+    parser.add_argument("--gpus", action="store_true", help="devices there are GPUs")
+    parser.add_argument("--sbatch", action="append", default=[], help="an option for sbatch; may come again")
+    parser.add_argument("--slurm-interval", type=float, default=2.0, help="seconds between two looks at Slurm's queue")
     parser.add_argument("--alone", type=float, default=ALONE_SECONDS, help="seconds a job goes on without an engine")
     parser.add_argument("--host", default="127.0.0.1", help="the address that the page is at")
     parser.add_argument("--port", type=int, default=0, help="of the page; 0 takes a free one")

@@ -16,7 +16,7 @@ from llmasos_xla.runtime.claims import Claim, Node, Rules
 from llmasos_xla.runtime.home import Home
 from llmasos_xla.runtime.jobs import ON_DEVICES, Job, Place
 from llmasos_xla.runtime.launchers.local import new_token
-from llmasos_xla.runtime.launchers.protocol import LOST, Attempt, Launcher
+from llmasos_xla.runtime.launchers.protocol import LOST, TAKEN, Attempt, Launcher, Queueing
 from llmasos_xla.runtime.planner import plan
 from llmasos_xla.runtime.store import Store
 
@@ -39,7 +39,7 @@ class Supervisor:
     Args:
         home: where jobs have their folders.
         store: the jobs.
-        launcher: runs them.
+        launcher: runs them; one with a queue of its own (`Queueing`) decides there who goes first and where.
         rules: the planner's.
         clock: gives the moment, seconds since 1970.
     """
@@ -54,6 +54,7 @@ class Supervisor:
         clock: Callable[[], float] = time.time,
     ):
         self._home, self._store, self._launcher = home, store, launcher
+        self._queueing = launcher if isinstance(launcher, Queueing) else None
         self._rules, self._clock = rules or Rules(), clock
         # Devices that the last plan gave to jobs that wait for others to leave them.
         self._granted: dict[int, tuple[Place, ...]] = {}
@@ -74,27 +75,62 @@ class Supervisor:
             self._admit(job)
         for job in self._store.jobs(("waiting",)):
             self._depend(job)
-        if not self._closing:
+        if self._closing:
+            return
+        if self._queueing is None:
             self._plan()
+        else:
+            self._hand_over(self._queueing)
 
     def close(self) -> None:
-        """Has all jobs save and end, and starts no other; `tick` until `idle`."""
+        """Has all jobs save and end, and starts no other; `tick` until `idle`.
+
+        What a queue of others' holds stays there: it goes on without an engine, and the next one finds it.
+        """
         self._closing = True
+        if self._queueing is not None:
+            return
         for job in self._store.jobs(("starting", "running")):
             self._drain(job, "the engine is going down")
 
     @property
     def idle(self) -> bool:
-        """Whether no job has processes."""
-        return not self._store.jobs(ON_DEVICES)
+        """Whether no job has processes that want an engine."""
+        return self._queueing is not None or not self._store.jobs(ON_DEVICES)
 
     def _poll(self, job: Job) -> None:
         status = self._launcher.poll(self._attempt(job), job.handle)
         if status is not None:
             self._ended(job, status)
+        elif self._queueing is not None:
+            self._hear(job, self._queueing)
         elif job.state == "starting":
             # A supervisor before this one started it, and did not live to write that down.
             self._store.change(job, "running")
+
+    def _hear(self, job: Job, queueing: Queueing) -> None:
+        """Where a job is in the queue of others' that holds it."""
+        told = queueing.told(self._attempt(job), job.handle)
+        known = 0
+        if told.lost:
+            noted = [event.more.get("token") for event in self._store.events(job.number) if event.what == "requeued"]
+            known = noted.count(job.token)
+        if told.lost > known:
+            for _ in range(known, told.lost):
+                self._store.note(job.number, "requeued", token=job.token, why="its machine failed")
+            failures = job.failures + told.lost - known
+            self._store.change(job, failures=failures)
+            if failures > job.spec.retries and job.token is not None:
+                self._stuck[job.token] = "its machine failed"
+                queueing.kill(self._attempt(job), job.handle)
+        if job.state == "draining":
+            return
+        state = "running" if told.places else "starting"
+        if job.state != state:
+            count = {"devices": len(told.places or job.places)}
+            self._store.change(job, state, told=count, places=told.places or job.places, reason=told.why)
+        elif job.reason != told.why:
+            self._store.change(job, reason=told.why)
 
     def _ended(self, job: Job, status: int) -> None:
         """What becomes of a job whose processes are gone."""
@@ -104,6 +140,8 @@ class Supervisor:
         again: dict[str, Any] = {"queued": now, "token": None, "handle": None, "status": None, "not_before": now}
         if job.asked == "cancel":
             self._store.change(job, "cancelled", told=told, status=status, reason="it was cancelled", asked=None)
+        elif status == TAKEN:
+            self._store.change(job, "cancelled", told=told, reason="it was cancelled where it ran, not here")
         elif status == 0:
             self._store.change(job, "done", told=told, status=0, reason="", asked=None)
         elif status == SAVED:
@@ -203,6 +241,28 @@ class Supervisor:
                 if reason != job.reason:
                     self._store.change(job, reason=reason)
 
+    def _hand_over(self, queueing: Queueing) -> None:
+        """Gives all that may run to the queue of others', and has elastic jobs ask there for what there is now."""
+        now = self._clock()
+        queued = self._store.jobs(("queued",))
+        for job in queued:
+            if job.not_before <= now:
+                size = queueing.choose(self._attempt(job)._replace(token="", places=()), runs=False)
+                self._start(job, tuple(("", i) for i in range(size)))
+        held = self._store.jobs(("starting", "running"))
+        crowded = bool(queued) or any(job.state == "starting" for job in held)
+        for job in held:
+            if len(job.spec.legal) == 1 or now < job.changed + self._rules.least_run:
+                continue
+            runs = job.state == "running"
+            size = queueing.choose(self._attempt(job), runs=runs)
+            if not runs and size < job.size:
+                # It waits, so there is nothing to save; it comes back at once, and asks for less.
+                self._drain(job, f"asks for {size} devices instead of {job.size}")
+            elif runs and not crowded and size > job.size and self._may_be_ended(job):
+                self._drain(job, f"grows from {job.size} to {size}")
+                return
+
     def _claim(self, job: Job, now: float) -> Claim:
         runs = job.state in ("starting", "running")
         sizes, priority = job.spec.legal, job.spec.priority
@@ -279,7 +339,7 @@ class Supervisor:
             _LOG.error("job %s cannot be started", job.number, exc_info=error)
             self._ended(job, 126)
             return []
-        self._store.change(job, "running", handle=handle)
+        self._store.change(job, None if self._queueing else "running", handle=handle)
         return [self._store.job(job.number)]
 
     def _drain(self, job: Job, reason: str) -> None:

@@ -6,31 +6,11 @@ import subprocess
 import sys
 
 import pytest
-from runtime_jobs import wait_until
+from runtime_jobs import SCRIPT, wait_until
 
 import llmasos_xla as lm
 from llmasos_xla.progress import read
 from llmasos_xla.runtime.store import Store
-
-SCRIPT = """
-import sys, time
-import numpy as np
-import jax
-import llmasos_xla as lm
-
-folder, epochs = sys.argv[1], int(sys.argv[2])
-rng = np.random.default_rng(0)
-x = rng.normal(size=(960, 16)).astype("float32")
-y = (x[:, :4].sum(1) > 0).astype("int32")
-model = lm.Sequential([lm.layers.Dense(32, activation="relu"), lm.layers.Dense(2, activation="softmax")])
-model.compile(lm.Optimizer("sgd", 0.05), "sparse_categorical_crossentropy")
-print("devices", len(jax.devices()), flush=True)
-history = model.fit(
-    x, y, epochs=epochs, batch_size=120, checkpoint=folder, resume=True,
-    shard="data" if len(jax.devices()) > 1 else None, callbacks=lambda event: time.sleep(0.1),
-)
-print(f"loss {history.history['loss'][-1]:.9f} of {len(history.history['loss'])} epochs")
-"""
 
 
 @pytest.mark.slow

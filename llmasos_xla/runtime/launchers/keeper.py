@@ -16,6 +16,7 @@ import pathlib
 import signal
 import sys
 import time
+from collections.abc import Callable
 from typing import IO, Any
 
 NOT_WANTED = 3
@@ -27,8 +28,11 @@ TOKEN = "LLMASOS_ATTEMPT"
 """The variable by which processes of an attempt are known."""
 
 
-def main(folder: pathlib.Path, token: str) -> int:
-    """Runs the attempt; returns the keeper's own exit status, 0 whatever became of the attempt."""
+def main(folder: pathlib.Path, token: str, superseded: Callable[[], bool] = lambda: False) -> int:
+    """Runs the attempt; returns the keeper's own exit status, 0 whatever became of the attempt.
+
+    Once the attempt is `superseded` by another run of it, this one is killed and leaves no word behind.
+    """
     order = json.loads((folder / f"{token}.order").read_text())
     terminated: list[float] = []
     signal.signal(signal.SIGTERM, lambda *_: terminated.append(time.monotonic()))
@@ -45,12 +49,16 @@ def main(folder: pathlib.Path, token: str) -> int:
         return NOT_WANTED
     write(folder / f"{token}.keeper", {"pid": os.getpid(), "born": born(os.getpid())})
     with open(folder / "log", "ab", buffering=0) as log:
-        status = _run(order, token, log, terminated)
+        status = _run(order, token, log, terminated, superseded)
+    if superseded():
+        return NOT_WANTED
     write(folder / f"{token}.exit", {"status": status, "at": time.time()})
     return 0
 
 
-def _run(order: dict[str, Any], token: str, log: IO[bytes], terminated: list[float]) -> int:
+def _run(
+    order: dict[str, Any], token: str, log: IO[bytes], terminated: list[float], superseded: Callable[[], bool]
+) -> int:
     try:
         child = _start(order, token, log)
     except OSError as error:
@@ -63,9 +71,11 @@ def _run(order: dict[str, Any], token: str, log: IO[bytes], terminated: list[flo
         now = time.monotonic()
         if now > looked + _ENGINE_SECONDS:
             looked = now
-            alone_since = (alone_since or now) if _is_free(order["engine"]) else None
+            alone_since = (alone_since or now) if order["engine"] and _is_free(order["engine"]) else None
             if alone_since is not None and now > alone_since + order["alone"] and not terminated:
                 terminated.append(now)
+            if superseded():
+                _kill_children()
         if terminated and told_at is None:
             told_at = now
             os.kill(child, signal.SIGTERM)

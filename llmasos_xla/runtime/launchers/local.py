@@ -106,15 +106,7 @@ class Local:
 
     def _environment(self, attempt: Attempt, numbers: Sequence[int]) -> Mapping[str, str]:
         count = str(len(numbers))
-        found = {**(attempt.spec.environment or os.environ), **package_path(), "PYTHONUNBUFFERED": "1"}
-        found |= {
-            "LLMASOS_HOME": str(self._home.path),
-            "LLMASOS_JOB": str(attempt.job),
-            "LLMASOS_JOB_NAME": attempt.spec.name,
-            "LLMASOS_JOB_FOLDER": str(attempt.folder),
-            "LLMASOS_DEVICES": count,
-            VARIABLE: str(attempt.folder / attempt.token),
-        }
+        found = environment_of(attempt, self._home)
         if attempt.spec.memory is None:
             found[ASKED] = "1"
         if self._gpus:
@@ -123,6 +115,21 @@ class Local:
             # With threads enough for the messages of several devices in one process (sharding/threads.py).
             found |= {"JAX_NUM_CPU_DEVICES": count, "NPROC": str(max(4 * len(numbers), os.cpu_count() or 1))}
         return found
+
+
+def environment_of(attempt: Attempt, home: Home) -> dict[str, str]:
+    """The variables of a job's processes, whatever runs them: what it was submitted with, and what it is told."""
+    return {
+        **(attempt.spec.environment or os.environ),
+        **package_path(),
+        "PYTHONUNBUFFERED": "1",
+        "LLMASOS_HOME": str(home.path),
+        "LLMASOS_JOB": str(attempt.job),
+        "LLMASOS_JOB_NAME": attempt.spec.name,
+        "LLMASOS_JOB_FOLDER": str(attempt.folder),
+        "LLMASOS_DEVICES": str(len(attempt.places)),
+        VARIABLE: str(attempt.folder / attempt.token),
+    }
 
 
 def command_of(attempt: Attempt) -> list[str]:

@@ -9,6 +9,8 @@ from llmasos_xla.runtime.jobs import Place, Spec
 
 LOST = -1
 """The status of an attempt whose processes are gone, and nobody knows how they ended."""
+TAKEN = -2
+"""The status of an attempt that somebody else has taken out of the queue that held it."""
 
 
 class Attempt(NamedTuple):
@@ -49,4 +51,35 @@ class Launcher(Protocol):
         Once a status is told nothing of the attempt runs any more, and never will. Without a handle: of an attempt that
         a supervisor may have started just before it was killed; so it is for `drain` and `kill`.
         """
+        ...
+
+
+class Told(NamedTuple):
+    """Where an attempt is that a queue of others' holds."""
+
+    places: tuple[Place, ...]
+    """The devices that it runs on; empty while it waits there."""
+    why: str
+    """Why it waits, in that queue's words."""
+    lost: int
+    """How often it was begun anew there because a machine failed under it."""
+
+
+@runtime_checkable
+class Queueing(Launcher, Protocol):
+    """A launcher with a queue of its own: where and when something runs is decided there, and no plan is made here.
+
+    What it has started may wait, and may be put back and begun anew by it; it is one attempt until `poll` tells a
+    status. It needs no engine to go on.
+    """
+
+    def choose(self, attempt: Attempt, *, runs: bool) -> int:
+        """The number of devices to ask for now, one of the job's legal ones.
+
+        The attempt has a token and places if it was started before; `runs` says that its devices are its own.
+        """
+        ...
+
+    def told(self, attempt: Attempt, handle: str | None) -> Told:
+        """Where it is, after a `poll` that told no status."""
         ...
