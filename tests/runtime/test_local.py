@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -33,7 +34,7 @@ def attempt(home):
 
     def make(*command, number=1, devices=(0,), **more):
         found = Attempt(
-            number, f"{number:08x}{len(started):08x}", spec(*command, **more), tuple(("local", d) for d in devices),
+            number, secrets.token_hex(8), spec(*command, **more), tuple(("local", d) for d in devices),
             home.job(number),
         )  # fmt: skip
         started.append(found)
