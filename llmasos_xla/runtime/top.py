@@ -56,6 +56,7 @@ def top(home: Home, *, every: float | int = 1.0, once: bool = False, console: Co
     Store(home.make().store).close()
     viewer = Viewer(home)
     with contextlib.closing(viewer):
+        viewer.remember()
         viewer.look()
         if once or not console.is_terminal:
             time.sleep(_FIRST_SECONDS)

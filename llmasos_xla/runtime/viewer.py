@@ -5,6 +5,7 @@ import json
 import math
 import os
 import time
+import urllib.request
 from collections.abc import Sequence
 from typing import final
 
@@ -18,6 +19,7 @@ from llmasos_xla.runtime.view import Curve, Gpu, Machine, View, picture
 
 _LIVE: tuple[State, ...] = ("running", "draining", "starting", "queued", "waiting")
 """As they are shown, from the top."""
+_ASK_SECONDS = 2.0
 _FIGURES = ("cpu", "memory", "watts")
 """Of the machine, that are remembered."""
 
@@ -89,6 +91,25 @@ class Viewer:
         columns = zip(*self._past, strict=True) if self._past else [()] * (1 + len(_FIGURES))
         known = ([v if math.isfinite(v) else None for v in column] for column in columns)
         return dict(zip(("at", *_FIGURES), known, strict=True))
+
+    def remember(self) -> bool:
+        """Takes over the losses that the engine's page has seen until now; whether it has told any."""
+        engine = service.running(self._home)
+        if not engine or not engine.get("page"):
+            return False
+        # Not by way of a proxy, which the environment may name for all else.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(engine["page"] + "view", timeout=_ASK_SECONDS) as answer:
+                rows = json.loads(answer.read()).get("rows", ())
+        except (OSError, ValueError):
+            # It comes up, or goes down. Then the losses begin now.
+            return False
+        for row in rows:
+            for step, loss in row["losses"]:
+                if loss is not None:
+                    self._curves.setdefault(row["number"], Curve()).add(step, loss)
+        return bool(rows)
 
     def close(self) -> None:
         """Lets go of the store and the machine."""

@@ -11,6 +11,7 @@ import functools
 import json
 import logging
 import pathlib
+import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, final
@@ -44,7 +45,9 @@ class Page:
         self._home, self._host = home, host
         self._token = own_token(home)
         self._socket = listen(host, port, "up")
-        shown = f"[{host}]" if ":" in host else host
+        # "All addresses" is none that others could go to.
+        named = socket.gethostname() if host in ("0.0.0.0", "::") else host
+        shown = f"[{named}]" if ":" in named else named
         self.url = f"http://{shown}:{self._socket.getsockname()[1]}/"
         self._server: Any = None
         self._thread = threading.Thread(target=self._run, name="page", daemon=True)

@@ -25,6 +25,7 @@ from llmasos_xla import progress
 from llmasos_xla.runtime import service
 from llmasos_xla.runtime.guard import own_token, why_not_change, why_not_look
 from llmasos_xla.runtime.store import Store
+from llmasos_xla.runtime.viewer import Viewer
 from llmasos_xla.runtime.web import Page
 
 pytest.importorskip("psutil", reason="psutil is not installed")
@@ -258,6 +259,32 @@ def test_what_cannot_be_seen_is_told_once_and_tried_again(home, store, page, cap
 
 
 # With an engine
+
+
+def test_who_comes_later_sees_the_losses_from_the_first_on(home, engine):
+    engine()
+    with contextlib.closing(Store(home.store)) as store:
+        store.submit(spec("sleep 100", name="long"))
+        wait_until(lambda: store.job(1).state == "running")
+        beginning = home.job(1) / store.job(1).token
+        for step in (10, 20, 30):
+            progress.write(beginning, 0, progress.Progress(step, 1, 1 / step, False, time.time()))
+            time.sleep(1.2)
+        viewer = Viewer(home)
+        assert viewer.look().rows[0].losses == ((30, 1 / 30),)
+        viewer.close()
+        viewer = Viewer(home)
+        assert viewer.remember()
+        assert viewer.look().rows[0].losses == ((10, 1 / 10), (20, 1 / 20), (30, 1 / 30))
+        viewer.close()
+
+
+def test_without_a_page_nothing_is_remembered(home, store, engine):
+    viewer = Viewer(home)
+    assert not viewer.remember()
+    engine("--no-page")
+    assert not viewer.remember()
+    viewer.close()
 
 
 def test_up_tells_where_it_is(home, engine):
