@@ -58,6 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
             "pid": os.getpid(),
             "born": born(os.getpid()),
             "devices": sum(len(node.devices) for node in nodes),
+            "nodes": {node.name: len(node.devices) for node in nodes},
             "memory": sum(node.memory for node in nodes),
             "launcher": "local" if isinstance(launcher, Local) else "slurm",
             "since": time.time(),

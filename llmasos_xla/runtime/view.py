@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -211,7 +212,7 @@ def _row(job: Job, now: float, seen: Mapping[int, Progress], curve: Curve | None
         state=job.state,
         asked=job.asked,
         priority=job.spec.priority,
-        places=job.places if job.size else (),
+        places=_having(job),
         least=job.spec.legal[0],
         most=job.spec.legal[-1],
         step=step,
@@ -240,11 +241,20 @@ def _needed(job: Job) -> int | None:
 def _slots(engine: Mapping[str, Any] | None, jobs: Sequence[Job]) -> tuple[Slot, ...]:
     """The engine's devices, and those that jobs have beyond them: nodes that came after it had told of itself."""
     told = dict(engine.get("nodes") or {"local": engine.get("devices", 0)}) if engine else {}
+    # Slurm tells on which node, and not on which of its cores.
+    counted = engine is not None and engine.get("launcher") == "slurm"
     sitting: dict[Place, list[int]] = {(node, device): [] for node, count in told.items() for device in range(count)}
     for job in jobs:
-        for place in job.places if job.size else ():
-            sitting.setdefault(place, []).append(job.number)
+        for node, device in _having(job):
+            if counted:
+                device = next(number for number in itertools.count() if not sitting.get((node, number)))
+            sitting.setdefault((node, device), []).append(job.number)
     return tuple(Slot(node, device, tuple(found)) for (node, device), found in sorted(sitting.items()))
+
+
+def _having(job: Job) -> tuple[Place, ...]:
+    """The devices that a job has, and not those that it waits for in others' queue, whose nodes nobody knows yet."""
+    return tuple(place for place in job.places if place[0]) if job.size else ()
 
 
 def _words(event: Event) -> str:
@@ -255,6 +265,8 @@ def _words(event: Event) -> str:
         return f"makes room: {more['why']}" if more.get("why") else "makes room"
     if event.what == "admitted":
         return f"may begin: {more['host'] / 2**30:.2f} GiB of memory are its own"
+    if event.what == "requeued":
+        return f"is begun anew: {more['why']}"
     if event.what == "stuck":
         return f"is stuck: rank {more['rank']} at step {more['step']}"
     if event.what == "priority":

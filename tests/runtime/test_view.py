@@ -85,6 +85,16 @@ def test_devices_that_share_and_nodes_that_came_later(store):
     assert picture(store.jobs(), now=NOW).slots[0].node == "node-2"
 
 
+def test_of_slurm_only_the_node_is_known(store):
+    for name, nodes in (("a", ("n1", "n1")), ("b", ("n1",)), ("c", ("", ""))):
+        job = store.submit(spec("true", name=name, devices=(1, 2)))
+        store.change(job, "running", places=tuple((node, i) for i, node in enumerate(nodes)))
+    engine = {"launcher": "slurm", "nodes": {"n1": 4, "n2": 1}}
+    view = picture(store.jobs(), now=NOW, engine=engine)
+    assert [(s.node, s.jobs) for s in view.slots] == [("n1", (1,)), ("n1", (1,)), ("n1", (2,)), ("n1", ()), ("n2", ())]
+    assert view.rows[2].places == ()
+
+
 def test_neither_commands_nor_environments_are_told(store):
     job = store.submit(spec("curl -H 'key: s3cret'", environment={"TOKEN": "s3cret"}, folder="/home/s3cret"))
     run(store, job, 0, handle=json.dumps({"pid": 1}))
