@@ -15,6 +15,9 @@ SAVED = 75
 """Exit status of a job that has saved itself."""
 
 
+_TOLD = ("pid", "since", "devices", "memory")
+
+
 class Curve:
     """The losses of a job by its steps: all of its life, in points that grow sparser as they grow many.
 
@@ -143,7 +146,7 @@ class View:
     at: float
     """Seconds since 1970."""
     engine: Mapping[str, Any] | None
-    """pid, since, devices, memory (bytes for jobs); None where none runs."""
+    """pid, since, devices, memory (bytes for jobs); empty where it has just begun, None where none runs."""
     machine: Machine | None
     why_no_machine: str
     slots: tuple[Slot, ...]
@@ -190,7 +193,7 @@ def picture(
         _row(job, now, (progress or {}).get(job.number, {}), (curves or {}).get(job.number), (usage or {}))
         for job in jobs
     )
-    told = {key: engine[key] for key in ("pid", "since", "devices", "memory") if key in engine} if engine else None
+    told = None if engine is None else {key: engine[key] for key in _TOLD if key in engine}
     happened = tuple(Happened(e.at, e.job, names.get(e.job, ""), _words(e)) for e in events)
     counted = dict(collections.Counter(job.state for job in jobs)) if counts is None else counts
     return View(now, told, machine, why_no_machine, _slots(engine, jobs), rows, counted, happened)

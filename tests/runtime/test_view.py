@@ -95,6 +95,11 @@ def test_of_slurm_only_the_node_is_known(store):
     assert view.rows[2].places == ()
 
 
+def test_an_engine_that_has_just_begun(store):
+    assert "no engine runs" in drawn(picture([], now=NOW))[0]
+    assert "the engine comes up" in drawn(picture([], now=NOW, engine={}))[0]
+
+
 def test_neither_commands_nor_environments_are_told(store):
     job = store.submit(spec("curl -H 'key: s3cret'", environment={"TOKEN": "s3cret"}, folder="/home/s3cret"))
     run(store, job, 0, handle=json.dumps({"pid": 1}))
