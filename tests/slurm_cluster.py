@@ -42,7 +42,12 @@ class Cluster:
         self._begin("slurmctld", "-D")
         for name in self.nodes:
             self.node_up(name)
-        wait_until(lambda: self.said("sinfo", "-h", "-N", "-o", "%t").split() == ["idle"] * len(self.nodes))
+        wait_until(self.idle)
+
+    def idle(self):
+        """Whether all nodes are up, and nothing runs."""
+        assert [name for name, process in self.processes.items() if process.poll() is not None] == []
+        return self.said("sinfo", "-h", "-p", "all", "-N", "-o", "%t").split() == ["idle"] * len(self.nodes)
 
     def node_up(self, name):
         self._begin("slurmd", "-D", "-N", name, called=name)
@@ -139,7 +144,11 @@ MpiDefault=none
 SwitchType=switch/none
 DefMemPerCPU=100
 {nodes}
-PartitionName=all Nodes=ALL Default=YES State=UP MaxTime=INFINITE
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SlurmctldParameters=preempt_send_user_signal
+PartitionName=all Nodes=ALL Default=YES State=UP MaxTime=INFINITE GraceTime=20
+PartitionName=urgent Nodes=ALL PriorityTier=10 State=UP MaxTime=INFINITE
 """)
 
 

@@ -1,4 +1,4 @@
-"""Jobs by way of Slurm: with commands that play Slurm, and with a real one where it is installed."""
+"""Jobs by way of Slurm: with commands that play Slurm; test_slurm_real.py has the real one."""
 
 import json
 import os
@@ -9,12 +9,9 @@ import sys
 import time
 
 import pytest
-from runtime_jobs import SCRIPT, spec, wait_until
-from slurm_cluster import Cluster, why_not
+from runtime_jobs import spec, wait_until
 
-import llmasos_xla as lm
-from llmasos_xla.progress import Progress, read, write
-from llmasos_xla.runtime import service
+from llmasos_xla.progress import Progress, write
 from llmasos_xla.runtime.claims import Rules
 from llmasos_xla.runtime.launchers import batch, keeper
 from llmasos_xla.runtime.launchers.protocol import Queueing
@@ -30,7 +27,9 @@ class Played:
     def __init__(self, folder):
         self.folder, self.jobs = folder, {}
         folder.mkdir()
-        (folder / "sinfo.says").write_text("n1|0/4/0/4|(null)|(null)|\nn2|0/2/0/2|(null)|(null)|\n")
+        nodes = ("n1|0/4/0/4", "all*"), ("n1|0/4/0/4", "other"), ("n3|0/9/0/9", "other"), ("n2|0/2/0/2", "all*")
+        says = "".join(f"{node}|(null)|(null)|{partition}|\n" for node, partition in nodes)
+        (folder / "sinfo.says").write_text(says)
         for name in ("sbatch", "squeue", "sinfo", "scancel", "scontrol", "sacct"):
             path = folder / name
             path.write_text(
@@ -100,6 +99,7 @@ def test_from_slurms_queue_to_the_end(home, store, played, make):
     store.submit(spec("x", devices=(2, 2), memory=3 * 2**20, grace=20, name="a"))
     supervisor = make("--partition=long", cores=2)
     assert isinstance(Slurm(home, interval=0), Queueing)
+    assert {node.name: len(node.devices) for node in Slurm(home, interval=0).capacity()} == {"n1": 4, "n2": 2}
     supervisor.tick()
     job = store.job(1)
     asked = options(home, store, 1)
@@ -130,7 +130,7 @@ def test_ranks_are_tasks(home, store, played, make):
     make(cores=2, gpus=True).tick()
     assert {"--ntasks=3", "--cpus-per-task=2", "--gpus-per-task=1", "--mem-per-cpu=1M"} <= set(options(home, store, 1))
     order = json.loads((home.job(1) / f"{store.job(1).token}.order").read_text())
-    assert order["command"][:2] == ["srun", "--ntasks=3"]
+    assert order["command"][3:6] == ["llmasos_xla.runtime.launchers.ranks", "srun", "--ntasks=3"]
 
 
 def test_priority_is_an_order_among_those_that_wait(home, store, played, make):
@@ -158,7 +158,7 @@ def test_priority_is_an_order_among_those_that_wait(home, store, played, make):
 
 
 def test_saved_means_again_with_what_is_idle_then(home, store, played, make):
-    (played.folder / "sinfo.says").write_text("n1|3/1/0/4|(null)|(null)|\nn2|2/0/0/2|(null)|(null)|\n")
+    (played.folder / "sinfo.says").write_text("n1|3/1/0/4|(null)|(null)|all*|\nn2|2/0/0/2|(null)|(null)|all*|\n")
     store.submit(spec("x", devices=(1, 3), sizes=(1, 3)))
     supervisor = make()
     supervisor.tick()
@@ -168,7 +168,7 @@ def test_saved_means_again_with_what_is_idle_then(home, store, played, make):
     begun(store, home, 1, ("n1", 0))
     supervisor.tick()
     # Two more become idle: not before the job says that it saves itself is it told to.
-    (played.folder / "sinfo.says").write_text("n1|2/2/0/4|(null)|(null)|\n")
+    (played.folder / "sinfo.says").write_text("n1|2/2/0/4|(null)|(null)|all*|\n")
     supervisor.tick()
     assert store.job(1).state == "running"
     write(home.job(1) / str(first.token), 0, Progress(5, 0, None, True, 0.0))
@@ -178,14 +178,14 @@ def test_saved_means_again_with_what_is_idle_then(home, store, played, make):
     assert (home.job(1) / f"{first.token}.drain").exists()
     ends(store, home, 1, 75)
     played.shows((1, "FAILED", "NonZeroExitCode", 0, first.token))
-    (played.folder / "sinfo.says").write_text("n1|1/3/0/4|(null)|(null)|\n")
+    (played.folder / "sinfo.says").write_text("n1|1/3/0/4|(null)|(null)|all*|\n")
     supervisor.tick()
     job = store.job(1)
     assert (job.state, job.size, job.failures) == ("starting", 3, 0)
     assert job.token != first.token
     # Others were faster: it asks for less.
     played.shows((2, "PENDING", "Resources", 0, job.token))
-    (played.folder / "sinfo.says").write_text("n1|4/0/0/4|(null)|(null)|\n")
+    (played.folder / "sinfo.says").write_text("n1|4/0/0/4|(null)|(null)|all*|\n")
     supervisor.tick()
     supervisor.tick()
     assert store.job(1).state == "draining"
@@ -352,150 +352,3 @@ def test_a_run_on_a_node_out_of_reach_ends_before_the_next_begins(played, tmp_pa
     assert not os.path.exists(f"/proc/{pid}")
     assert batch.where(folder, "t")["lost"] == 1
     assert json.loads((folder / "t.exit").read_text())["status"] == 0
-
-
-@pytest.fixture(scope="module")
-def slurm(tmp_path_factory):
-    if reason := why_not():
-        pytest.skip(reason)
-    found = Cluster(tmp_path_factory.mktemp("slurm") / "cluster")
-    try:
-        found.up()
-        yield found
-    finally:
-        found.down()
-
-
-@pytest.fixture
-def queue(slurm, home, monkeypatch):
-    """A queue of the real cluster's, nothing of which is left behind."""
-    monkeypatch.setenv("SLURM_CONF", str(slurm.conf))
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    service.up(home, "--slurm", "--slurm-interval", "0.3", "--least-run", "1")
-    store = Store(home.store)
-    yield store
-    for job in store.jobs():
-        store.ask(job.number, "cancel")
-    wait_until(lambda: all(job.ended for job in store.jobs()))
-    store.close()
-    service.down(home)
-
-
-def sub(home, *command, **more):
-    return lm.runtime.submit(["sh", "-c", *command], home=home.path, **more)
-
-
-@pytest.mark.slow
-def test_really_runs_cancels_and_keeps_the_order(home, slurm, queue):
-    assert service.running(home)["devices"] == 6
-    # One whole cluster's worth, so that the others wait.
-    first = sub(home, "trap 'exit 75' TERM; while :; do sleep 0.1; done", name="full", devices=6, layout="processes")
-    wait_until(lambda: first.state == "running")
-    assert len(first.job.places) == 6
-    assert {node for node, _ in first.job.places} == set(slurm.nodes)
-    log = home.path / "order"
-    low = sub(home, f"echo low >> {log}; sleep 1", name="low", devices=2)
-    wait_until(lambda: "in Slurm's queue" in low.job.reason)
-    high = sub(home, f"echo high >> {log}; sleep 1", name="high", devices=2, priority=5)
-    fills = [sub(home, "sleep 1000", name=f"fills{i}", devices=2, priority=9) for i in range(2)]
-    wait_until(lambda: slurm.said("squeue", "-h", "-o", "%y", "-n", "low").strip() == "900")
-    first.cancel()
-    assert first.wait(timeout=60) == "cancelled"
-    assert (high.wait(timeout=60), low.wait(timeout=60)) == ("done", "done")
-    assert log.read_text() == "high\nlow\n"
-    for job in fills:
-        job.cancel()
-        assert job.wait(timeout=60) == "cancelled"
-    assert low.job.status == 0
-
-
-@pytest.mark.slow
-def test_really_goes_on_from_the_same_step(home, slurm, queue, tmp_path):
-    script = tmp_path / "train.py"
-    script.write_text(SCRIPT)
-    job = lm.runtime.submit(script, tmp_path / "fit", 60, devices=2, home=home.path)
-
-    def step():
-        return max((each.step for each in read(job.folder / str(job.job.token)).values()), default=0)
-
-    wait_until(lambda: step() > 40)
-    # Not the engine's wish but Slurm's, as before a time limit; the job is put back, and no engine need be there.
-    number = json.loads(job.job.handle)["slurm"]
-    found = service.running(home)
-    os.kill(found["pid"], signal.SIGKILL)
-    assert slurm.said("scancel", "--batch", "--signal=TERM", number) == ""
-    wait_until(lambda: "going on with the interrupted fit" in job.logs())
-    service.up(home, "--slurm-interval", "0.3", "--least-run", "1")
-    assert service.running(home)["launcher"] == "slurm"
-    # Now the engine's.
-    wait_until(lambda: step() > 200)
-    queue.ask(job.number, "drain")
-    assert job.wait(timeout=100) == "done"
-    log = job.logs()
-    stopped, resumed = (re.findall(pattern, log) for pattern in (r"told to end", r"going on with the interrupted fit"))
-    assert len(stopped) == len(resumed) == 2
-    assert [event.more["status"] for event in queue.events(job.number) if "status" in event.more] == [75, 0]
-    assert (job.job.attempt, job.job.failures) == (2, 0)
-    alone = subprocess.run(
-        [sys.executable, script, tmp_path / "alone", "60"],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "JAX_NUM_CPU_DEVICES": "2", "NPROC": "8"},
-    ).stdout
-    losses = [float(re.search(r"loss (\S+) of 60 epochs", text)[1]) for text in (log, alone)]
-    assert abs(losses[0] - losses[1]) < 1e-5
-
-
-@pytest.mark.slow
-def test_really_moves_from_a_node_that_fails(home, slurm, queue):
-    ran = home.path / "ran"
-    job = sub(
-        home, f"trap '' TERM; echo $$ $SLURMD_NODENAME >> {ran}; while [ ! -e {home.path}/go ]; do sleep 0.1; done"
-    )
-    wait_until(lambda: job.state == "running" and ran.exists())
-    pid, node = ran.read_text().split()
-    slurm.node_dies(node)
-    # Its slurmd is gone, its processes are not: they have to be before the job begins elsewhere.
-    wait_until(lambda: len(ran.read_text().splitlines()) == 2, seconds=120)
-    assert not os.path.exists(f"/proc/{pid}")
-    assert ran.read_text().splitlines()[1].split()[1] != node
-    wait_until(lambda: job.state == "running" and job.job.failures == 1)
-    assert [event.what for event in queue.events(job.number)].count("requeued") == 1
-    (home.path / "go").touch()
-    assert job.wait(timeout=60) == "done"
-    assert len(ran.read_text().splitlines()) == 2
-    slurm.node_up(node)
-    wait_until(lambda: slurm.said("sinfo", "-h", "-N", "-o", "%t").split() == ["idle"] * 3)
-
-
-@pytest.mark.slow
-def test_really_grows_into_what_becomes_idle(home, slurm, queue):
-    full = [sub(home, "sleep 1000", name=f"full{i}", devices=2) for i in range(2)]
-    one = sub(home, "sleep 1000", name="one")
-    wait_until(lambda: all(job.state == "running" for job in (*full, one)))
-    wait_until(lambda: slurm.said("sinfo", "-h", "-o", "%C").startswith("5/1/"))
-    job = sub(
-        home,
-        "trap 'exit 75' TERM; echo on $LLMASOS_DEVICES; while :; do sleep 0.1; done",
-        name="elastic",
-        devices=(1, 2),
-        preemptible=True,
-    )
-    wait_until(lambda: "on 1\n" in job.logs())
-    one.cancel()
-    wait_until(lambda: "on 2\n" in job.logs())
-    assert job.job.failures == 0
-
-
-@pytest.mark.slow
-def test_really_stays_with_slurm_when_the_engine_goes_down(home, slurm, queue):
-    job = sub(home, f"while [ ! -e {home.path}/go ]; do sleep 0.1; done")
-    wait_until(lambda: job.state == "running")
-    assert service.down(home)
-    assert job.state == "running"
-    with pytest.raises(RuntimeError, match="Slurm still runs jobs of this queue, 1 of them; wait, or cancel them"):
-        service.up(home, "--no-slurm")
-    (home.path / "go").touch()
-    service.up(home, "--slurm-interval", "0.3")
-    assert job.wait(timeout=60) == "done"

@@ -6,4 +6,5 @@ keeper       one attempt's parent process: hands signals on, leaves nothing behi
 slurm        jobs of a Slurm cluster, where priority and placement are Slurm's
 sbatch       the script that Slurm gets for an attempt
 batch        what runs in it: the keeper, and what Slurm's own requeues need
+ranks        the parent of srun in it
 """

@@ -182,7 +182,9 @@ class Slurm:
         if command[0] == sys.executable:
             command[:1] = [sys.executable, "-P", "-m", "llmasos_xla.sharding.processes.worker"]
         cores = f"--cpus-per-task={self._request.cores}"
-        return ["srun", f"--ntasks={count}", cores, "--kill-on-bad-exit=1", "--label", *command]
+        # 75 is no bad exit, but srun would end the others at the first; ranks of ours watch each other.
+        parent = [sys.executable, "-P", "-m", "llmasos_xla.runtime.launchers.ranks"]
+        return [*parent, "srun", f"--ntasks={count}", cores, "--kill-on-bad-exit=0", "--label", *command]
 
     def _look(self) -> dict[str, _Seen] | None:
         """All jobs of this user by their comment, none older than the interval; None while Slurm does not answer."""
@@ -212,15 +214,18 @@ class Slurm:
                 _do("scontrol", "update", f"JobId={seen.number}", f"Nice={nice}")
 
     def _nodes(self) -> dict[str, tuple[int, int]]:
-        """Devices by node: idle, and all."""
+        """Devices by node of the partition: idle, and all."""
         partition = [option for option in self._request.options if re.match(r"(-p|--partition)", option)]
-        fields = ("NodeList", "CPUsState", "Gres", "GresUsed")
+        fields = ("NodeList", "CPUsState", "Gres", "GresUsed", "Partition")
         text = _ask(
             "sinfo", "--noheader", "--Node", "--responding", *partition, "-O", ",".join(f"{n}:|" for n in fields)
         )
         found = {}
         for line in text.splitlines():
-            name, cpus, gres, used = (part.strip() for part in line.split("|")[:4])
+            name, cpus, gres, used, of = (part.strip() for part in line.split("|")[: len(fields)])
+            # Where none is asked for, jobs go to the one with the star.
+            if not partition and not of.endswith("*"):
+                continue
             _, idle, _, whole = map(int, cpus.split("/"))
             devices = idle // self._request.cores, whole // self._request.cores
             if self._request.gpus:
