@@ -88,7 +88,7 @@ $(RAY)/.installed: pyproject.toml tests/deployment/ray-requirements.txt $(NATIVE
 	touch $@
 
 ray: $(RAY)/.installed
-	$(RAY)/bin/python -m pytest tests/deployment/test_ray.py
+	$(RAY)/bin/python -m pytest tests/deployment/test_ray.py tests/runtime/test_ray_jobs.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

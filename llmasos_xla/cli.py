@@ -194,6 +194,9 @@ def _add_queue(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = commands.add_parser("up", help="start the engine that runs jobs on this machine")
     parser.add_argument("--devices", type=int, help="slots for jobs; its GPUs or else its cores if not said")
     parser.add_argument("--memory", type=queue.size, help="bytes that jobs may have, such as 8G; 90 %% of all")
+    parser.add_argument(
+        "--ray", metavar="ADDRESS", help="run jobs on a Ray cluster: its address, or auto for the one here"
+    )
     parser.add_argument("--least-run", type=float, metavar="S", help="that a job runs before it may have to make room")
     parser.add_argument("--host", help="the address that its page is at; 127.0.0.1, this machine alone, if not said")
     parser.add_argument("--port", type=int, help="of its page; a free one if not said")

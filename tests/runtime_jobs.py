@@ -2,9 +2,15 @@
 
 import contextlib
 import os
+import re
+import subprocess
+import sys
 import time
 
+import llmasos_xla as lm
+from llmasos_xla.progress import read
 from llmasos_xla.runtime.jobs import Spec
+from llmasos_xla.runtime.store import Store
 
 SCRIPT = """
 import sys, time
@@ -49,3 +55,42 @@ def wait_until(true, seconds=60):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     return found
+
+
+def cycle(home, tmp_path):
+    """A low job on three devices makes room for an urgent one that wants two, of four, and grows again.
+
+    It goes on from the very step, and has learnt what it would have learnt undisturbed.
+    """
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT)
+    low = lm.runtime.submit(
+        script, tmp_path / "low", 120, name="low", devices=(1, 3), sizes=(1, 3), home=home.path
+    )  # fmt: skip
+    store = Store(home.store)
+
+    def step():
+        seen = read(home.job(1) / f"{store.job(1).token}")
+        return seen[0].step if seen else 0
+
+    # No flag: the fit tells that it saves itself.
+    wait_until(lambda: step() > 40)
+    urgent = lm.runtime.submit(script, tmp_path / "urgent", 20, name="urgent", priority=10, devices=2, home=home.path)
+    assert urgent.wait(timeout=100) == "done"
+    assert low.wait(timeout=100) == "done"
+    what = [(event.what, event.more.get("devices")) for event in store.events(1)]
+    assert [devices for kind, devices in what if kind == "starting"] == [3, 1, 3]
+    assert [event.more["status"] for event in store.events(1) if "status" in event.more] == [75, 75, 0]
+    log = low.logs()
+    # From the very step: where one ended the next goes on.
+    assert len(re.findall("told to end", log)) == len(re.findall("going on with the interrupted fit", log)) == 2
+    store.close()
+    alone = subprocess.run(
+        [sys.executable, script, tmp_path / "alone", "120"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "3", "NPROC": "12"},
+    ).stdout
+    losses = [float(re.search(r"loss (\S+) of 120 epochs", text)[1]) for text in (log, alone)]
+    assert abs(losses[0] - losses[1]) < 1e-5

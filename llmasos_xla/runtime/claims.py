@@ -21,6 +21,7 @@ class Claim:
         host_bytes: bytes of host memory by size, of the whole gang, besides `device_bytes`; divided evenly over its
             devices. Empty counts as none.
         speed: steps a second by size, in any unit; empty counts as proportional to the size.
+        together: whether its gang has to be on one node.
         user: whose job it is.
         waiting: seconds that it has waited for devices in all since it was queued. They are not forgotten when it
             starts nor when it is preempted: they stand still while it runs.
@@ -38,6 +39,7 @@ class Claim:
     device_bytes: Mapping[int, int] = dataclasses.field(default_factory=dict)
     host_bytes: Mapping[int, int] = dataclasses.field(default_factory=dict)
     speed: Mapping[int, float | int] = dataclasses.field(default_factory=dict)
+    together: bool = False
     user: str = ""
     waiting: float | int = 0.0
     size: int = 0

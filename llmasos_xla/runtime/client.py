@@ -157,9 +157,9 @@ def submit(
     with contextlib.closing(Store(place.store)) as store:
         number = store.submit(spec).number
     if start:
-        from llmasos_xla.runtime.service import up
+        from llmasos_xla.runtime.service import remembered, up
 
-        up(place)
+        up(place, *remembered(place))
     return Submitted(number, place)
 
 

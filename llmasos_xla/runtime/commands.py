@@ -19,12 +19,16 @@ _SHOWN_ENDED = 5
 
 def up(chosen: argparse.Namespace) -> int:
     """Starts the engine."""
+    if chosen.ray is not None and (chosen.devices, chosen.memory) != (None, None):
+        raise ValueError("up: --devices and --memory are of this machine; with --ray the cluster says what there is")
     options = []
-    for name in ("devices", "memory", "least_run", "host", "port"):
+    for name in ("devices", "memory", "least_run", "ray", "host", "port"):
         if (value := getattr(chosen, name)) is not None:
             options += [f"--{name.replace('_', '-')}", str(value)]
     options += ["--no-page"] * chosen.no_page
     options += [] if chosen.slurm is None else ["--slurm" if chosen.slurm else "--no-slurm"]
+    if chosen.slurm and chosen.ray is not None:
+        raise ValueError("up: --slurm or --ray, not both")
     if chosen.slurm:
         options += [f"--cores={chosen.cores}", *(["--gpus"] if chosen.gpus else [])]
         options += [f"--sbatch={option}" for option in chosen.sbatch]
@@ -32,6 +36,8 @@ def up(chosen: argparse.Namespace) -> int:
         raise ValueError("up: --cores, --gpus and --sbatch are about Slurm; say --slurm, too")
     home = Home(chosen.home)
     before = service.running(home)
+    if before is None:
+        service.remember(home, options)
     found = service.up(home, *options)
     what = "runs already" if before else "is up"
     slurm = found.get("launcher") == "slurm"

@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             launcher = _launcher(options, home, store)
             page = None if options.no_page else Page(home, options.host, options.port)
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError, ImportError) as error:
             print(error, file=sys.stderr)
             return 1
         nodes = launcher.capacity()
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
             "devices": sum(len(node.devices) for node in nodes),
             "nodes": {node.name: len(node.devices) for node in nodes},
             "memory": sum(node.memory for node in nodes),
-            "launcher": "local" if isinstance(launcher, Local) else "slurm",
+            "launcher": type(launcher).__name__.lower(),
             "since": time.time(),
             "page": page and page.url,
         }
@@ -90,15 +90,21 @@ def _serve(store: Store, supervisor: Supervisor, told: list[int]) -> None:
 def _launcher(options: argparse.Namespace, home: Home, store: Store) -> Launcher:
     """What is to run this home's jobs: Slurm where somebody has said so once, and until somebody says otherwise."""
     said = home.path / "slurm.json"
-    slurm = said.exists() if options.slurm is None else options.slurm
+    slurm = said.exists() and options.ray is None if options.slurm is None else options.slurm
     handles = [json.loads(job.handle) for job in store.jobs(ON_DEVICES) if job.handle]
     if strange := [handle for handle in handles if ("slurm" in handle) != slurm]:
         has, do = (
-            ("this machine", "`llmasos down` with the engine that has them") if slurm else ("Slurm", "cancel them")
+            ("this machine or Ray", "`llmasos down` with the engine that has them")
+            if slurm
+            else ("Slurm", "cancel them")
         )
         raise ValueError(f"up: {has} still runs jobs of this queue, {len(strange)} of them; wait, or {do}")
     if not slurm:
         said.unlink(missing_ok=True)
+        if options.ray is not None:
+            from llmasos_xla.runtime.launchers.ray import Ray
+
+            return Ray(home, options.ray, alone=options.alone)
         return Local(home, this_machine(options.devices, options.memory), alone=options.alone)
     from llmasos_xla.runtime.launchers.slurm import Request, Slurm
 
@@ -159,6 +165,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--home", help="the folder of the queue")
     parser.add_argument("--devices", type=int, help="slots of this machine")
     parser.add_argument("--memory", type=int, help="bytes of it that jobs may have")
+    parser.add_argument("--ray", metavar="ADDRESS", help="of a Ray cluster whose machines are used instead of this one")
     parser.add_argument("--least-run", type=float, help="seconds that a job runs before it may have to make room")
     parser.add_argument("--slurm", action=argparse.BooleanOptionalAction, help="Slurm's nodes instead of this machine")
     parser.add_argument("--cores", type=int, default=1, help="of each device there")

@@ -5,7 +5,7 @@ import pathlib
 
 
 class Home:
-    """The folder: jobs.sqlite, engine.lock, engine.log, and a folder for each job.
+    """The folder: jobs.sqlite, engine.lock, engine.log, engine.options, and a folder for each job.
 
     Args:
         path: where; LLMASOS_HOME if None, else `llmasos` in XDG_STATE_HOME or ~/.local/state.
@@ -43,6 +43,11 @@ class Home:
     def token(self) -> pathlib.Path:
         """Who knows it may change jobs by the engine's page."""
         return self.path / "page.token"
+
+    @property
+    def options(self) -> pathlib.Path:
+        """What the engine was last started with by somebody who said it."""
+        return self.path / "engine.options"
 
     def job(self, number: int) -> pathlib.Path:
         """A job's own folder."""

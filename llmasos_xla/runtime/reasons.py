@@ -22,7 +22,7 @@ def reasons(draft: Any, now: Any, nodes: Sequence[Node]) -> dict[str, str]:
         given, before = draft.given.get(claim.name), now.present.get(claim.name)
         if given is None:
             empty = Seats(nodes, sharing=False) if empty is None else empty
-            why = _never(claim, empty) or _waits(draft, rank)
+            why = _never(claim, empty, nodes) or _waits(draft, rank)
             if claim.size:
                 why = (
                     f"is preempted{_by(draft, rank, before)}; {why}" if before is not None else f"{_lost(claim)}; {why}"
@@ -61,7 +61,7 @@ def _lost(claim: Claim) -> str:
     return f"lost its devices on {', '.join(sorted({node for node, _ in claim.places}))}"
 
 
-def _never(claim: Claim, empty: Seats) -> str:
+def _never(claim: Claim, empty: Seats, nodes: Sequence[Node]) -> str:
     """Why it could not even run here alone; nothing if it could."""
     for size in claim.sizes:
         want = need(claim, size)
@@ -73,6 +73,9 @@ def _never(claim: Claim, empty: Seats) -> str:
             f"{who}, and there {'is' if len(empty) == 1 else 'are'} {len(empty)}; submit it for fewer (--devices), "
             "or add machines"
         )
+    most = max(len(node.devices) for node in nodes)
+    if claim.together and claim.minimum > most:
+        return f"{who} on one node, and none has more than {most}; submit it for fewer (--devices), or add machines"
     size = min(claim.sizes, key=lambda k: claim.device_bytes.get(k, 0) if k <= len(empty) else float("inf"))
     device, host = claim.device_bytes.get(size, 0), claim.host_bytes.get(size, 0)
     return (
@@ -97,6 +100,8 @@ def _waits(draft: Any, rank: int) -> str:
     others = f"; ahead of it {'run' if len(ahead) > 1 else 'runs'} {_names(draft, ahead)}" if ahead else ""
     behind = sum(c.name in draft.frozen for c in draft.queue[rank + 1 :])
     others += f"; {behind} behind it may not be touched yet" if behind else ""
+    if free >= claim.minimum and claim.together and len(draft.nodes) > 1:
+        return f"waits for {_devices(claim.minimum)} on one node, and its memory; {free} are free on all{others}"
     if free >= claim.minimum:
         return f"waits for memory: {_devices(free)} could be had, but not their nodes' bytes{others}"
     return f"waits for {_devices(claim.minimum)}; {free or 'none'} {'is' if free < 2 else 'are'} free{others}"

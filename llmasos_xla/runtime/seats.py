@@ -20,11 +20,13 @@ class Need(NamedTuple):
     size: int
     device: int | None
     host: int
+    together: bool = False
+    """On one node."""
 
 
 def need(claim: Claim, size: int) -> Need:
     """What a claim takes at one of its sizes."""
-    return Need(size, claim.device_bytes.get(size), -(-claim.host_bytes.get(size, 0) // size))
+    return Need(size, claim.device_bytes.get(size), -(-claim.host_bytes.get(size, 0) // size), claim.together)
 
 
 @final
@@ -181,7 +183,8 @@ class Seats:
         """Devices for a gang that cost at most `price` each, or None.
 
         One node if there is one that has enough: first one where the gang sits now, then where most of them cost
-        nothing, then where fewest others have to go, then the fullest. Else as few nodes as will do.
+        nothing, then where fewest others have to go, then the fullest. Else as few nodes as will do, unless it has to
+        be one.
         """
         fine = costs <= price
         if np.count_nonzero(fine) < want.size:
@@ -206,6 +209,8 @@ class Seats:
             keys = (count, -np.minimum(nobody_else, want.size), -np.minimum(cheap, want.size), -mine)
             order = np.lexsort([key[whole] for key in keys])
             chosen = [(whole[order[0]], want.size)]
+        elif want.together:
+            return None
         else:
             chosen, left = [], want.size
             for n in np.lexsort((-mine, -count)):

@@ -8,10 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from llmasos_xla.runtime.home import Home
-from llmasos_xla.runtime.launchers.keeper import born
+from llmasos_xla.runtime.launchers.keeper import lives, write
 from llmasos_xla.sharding.processes.launch import package_path
 
 _START_SECONDS = 30.0
@@ -29,7 +30,7 @@ def running(home: Home) -> dict[str, Any] | None:
             except OSError:
                 found = json.loads(lock.read() or "{}")
                 # Until the engine has told of itself the file is one's who was killed.
-                return found if found and born(found["pid"]) == found["born"] else {}
+                return found if found and lives(found) else {}
             return None
     except FileNotFoundError:
         return None
@@ -63,6 +64,19 @@ def up(home: Home, *options: str) -> dict[str, Any]:
             raise TimeoutError(f"up: the engine has not come up within {_START_SECONDS:g} s; see {str(home.log)!r}")
         time.sleep(0.02)
     return found
+
+
+def remember(home: Home, options: Sequence[str]) -> None:
+    """Keeps the options that somebody gave, for whoever starts the engine next without saying any."""
+    write(home.make().options, list(options))
+
+
+def remembered(home: Home) -> list[str]:
+    """Those options."""
+    try:
+        return json.loads(home.options.read_text())
+    except FileNotFoundError:
+        return []
 
 
 def down(home: Home, *, timeout: float | int = 120.0) -> bool:

@@ -278,6 +278,8 @@ class Supervisor:
             device_bytes=self._all_bytes(job, "device", sizes),
             host_bytes=self._all_bytes(job, "host", sizes),
             speed={n: float(job.need.get("speed", {}).get(str(n), n**_USUAL_SPEED)) for n in sizes},
+            # A process sees the devices of one machine, and so do those that `llmasos launch` starts.
+            together=True,
             user=job.spec.user,
             waiting=waiting,
             size=len(places),

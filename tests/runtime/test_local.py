@@ -170,6 +170,43 @@ def test_without_an_engine_it_saves_and_ends(home, attempt):
     assert ended(alone, one, alone.start(one)) == 75
 
 
+def test_what_another_launcher_started_is_waited_for(launcher, attempt):
+    one = attempt("trap 'exit 75' TERM; echo ready; while :; do sleep 0.05; done")
+    launcher.start(one)
+    wait_until(lambda: one.folder.joinpath("log").exists() and "ready" in log(one))
+    handle = json.dumps({"node": "of a cluster"})
+    assert launcher.poll(one, handle) is None
+    launcher.drain(one, handle)
+    assert ended(launcher, one, handle) == 75
+
+
+@pytest.mark.parametrize("begins", [True, False], ids=["there", "gone"])
+def test_a_keeper_ends_with_what_it_is_told_to_watch(launcher, attempt, begins):
+    one = attempt("(setsid sleep 1000 &) ; echo ready; sleep 1000")
+    watched = subprocess.Popen(["sleep", "1000"])
+    try:
+        one.folder.mkdir(parents=True)
+        order = {
+            "watched": {"pid": watched.pid, "born": keeper.born(watched.pid) if begins else "1"},
+            "engine": "/none", "alone": 60.0, "grace": 60.0, "command": one.spec.command, "folder": "/",
+            "environment": dict(os.environ), "cpus": [],
+        }  # fmt: skip
+        keeper.write(one.folder / f"{one.token}.order", order)
+        module = "llmasos_xla.runtime.launchers.keeper"
+        kept = subprocess.Popen([sys.executable, "-P", "-m", module, one.folder, one.token])
+        if begins:
+            wait_until(lambda: one.folder.joinpath("log").exists() and "ready" in log(one))
+            assert len(marked(one.token)) >= 2
+            watched.kill()
+        assert kept.wait(60) == 1
+        # Dead is enough: that nobody has waited for it does not make it live.
+        assert marked(one.token) == []
+        assert launcher.poll(one, None) == LOST
+    finally:
+        watched.kill()
+        watched.wait()
+
+
 def test_another_process_with_its_number_is_not_taken_for_the_keeper(launcher, attempt):
     one = attempt("exit 0")
     other = subprocess.Popen(["sleep", "1000"])

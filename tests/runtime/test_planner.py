@@ -28,7 +28,7 @@ def clusters(draw, memory=True):
 
 
 @st.composite
-def newcomers(draw, prefix, memory=True, users=("ann", "bob", "")):
+def newcomers(draw, prefix, memory=True, users=("ann", "bob", ""), together=False):
     found = []
     for i in range(draw(st.integers(0, 6))):
         sizes = tuple(draw(st.sets(st.sampled_from([1, 2, 3, 4, 8]), min_size=1, max_size=4)))
@@ -42,6 +42,7 @@ def newcomers(draw, prefix, memory=True, users=("ann", "bob", "")):
                 "device_bytes": {k: device // k for k in sizes} if told else {},
                 "host_bytes": {k: draw(st.integers(0, 16)) * GB for k in sizes} if told else {},
                 "speed": {k: float(k) ** draw(st.sampled_from([0.0, 0.5, 0.9, 1.0])) for k in sizes},
+                "together": together,
                 "user": draw(st.sampled_from(users)),
                 "waiting": draw(st.sampled_from([0.0, 10.0, 600.0, 4000.0])),
             }
@@ -243,6 +244,28 @@ def test_no_device_is_idle_while_somebody_could_grow_onto_it(story):
                     or (base and claim.pace(bigger) < (1 + rules.hysteresis) * claim.pace(base))
                     or (bigger == claim.size)
                 )
+
+
+@law
+@given(stories(together=True))
+def test_who_has_to_be_together_is_on_one_node(story):
+    claims, nodes, rules = lived(story)
+    found = plan(claims, nodes, rules)
+    assert all(len({node for node, _ in places}) == 1 for places in found.places.values())
+    assert plan(after(claims, found), nodes, rules).sizes == found.sizes
+
+
+def test_who_has_to_be_together_waits_for_one_node():
+    nodes = [Node("a", (0,) * 2, GB), Node("b", (0,) * 4, GB)]
+    one = running("one", [0, 1, 2], node="b", sizes=(3,))
+    found = plan([one, Claim("two", sizes=(3,), together=True), Claim("wide", sizes=(5,), together=True)], nodes)
+    assert dict(found.sizes) == {"one": 3, "two": 0, "wide": 0}
+    assert found.reasons["two"].startswith("waits for 3 devices on one node, and its memory; 3 are free on all; ahead")
+    assert found.reasons["wide"] == (
+        "can never run here: it wants 5 devices on one node, and none has more than 4; submit it for fewer "
+        "(--devices), or add machines"
+    )
+    assert len({node for node, _ in plan([one, Claim("two", sizes=(3,))], nodes).places["two"]}) == 2
 
 
 CPU = [Node("here", (0,) * 4, 16 * GB)]

@@ -1,5 +1,6 @@
 """The queue as it is used, from Python and from a shell, with an engine of its own; and the engine killed."""
 
+import fcntl
 import json
 import os
 import random
@@ -15,6 +16,7 @@ from runtime_jobs import marked, wait_until
 import llmasos_xla as lm
 from llmasos_xla.runtime import client, service
 from llmasos_xla.runtime.jobs import ON_DEVICES
+from llmasos_xla.runtime.launchers import keeper
 from llmasos_xla.runtime.store import Store
 
 
@@ -90,6 +92,7 @@ def test_from_a_shell(home, engine, tmp_path):
             ["submit", "--devices", "3", "--sizes", "2", "--", "true"],
             "submit: a size of 2 devices is not within 3 to 3",
         ),
+        (["up", "--ray", "auto", "--devices", "4"], "up: --devices and --memory are of this machine; with --ray"),
         (["cancel", "nobody"], "cancel: jobs: unknown job 'nobody'"),
         (["logs", "1"], "logs: jobs: unknown job '1'"),
     ],
@@ -146,6 +149,21 @@ def test_the_engine_killed_again_and_again_loses_nothing(home, engine, tmp_path)
     tokens = [file.stem for file in home.path.glob("jobs/*/*.order")]
     assert [pid for token in tokens for pid in marked(token)] == []
     store.close()
+
+
+def test_who_was_killed_and_not_waited_for_is_not_taken_for_the_engine(home):
+    """It has left its name in the lock's file, and the next one holds the lock, and has not told its own yet."""
+    dead = subprocess.Popen(["sleep", "1000"])
+    told = {"pid": dead.pid, "born": keeper.born(dead.pid)}
+    with open(home.lock, "w") as lock:
+        lock.write(json.dumps(told))
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert service.running(home) == told
+        dead.kill()
+        wait_until(lambda: not keeper.lives(told))
+        assert service.running(home) == {}
+    dead.wait()
 
 
 def test_a_killed_worker_is_started_again(home, engine, tmp_path):

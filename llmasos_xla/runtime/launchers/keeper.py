@@ -5,6 +5,8 @@ holds the job's lock for as long as anything of the attempt lives, and leaves be
 job has one lock, and an engine that gives an attempt up writes that file itself, with the lock in its hands: so no job
 runs twice at a time, whoever was killed in between. Without an engine for a while the keeper asks the job to save and
 to end: nobody else would.
+
+Where something else started it, as an actor of Ray's, it is told the process to watch, and ends with it at once.
 """
 
 import contextlib
@@ -16,7 +18,7 @@ import pathlib
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import IO, Any
 
 NOT_WANTED = 3
@@ -52,13 +54,16 @@ def main(folder: pathlib.Path, token: str, superseded: Callable[[], bool] = lamb
         status = _run(order, token, log, terminated, superseded)
     if superseded():
         return NOT_WANTED
+    if status is None:
+        return 1
     write(folder / f"{token}.exit", {"status": status, "at": time.time()})
     return 0
 
 
 def _run(
     order: dict[str, Any], token: str, log: IO[bytes], terminated: list[float], superseded: Callable[[], bool]
-) -> int:
+) -> int | None:
+    """How the job ended; None where it was ended with the process that is watched, and nobody knows how far it was."""
     try:
         child = _start(order, token, log)
     except OSError as error:
@@ -69,9 +74,12 @@ def _run(
     looked = 0.0
     while (status := _ended(child)) is None:
         now = time.monotonic()
+        if order.get("watched") and not lives(order["watched"]):
+            _end_all()
+            return None
         if now > looked + _ENGINE_SECONDS:
             looked = now
-            alone_since = (alone_since or now) if order["engine"] and _is_free(order["engine"]) else None
+            alone_since = (alone_since or now) if order["engine"] and is_free(order["engine"]) else None
             if alone_since is not None and now > alone_since + order["alone"] and not terminated:
                 terminated.append(now)
             if superseded():
@@ -150,7 +158,7 @@ def _kill_children() -> bool:
     return bool(children)
 
 
-def _is_free(lock: str) -> bool:
+def is_free(lock: str) -> bool:
     """Whether nobody holds the engine's lock."""
     try:
         with open(lock) as file:
@@ -170,6 +178,11 @@ def born(pid: int) -> str | None:
         return None
     # A zombie is dead, if nobody has waited for it yet.
     return None if told[0] in "ZX" else told[19]
+
+
+def lives(process: Mapping[str, Any]) -> bool:
+    """Whether a process lives, known by its number and when it was born."""
+    return process["born"] is not None and born(process["pid"]) == process["born"]
 
 
 def write(path: pathlib.Path, value: Any) -> None:

@@ -9,13 +9,13 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, final
 
 from llmasos_xla.progress import ASKED, VARIABLE
 from llmasos_xla.runtime.claims import Node
 from llmasos_xla.runtime.home import Home
-from llmasos_xla.runtime.launchers.keeper import TOKEN, born, write
+from llmasos_xla.runtime.launchers.keeper import TOKEN, born, lives, write
 from llmasos_xla.runtime.launchers.protocol import LOST, Attempt
 from llmasos_xla.sharding.processes.cores import shares
 from llmasos_xla.sharding.processes.launch import package_path
@@ -53,7 +53,7 @@ class Local:
             "grace": attempt.spec.grace,
             "command": command_of(attempt),
             "folder": attempt.spec.folder,
-            "environment": self._environment(attempt, numbers),
+            "environment": variables(attempt, self._home, numbers if self._gpus else None),
             "cpus": [] if self._gpus else sorted(set().union(*(self._cores[n] for n in numbers))),
         }
         (attempt.folder / f"{attempt.token}.order").write_text(json.dumps(order))
@@ -79,42 +79,47 @@ class Local:
     def kill(self, attempt: Attempt, handle: str | None) -> None:
         """As `Launcher` has it."""
         _signal(attempt, handle, signal.SIGKILL)
-        _end_marked(attempt.token)
+        end_marked(attempt.token)
 
     def poll(self, attempt: Attempt, handle: str | None) -> int | None:
         """As `Launcher` has it."""
-        if handle is not None:
+        keeper = _keeper(handle)
+        if keeper is not None:
             # The engine's own child would stay as a zombie.
             with contextlib.suppress(ChildProcessError):
-                os.waitpid(json.loads(handle)["pid"], os.WNOHANG)
-        exits = attempt.folder / f"{attempt.token}.exit"
-        if (status := _status(exits)) is not None:
+                os.waitpid(keeper["pid"], os.WNOHANG)
+        if (status := exit_status(attempt)) is not None:
             return status
-        if handle is not None and _lives(json.loads(handle)):
-            return None
-        attempt.folder.mkdir(parents=True, exist_ok=True)
-        with open(attempt.folder / "lock", "a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                return None
-            if (status := _status(exits)) is None:
-                # The keeper is gone without a word, or it was never there. One that is still to come reads this.
-                _end_marked(attempt.token)
-                write(exits, {"status": LOST, "at": time.time()})
-            return LOST if status is None else status
+        return None if keeper is not None and lives(keeper) else given_up(attempt)
 
-    def _environment(self, attempt: Attempt, numbers: Sequence[int]) -> Mapping[str, str]:
-        count = str(len(numbers))
-        found = environment_of(attempt, self._home)
-        if attempt.spec.memory is None:
-            found[ASKED] = "1"
-        if self._gpus:
-            found["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, numbers))
-        elif attempt.spec.layout == "devices":
-            # With threads enough for the messages of several devices in one process (sharding/threads.py).
-            found |= {"JAX_NUM_CPU_DEVICES": count, "NPROC": str(max(4 * len(numbers), os.cpu_count() or 1))}
-        return found
+
+def given_up(attempt: Attempt) -> int | None:
+    """Ends an attempt without a keeper, or whose keeper is not found; its status, None while its lock is held."""
+    attempt.folder.mkdir(parents=True, exist_ok=True)
+    with open(attempt.folder / "lock", "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return None
+        if (status := exit_status(attempt)) is None:
+            # A keeper that is still to come reads this.
+            end_marked(attempt.token)
+            write(attempt.folder / f"{attempt.token}.exit", {"status": LOST, "at": time.time()})
+        return LOST if status is None else status
+
+
+def variables(attempt: Attempt, home: Home, gpus: Sequence[int] | None) -> dict[str, str]:
+    """`environment_of` for devices that the planner gave; `gpus` are their numbers, None on a processor."""
+    count = len(attempt.places)
+    found = environment_of(attempt, home)
+    if attempt.spec.memory is None:
+        found[ASKED] = "1"
+    if gpus is not None:
+        found["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
+    elif attempt.spec.layout == "devices":
+        # With threads enough for the messages of several devices in one process (sharding/threads.py).
+        found |= {"JAX_NUM_CPU_DEVICES": str(count), "NPROC": str(max(4 * count, os.cpu_count() or 1))}
+    return found
 
 
 def environment_of(attempt: Attempt, home: Home) -> dict[str, str]:
@@ -147,29 +152,32 @@ def new_token() -> str:
     return secrets.token_hex(8)
 
 
-def _status(exits: pathlib.Path) -> int | None:
+def exit_status(attempt: Attempt) -> int | None:
+    """What its keeper has written down, if it has."""
     try:
-        return json.loads(exits.read_text())["status"]
+        return json.loads((attempt.folder / f"{attempt.token}.exit").read_text())["status"]
     except FileNotFoundError:
         return None
 
 
+def _keeper(handle: str | None) -> dict[str, Any] | None:
+    """The process of a handle; none in one of another launcher, which ran here before."""
+    found = None if handle is None else json.loads(handle)
+    return found if found and "pid" in found else None
+
+
 def _signal(attempt: Attempt, handle: str | None, number: int) -> None:
-    keeper = None if handle is None else json.loads(handle)
+    keeper = _keeper(handle)
     if keeper is None:
         with contextlib.suppress(FileNotFoundError):
             keeper = json.loads((attempt.folder / f"{attempt.token}.keeper").read_text())
-    if keeper is not None and _lives(keeper):
+    if keeper is not None and lives(keeper):
         with contextlib.suppress(ProcessLookupError):
             os.kill(keeper["pid"], number)
 
 
-def _lives(keeper: Mapping[str, Any]) -> bool:
-    return keeper["born"] is not None and born(keeper["pid"]) == keeper["born"]
-
-
-def _end_marked(token: str) -> None:
-    """Kills what an attempt has left behind: processes that have its token in their environment."""
+def end_marked(token: str) -> None:
+    """Kills on this machine what an attempt has left behind: processes that have its token in their environment."""
     mark = f"{TOKEN}={token}".encode()
     for _ in range(100):
         found = [pid for pid in _pids() if mark in _environment_of(pid)]
