@@ -13,6 +13,7 @@ lock whether somebody is there. Each node is asked whether it sees the engine's 
 
 import asyncio
 import contextlib
+import importlib
 import json
 import logging
 import os
@@ -260,8 +261,9 @@ def _connected(address: str) -> Any:
         os.environ["RAY_AUTH_MODE"] = "token"
     try:
         import ray
-        import ray.util.placement_group
-        import ray.util.scheduling_strategies
+
+        for part in ("placement_group", "scheduling_strategies"):
+            importlib.import_module(f"ray.util.{part}")
     except ImportError:
         raise errors.missing_package("up: --ray", "Ray", "ray") from None
     # Ray puts its own in their places.
