@@ -271,7 +271,9 @@ def _connected(address: str) -> Any:
     try:
         if address != "auto":
             _reach(address)
-        ray.init(address, namespace=_NAMESPACE, logging_level=logging.ERROR, log_to_driver=False)
+        # pyright takes this file for Ray.
+        start = ray.init  # pyright: ignore[reportAttributeAccessIssue]
+        start(address, namespace=_NAMESPACE, logging_level=logging.ERROR, log_to_driver=False)
     except OSError as error:
         raise ConnectionError(
             f"up: there is no Ray cluster at {address!r} ({error}); start one with `ray start --head`, and look at "
