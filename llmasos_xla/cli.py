@@ -191,7 +191,8 @@ def _stats(chosen: argparse.Namespace) -> int:
 def _add_queue(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     from llmasos_xla.runtime import commands as queue
 
-    parser = commands.add_parser("up", help="start the engine that runs jobs on this machine")
+    parser = commands.add_parser("up", help="start the engine that runs jobs; without options as last time")
+    parser.add_argument("--local", action="store_true", help="run jobs on this machine, whatever was said last time")
     parser.add_argument("--devices", type=int, help="slots for jobs; its GPUs or else its cores if not said")
     parser.add_argument("--memory", type=queue.size, help="bytes that jobs may have, such as 8G; 90 %% of all")
     parser.add_argument(
@@ -201,10 +202,8 @@ def _add_queue(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--host", help="the address that its page is at; 127.0.0.1, this machine alone, if not said")
     parser.add_argument("--port", type=int, help="of its page; a free one if not said")
     parser.add_argument("--no-page", action="store_true", help="have no page")
-    parser.add_argument(
-        "--slurm", action=argparse.BooleanOptionalAction, help="hand jobs to Slurm; the queue remembers it"
-    )
-    parser.add_argument("--cores", type=int, default=1, help="of each device there (1)")
+    parser.add_argument("--slurm", action="store_true", help="hand jobs to Slurm")
+    parser.add_argument("--cores", type=int, help="of each device there (1)")
     parser.add_argument("--gpus", action="store_true", help="a device there is a GPU, not cores")
     parser.add_argument(
         "--sbatch", action="append", default=[], metavar="OPTION", help="--sbatch=--partition=long; may come again"
@@ -253,6 +252,11 @@ def _add_queue(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("job", help="its number or name")
     parser.add_argument("-f", "--follow", action="store_true", help="until it ends")
     parser.set_defaults(run=queue.logs)
+    _add_home(parser)
+    parser = commands.add_parser("priority", help="give a job another priority")
+    parser.add_argument("job", help="its number or name")
+    parser.add_argument("priority", type=int, help="larger goes first")
+    parser.set_defaults(run=queue.priority)
     _add_home(parser)
     parser = commands.add_parser("cancel", help="end a job")
     parser.add_argument("job", help="its number or name")

@@ -1,9 +1,10 @@
-"""`llmasos up`, `submit`, `queue`, `top`, `logs`, `cancel`, `down`: the queue from a shell."""
+"""`llmasos up`, `submit`, `queue`, `top`, `logs`, `priority`, `cancel`, `down`: the queue from a shell."""
 
 import argparse
 import contextlib
 import json
 import re
+import shlex
 import sys
 import time
 
@@ -18,34 +19,41 @@ _SHOWN_ENDED = 5
 
 
 def up(chosen: argparse.Namespace) -> int:
-    """Starts the engine."""
-    if chosen.ray is not None and (chosen.devices, chosen.memory) != (None, None):
-        raise ValueError("up: --devices and --memory are of this machine; with --ray the cluster says what there is")
-    options = []
-    for name in ("devices", "memory", "least_run", "ray", "host", "port"):
-        if (value := getattr(chosen, name)) is not None:
-            options += [f"--{name.replace('_', '-')}", str(value)]
-    options += ["--no-page"] * chosen.no_page
-    options += [] if chosen.slurm is None else ["--slurm" if chosen.slurm else "--no-slurm"]
-    if chosen.slurm and chosen.ray is not None:
-        raise ValueError("up: --slurm or --ray, not both")
-    if chosen.slurm:
-        options += [f"--cores={chosen.cores}", *(["--gpus"] if chosen.gpus else [])]
-        options += [f"--sbatch={option}" for option in chosen.sbatch]
-    elif chosen.sbatch or chosen.gpus or chosen.cores != 1:
-        raise ValueError("up: --cores, --gpus and --sbatch are about Slurm; say --slurm, too")
-    home = Home(chosen.home)
+    """Starts the engine: with what is said, or with what was said last time if nothing is."""
+    home, said = Home(chosen.home), _options(chosen)
+    last = service.remembered(home)
     before = service.running(home)
+    options = said if said or chosen.local else last
+    found = service.up(home, *options)
     if before is None:
         service.remember(home, options)
-    found = service.up(home, *options)
     what = "runs already" if before else "is up"
-    slurm = found.get("launcher") == "slurm"
-    room = "by Slurm" if slurm else f"{found['memory'] / 2**30:.1f} GiB"
-    print(f"the engine {what}: {found['devices']} devices, {room}, pid {found['pid']}")
+    room = "by Slurm" if found.get("launcher") == "slurm" else f"{found['memory'] / 2**30:.1f} GiB"
+    as_before = f" (as last time: {shlex.join(options)})" if options and not said and not before else ""
+    print(f"the engine {what}{as_before}: {found['devices']} devices, {room}, pid {found['pid']}")
     if found.get("page"):
         print(f"its page: {found['page']}#token={home.token.read_text()}")
+    if before and options != last:
+        print(f"it keeps to what it was started with, {shlex.join(last) or 'no options'}; `llmasos down` comes first")
+        return 1
     return 0
+
+
+def _options(chosen: argparse.Namespace) -> list[str]:
+    """What was said about the engine, in its own options."""
+    if chosen.ray is not None and (chosen.devices, chosen.memory) != (None, None):
+        raise ValueError("up: --devices and --memory are of this machine; with --ray the cluster says what there is")
+    if (chosen.ray is not None) + chosen.slurm + chosen.local > 1:
+        raise ValueError("up: one of --local, --slurm and --ray")
+    if not chosen.slurm and (chosen.sbatch or chosen.gpus or chosen.cores is not None):
+        raise ValueError("up: --cores, --gpus and --sbatch are about Slurm; say --slurm, too")
+    options = []
+    for name in ("devices", "memory", "least_run", "ray", "host", "port", "cores"):
+        if (value := getattr(chosen, name)) is not None:
+            options += [f"--{name.replace('_', '-')}", str(value)]
+    for name in ("no_page", "slurm", "gpus"):
+        options += [f"--{name.replace('_', '-')}"] * getattr(chosen, name)
+    return options + [f"--sbatch={option}" for option in chosen.sbatch]
 
 
 def down(chosen: argparse.Namespace) -> int:
@@ -116,6 +124,17 @@ def logs(chosen: argparse.Namespace) -> int:
             sys.stdout.flush()
     else:
         sys.stdout.write(job.logs())
+    return 0
+
+
+def priority(chosen: argparse.Namespace) -> int:
+    """Gives a job another priority."""
+    with contextlib.closing(Store(Home(chosen.home).make().store)) as store:
+        job = store.job(chosen.job)
+        if not store.prioritize(job.number, chosen.priority):
+            print(f"job {job.number} {job.spec.name} has ended: {job.state}")
+            return 1
+    print(f"job {job.number} {job.spec.name} has priority {chosen.priority}, {job.spec.priority} before")
     return 0
 
 

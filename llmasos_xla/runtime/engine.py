@@ -5,7 +5,6 @@ It is found by a lock on a file, which the kernel takes back when it dies, howev
 
 import argparse
 import contextlib
-import dataclasses
 import fcntl
 import json
 import logging
@@ -19,7 +18,7 @@ from typing import IO, Any
 from llmasos_xla.runtime.claims import Node, Rules
 from llmasos_xla.runtime.home import Home
 from llmasos_xla.runtime.jobs import ON_DEVICES
-from llmasos_xla.runtime.launchers.keeper import born, write
+from llmasos_xla.runtime.launchers.keeper import born
 from llmasos_xla.runtime.launchers.local import ALONE_SECONDS, Local
 from llmasos_xla.runtime.launchers.protocol import Launcher
 from llmasos_xla.runtime.store import Store
@@ -88,38 +87,31 @@ def _serve(store: Store, supervisor: Supervisor, told: list[int]) -> None:
 
 
 def _launcher(options: argparse.Namespace, home: Home, store: Store) -> Launcher:
-    """What is to run this home's jobs: Slurm where somebody has said so once, and until somebody says otherwise."""
-    said = home.path / "slurm.json"
-    slurm = said.exists() and options.ray is None if options.slurm is None else options.slurm
+    """What runs this home's jobs."""
     handles = [json.loads(job.handle) for job in store.jobs(ON_DEVICES) if job.handle]
-    if strange := [handle for handle in handles if ("slurm" in handle) != slurm]:
+    if strange := [handle for handle in handles if ("slurm" in handle) != options.slurm]:
         has, do = (
             ("this machine or Ray", "`llmasos down` with the engine that has them")
-            if slurm
+            if options.slurm
             else ("Slurm", "cancel them")
         )
         raise ValueError(f"up: {has} still runs jobs of this queue, {len(strange)} of them; wait, or {do}")
-    if not slurm:
-        said.unlink(missing_ok=True)
-        if options.ray is not None:
-            from llmasos_xla.runtime.launchers.ray import Ray
+    if options.slurm:
+        from llmasos_xla.runtime.launchers.slurm import Request, Slurm
 
-            return Ray(home, options.ray, alone=options.alone)
-        return Local(home, this_machine(options.devices, options.memory), alone=options.alone)
-    from llmasos_xla.runtime.launchers.slurm import Request, Slurm
-
-    if options.slurm is None:
-        kept = json.loads(said.read_text())
-        request = Request(**{**kept, "options": tuple(kept["options"])})
-    else:
         request = Request(options.cores, options.gpus, tuple(options.sbatch))
-    launcher = Slurm(home, request, interval=options.slurm_interval)
-    write(said, dataclasses.asdict(request))
-    return launcher
+        return Slurm(home, request, interval=options.slurm_interval)
+    if options.ray is not None:
+        from llmasos_xla.runtime.launchers.ray import Ray
+
+        return Ray(home, options.ray, alone=options.alone)
+    return Local(home, this_machine(options.devices, options.memory), alone=options.alone)
 
 
 def this_machine(devices: int | None = None, memory: int | None = None) -> Node:
     """This machine as a node: its GPUs, or a slot for each core, or so many slots; and the memory for jobs."""
+    if devices is not None and devices < 1:
+        raise ValueError(f"up: a machine has at least one device, --devices {devices} came")
     if memory is None:
         memory = int(_MEMORY_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     gpus = gpu_count()
@@ -167,7 +159,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--memory", type=int, help="bytes of it that jobs may have")
     parser.add_argument("--ray", metavar="ADDRESS", help="of a Ray cluster whose machines are used instead of this one")
     parser.add_argument("--least-run", type=float, help="seconds that a job runs before it may have to make room")
-    parser.add_argument("--slurm", action=argparse.BooleanOptionalAction, help="Slurm's nodes instead of this machine")
+    parser.add_argument("--slurm", action="store_true", help="Slurm's nodes instead of this machine")
     parser.add_argument("--cores", type=int, default=1, help="of each device there")
     parser.add_argument("--gpus", action="store_true", help="devices there are GPUs")
     parser.add_argument("--sbatch", action="append", default=[], help="an option for sbatch; may come again")

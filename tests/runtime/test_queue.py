@@ -74,6 +74,9 @@ def test_from_a_shell(home, engine, tmp_path):
         ("train", [], 0),
         ("long", [["local", 0]], None),
     ]
+    assert shell(home, "priority", "next", "7") == (0, "job 3 next has priority 7, 0 before\n", "")
+    assert client.Submitted(3, home).job.spec.priority == 7
+    assert shell(home, "priority", "train", "1") == (1, "job 1 train has ended: done\n", "")
     assert shell(home, "cancel", "long") == (0, "job 2 long is told to end\n", "")
     wait_until(lambda: client.Submitted(3, home).state == "cancelled")
     status, out, _ = shell(home, "cancel", "long")
@@ -93,6 +96,8 @@ def test_from_a_shell(home, engine, tmp_path):
             "submit: a size of 2 devices is not within 3 to 3",
         ),
         (["up", "--ray", "auto", "--devices", "4"], "up: --devices and --memory are of this machine; with --ray"),
+        (["up", "--ray", "auto", "--slurm"], "up: one of --local, --slurm and --ray"),
+        (["up", "--cores", "2"], "up: --cores, --gpus and --sbatch are about Slurm; say --slurm, too"),
         (["cancel", "nobody"], "cancel: jobs: unknown job 'nobody'"),
         (["logs", "1"], "logs: jobs: unknown job '1'"),
     ],
@@ -102,6 +107,23 @@ def test_what_cannot_be_done_is_told(home, arguments, reason):
     assert (status, out) == (2, "")
     assert err.startswith(f"llmasos {reason}")
     assert err.count("\n") == 1
+
+
+def test_an_engine_comes_up_as_it_did_last_time(home, engine):
+    shell(home, "up", "--devices", 3, "--no-page")
+    status, out, _ = shell(home, "up", "--devices", 2)
+    assert status == 1
+    assert "it keeps to what it was started with, --devices 3 --no-page; `llmasos down` comes first\n" in out
+    assert shell(home, "up")[0] == 0
+    shell(home, "down")
+    assert "is up (as last time: --devices 3 --no-page): 3 devices" in shell(home, "up")[1]
+    shell(home, "down")
+    # One that cannot be is no last time.
+    assert "a machine has at least one device, --devices 0 came" in shell(home, "up", "--devices", 0)[2]
+    assert lm.runtime.submit(["true"], home=home.path).wait(timeout=60) == "done"
+    assert service.running(home)["devices"] == 3
+    shell(home, "down")
+    assert "is up (as last time" not in shell(home, "up", "--local", "--no-page")[1]
 
 
 def test_going_down_jobs_wait_for_the_next_engine(home, engine):

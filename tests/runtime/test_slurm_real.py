@@ -92,7 +92,7 @@ def test_it_goes_on_from_the_same_step(home, slurm, queue, tmp_path):
     os.kill(found["pid"], signal.SIGKILL)
     assert slurm.said("scancel", "--batch", "--signal=TERM", number) == ""
     wait_until(lambda: "going on with the interrupted fit" in job.logs())
-    service.up(home, "--slurm-interval", "0.3", "--least-run", "1")
+    service.up(home, "--slurm", "--slurm-interval", "0.3", "--least-run", "1")
     assert service.running(home)["launcher"] == "slurm"
     # Now the engine's.
     wait_until(lambda: step() > 200)
@@ -159,9 +159,9 @@ def test_it_stays_with_slurm_when_the_engine_goes_down(home, slurm, queue):
     assert service.down(home)
     assert job.state == "running"
     with pytest.raises(RuntimeError, match="Slurm still runs jobs of this queue, 1 of them; wait, or cancel them"):
-        service.up(home, "--no-slurm")
+        service.up(home)
     (home.path / "go").touch()
-    service.up(home, "--slurm-interval", "0.3")
+    service.up(home, "--slurm", "--slurm-interval", "0.3")
     assert job.wait(timeout=60) == "done"
 
 
