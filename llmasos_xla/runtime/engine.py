@@ -27,6 +27,8 @@ from llmasos_xla.runtime.web import Page
 from llmasos_xla.sharding.processes.preflight import gpu_count
 
 _LOOK_SECONDS, _TICK_SECONDS = 0.05, 0.25
+# Planning takes no more than this share of a core while nothing changes, however many jobs wait.
+_PLANNING_SHARE, _LONGEST_PAUSE = 0.01, 5.0
 _MEMORY_SHARE = 0.9
 _LOCK_SECONDS = 1.0
 
@@ -74,15 +76,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _serve(store: Store, supervisor: Supervisor, told: list[int]) -> None:
-    closing, version, ticked = False, None, 0.0
+    closing, version, ticked, plan_at = False, None, 0.0, 0.0
     while not (closing and supervisor.idle):
         if told and not closing:
             closing = True
             supervisor.close()
         now, seen = time.monotonic(), store.version
         if seen != version or now > ticked + _TICK_SECONDS:
+            planning = seen != version or now > plan_at
             version, ticked = seen, now
-            supervisor.tick()
+            supervisor.tick(planning=planning)
+            if planning:
+                took = time.monotonic() - now
+                plan_at = now + min(took / _PLANNING_SHARE, _LONGEST_PAUSE)
         time.sleep(_LOOK_SECONDS)
 
 

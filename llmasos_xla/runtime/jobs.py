@@ -1,6 +1,7 @@
 """Jobs: what somebody submits, and what has become of it."""
 
 import dataclasses
+import functools
 import json
 import re
 from collections.abc import Mapping
@@ -87,9 +88,15 @@ class Spec:
     @classmethod
     def from_json(cls, text: str) -> "Spec":
         """The inverse of `to_json`."""
-        found = json.loads(text)
-        tuples = {name: tuple(found[name]) for name in ("command", "devices", "sizes", "after")}
-        return cls(**{**found, **tuples})
+        return _spec(text)
+
+
+# An engine reads those of all jobs again and again.
+@functools.lru_cache(maxsize=1024)
+def _spec(text: str) -> Spec:
+    found = json.loads(text)
+    tuples = {name: tuple(found[name]) for name in ("command", "devices", "sizes", "after")}
+    return Spec(**{**found, **tuples})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -54,6 +54,8 @@ class Store:
 
     def __init__(self, path: str | os.PathLike, clock: Any = time.time, *, read_only: bool = False):
         self._clock, self._lock = clock, threading.RLock()
+        self.changes = 0
+        """How many changes were made by way of this object."""
         self._base = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         self._base.row_factory = sqlite3.Row
         if read_only:
@@ -231,6 +233,7 @@ class Store:
                 self._base.execute("rollback")
                 raise
             self._base.execute("commit")
+            self.changes += 1
 
 
 def _job(row: sqlite3.Row) -> Job:

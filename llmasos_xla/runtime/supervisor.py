@@ -65,18 +65,19 @@ class Supervisor:
             # Whoever wanted it to end may not have come to say so.
             launcher.drain(self._attempt(job), job.handle)
 
-    def tick(self) -> None:
-        """One look at everything."""
+    def tick(self, *, planning: bool = True) -> None:
+        """One look at everything; without `planning` jobs get and leave devices only if the look itself changes one."""
+        before = self._store.changes
         for job in self._store.jobs(ON_DEVICES):
             self._poll(job)
         for job in self._store.jobs(("starting", "running")):
             self._listen(job)
         for job in self._store.jobs(("running",)):
             self._admit(job)
+        if self._closing or not (planning or self._store.changes > before):
+            return
         for job in self._store.jobs(("waiting",)):
             self._depend(job)
-        if self._closing:
-            return
         if self._queueing is None:
             self._plan()
         else:

@@ -97,6 +97,18 @@ def test_what_fits_runs_and_the_rest_waits(store, stage, make):
     assert [event.what for event in store.events(1)] == ["queued", "starting", "running", "done"]
 
 
+def test_a_look_without_planning_plans_where_it_finds_a_change(store, stage, make):
+    store.submit(spec("x", devices=(4, 4)))
+    supervisor = make()
+    supervisor.tick(planning=False)
+    assert states(store) == ["queued"]
+    supervisor.tick()
+    store.submit(spec("x", devices=(4, 4)))
+    stage.end(1, 0)
+    supervisor.tick(planning=False)
+    assert states(store) == ["done", "running"]
+
+
 def test_one_makes_room_and_gets_it_back(store, stage, make, clock):
     """A on 3; B, more urgent, wants 2: A saves, goes on with 1; when B is done, with 3 again."""
     store.submit(spec("a", name="A", devices=(1, 3), sizes=(1, 3), preemptible=True))
