@@ -12,11 +12,13 @@ from collections.abc import Callable
 from typing import Any, final
 
 from llmasos_xla import progress
-from llmasos_xla.runtime.claims import Claim, Node, Rules
+from llmasos_xla.runtime.claims import Claim, Rules
 from llmasos_xla.runtime.home import Home
 from llmasos_xla.runtime.jobs import ON_DEVICES, Job, Place
+from llmasos_xla.runtime.launchers.holding import read_held
 from llmasos_xla.runtime.launchers.local import new_token
 from llmasos_xla.runtime.launchers.protocol import LOST, TAKEN, Attempt, Launcher, Queueing
+from llmasos_xla.runtime.needs import bounded, device_bytes, excess, host_bytes, node_bytes
 from llmasos_xla.runtime.planner import plan
 from llmasos_xla.runtime.store import Store
 
@@ -26,8 +28,6 @@ SAVED = 75
 _FIXED = 1 << 40
 _LONGEST_PAUSE = 60.0
 _LOOKED_AT = 4096
-# What a job is taken for until its fit has asked for what it needs: a process with JAX in it.
-_UNKNOWN_BYTES = 256 << 20
 # Speed grows with so much a power of the devices where nobody has measured it.
 _USUAL_SPEED = 0.9
 
@@ -60,6 +60,8 @@ class Supervisor:
         self._granted: dict[int, tuple[Place, ...]] = {}
         self._stuck: dict[str, str] = {}
         self._steps: dict[str, tuple[Any, float]] = {}
+        # The most bytes that each attempt was seen to hold.
+        self._held: dict[str, int] = {}
         self._closing = False
         for job in store.jobs(("draining",)):
             # Whoever wanted it to end may not have come to say so.
@@ -72,6 +74,8 @@ class Supervisor:
             self._poll(job)
         for job in self._store.jobs(("starting", "running")):
             self._listen(job)
+        if self._queueing is None:
+            self._heed()
         for job in self._store.jobs(("running",)):
             self._admit(job)
         if self._closing or not (planning or self._store.changes > before):
@@ -138,6 +142,11 @@ class Supervisor:
         now, told = self._clock(), {"status": status, "devices": job.size}
         stuck = self._stuck.pop(job.token or "", None)
         self._steps.pop(job.token or "", None)
+        if (held := self._held.pop(job.token or "", 0)) and status:
+            # It is started again where there is so much.
+            before = job.need.get("held", {})
+            most = max(held, before.get(str(job.size), 0))
+            self._store.change(job, need={**job.need, "held": {**before, str(job.size): most}})
         again: dict[str, Any] = {"queued": now, "token": None, "handle": None, "status": None, "not_before": now}
         if job.asked == "cancel":
             self._store.change(job, "cancelled", told=told, status=status, reason="it was cancelled", asked=None)
@@ -207,6 +216,23 @@ class Supervisor:
             self._store.note(job.number, "admitted", host=host, device=device)
             progress.grant(beginning)
 
+    def _heed(self) -> None:
+        """Looks what jobs hold. Where it is more than there is for them, whoever is furthest beyond its word goes."""
+        holding = []
+        for job in self._store.jobs(ON_DEVICES):
+            if (held := read_held(self._progress(job))) is not None:
+                self._held[job.token or ""] = held.most
+                holding.append((job, held.now, host_bytes(job, job.size)))
+        found = excess(holding, self._launcher.capacity()) if holding else None
+        if found is None:
+            return
+        job, held, counted = found.job, found.held / 2**30, found.counted / 2**30
+        if job.state != "draining":
+            why = f"it holds {held:.2f} GiB of memory, {counted:.2f} were counted on, and there is no more for jobs"
+            self._drain(job, why)
+        if found.urgent:
+            self._launcher.kill(self._attempt(job), job.handle)
+
     def _depend(self, job: Job) -> None:
         before = [self._store.job(number) for number in job.spec.after]
         if bad := [other for other in before if other.state in ("failed", "cancelled")]:
@@ -219,7 +245,9 @@ class Supervisor:
         now, nodes = self._clock(), self._launcher.capacity()
         jobs = {_called(job): job for job in self._store.jobs(("queued", *ON_DEVICES)) if job.asked != "cancel"}
         able = {name: job for name, job in jobs.items() if job.state != "queued" or job.not_before <= now}
-        found = plan([self._claim(job, now) for job in able.values()], nodes, self._rules)
+        claims = [self._claim(job, now) for job in able.values()]
+        fixed = bounded([claim for claim in claims if claim.priority == _FIXED], nodes)
+        found = plan([*fixed, *(claim for claim in claims if claim.priority != _FIXED)], nodes, self._rules)
         self._granted = {
             job.number: tuple(found.places.get(name, ()))
             for name, job in able.items()
@@ -276,8 +304,8 @@ class Supervisor:
             name=_called(job),
             priority=priority,
             sizes=sizes,
-            device_bytes=self._all_bytes(job, "device", sizes),
-            host_bytes=self._all_bytes(job, "host", sizes),
+            device_bytes=device_bytes(job, sizes),
+            host_bytes={n: self._host_bytes(job, n) for n in sizes},
             speed={n: float(job.need.get("speed", {}).get(str(n), n**_USUAL_SPEED)) for n in sizes},
             # A process sees the devices of one machine, and so do those that `llmasos launch` starts.
             together=True,
@@ -288,20 +316,8 @@ class Supervisor:
             running=max(now - job.changed, 0.0) if job.state == "running" else 0.0,
         )
 
-    def _all_bytes(self, job: Job, which: str, sizes: tuple[int, ...]) -> dict[int, int]:
-        return {n: self._bytes(job, which, n) for n in sizes} if which == "host" or which in job.need else {}
-
-    def _bytes(self, job: Job, which: str, size: int) -> int:
-        if which == "host" and job.spec.memory is not None:
-            return job.spec.memory
-        known = {int(count): int(found) for count, found in job.need.get(which, {}).items()}
-        if not known:
-            return _UNKNOWN_BYTES if which == "host" else 0
-        if size in known:
-            return known[size]
-        # Not measured on so many: a part for each device at most, and on fewer no more than on many.
-        nearest = min(known, key=lambda count: abs(count - size))
-        return known[nearest] * max(size, nearest) // nearest if which == "host" else known[nearest]
+    def _host_bytes(self, job: Job, size: int) -> int:
+        return host_bytes(job, size, self._held.get(job.token or "", 0) if job.state in ON_DEVICES else 0)
 
     def _may_be_ended(self, job: Job) -> bool:
         if job.state == "starting":
@@ -320,9 +336,9 @@ class Supervisor:
 
     def _crowded(self, job: Job, places: tuple[Place, ...], taken: list[Job], nodes: Any) -> bool:
         for node in nodes:
-            needed = node_bytes(self._bytes(job, "host", len(places)), places, node)
+            needed = node_bytes(self._host_bytes(job, len(places)), places, node)
             for other in taken:
-                needed += node_bytes(self._bytes(other, "host", other.size), other.places, node)
+                needed += node_bytes(self._host_bytes(other, other.size), other.places, node)
             if needed > node.memory:
                 return True
         return False
@@ -354,12 +370,6 @@ class Supervisor:
 
     def _progress(self, job: Job) -> Any:
         return self._home.job(job.number) / f"{job.token}"
-
-
-def node_bytes(whole: int, places: tuple[Place, ...], node: Node) -> int:
-    """What of a gang's bytes a node has to hold: its share of the devices."""
-    here = sum(name == node.name for name, _ in places)
-    return -(-whole * here // max(len(places), 1))
 
 
 def how_it_ended(status: int) -> str:

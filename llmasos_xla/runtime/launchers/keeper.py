@@ -21,6 +21,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import IO, Any
 
+from llmasos_xla.runtime.launchers.holding import Holding
+
 NOT_WANTED = 3
 """It ends with this where another attempt has taken its place."""
 _SUBREAPER, _DEATH_SIGNAL = 36, 1
@@ -51,7 +53,7 @@ def main(folder: pathlib.Path, token: str, superseded: Callable[[], bool] = lamb
         return NOT_WANTED
     write(folder / f"{token}.keeper", {"pid": os.getpid(), "born": born(os.getpid())})
     with open(folder / "log", "ab", buffering=0) as log:
-        status = _run(order, token, log, terminated, superseded)
+        status = _run(order, folder / token, log, terminated, superseded)
     if superseded():
         return NOT_WANTED
     if status is None:
@@ -61,11 +63,15 @@ def main(folder: pathlib.Path, token: str, superseded: Callable[[], bool] = lamb
 
 
 def _run(
-    order: dict[str, Any], token: str, log: IO[bytes], terminated: list[float], superseded: Callable[[], bool]
+    order: dict[str, Any],
+    beginning: pathlib.Path,
+    log: IO[bytes],
+    terminated: list[float],
+    superseded: Callable[[], bool],
 ) -> int | None:
     """How the job ended; None where it was ended with the process that is watched, and nobody knows how far it was."""
     try:
-        child = _start(order, token, log)
+        holding, child = Holding(beginning), _start(order, beginning.name, log)
     except OSError as error:
         log.write(f"llmasos: {order['command'][0]!r} cannot be run: {error}\n".encode())
         return 127
@@ -84,6 +90,7 @@ def _run(
                 terminated.append(now)
             if superseded():
                 _kill_children()
+            holding.look()
         if terminated and told_at is None:
             told_at = now
             os.kill(child, signal.SIGTERM)
