@@ -16,8 +16,12 @@ ON_DEVICES: tuple[State, ...] = ("starting", "running", "draining")
 """A job in one of these has processes, or may have."""
 ENDED: tuple[State, ...] = ("done", "failed", "cancelled")
 Layout = Literal["devices", "processes"]
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+LONGEST_NAME = 100
+_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{LONGEST_NAME - 1}}}")
 MOST_DEVICES = 1 << 20
+_MOST_PRIORITY = 10**9
+_MOST_BYTES = 1 << 60
+_LONGEST_SECONDS = 1e9
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,7 +67,22 @@ class Spec:
             raise ValueError(f"submit: a name is of letters, digits, . _ and -, {self.name!r} came")
         if not self.command:
             raise ValueError("submit: there is nothing to run; give a script or a command")
+        if len(self.devices) != 2:
+            raise ValueError(f"submit: devices are the least and the most, two numbers, {self.devices!r} came")
         least, most = self.devices
+        for what, numbers in (("devices", self.devices), ("sizes", self.sizes), ("after", self.after)):
+            for number in numbers:
+                _whole(what, number)
+        for what, number in (("retries", self.retries), ("memory", self.memory or 1)):
+            _whole(what, number)
+        if reason := why_no_priority(self.priority):
+            raise ValueError(f"submit: {reason}")
+        for what, value in (("grace", self.grace), ("stuck_after", self.stuck_after)):
+            # What is no number, or has no end, is none in JSON either.
+            if value is not None and not -_LONGEST_SECONDS <= value <= _LONGEST_SECONDS:
+                raise ValueError(f"submit: {what} is a number of seconds, up to {_LONGEST_SECONDS:g}, {value} came")
+        if (self.memory or 0) > _MOST_BYTES:
+            raise ValueError(f"submit: memory is at most {_MOST_BYTES} bytes, {str(self.memory)[:40]} came")
         if not 1 <= least <= most <= MOST_DEVICES:
             raise ValueError(f"submit: devices are the least and the most, from 1 up, {least} to {most} came")
         if wrong := [n for n in self.sizes if not least <= n <= most]:
@@ -97,6 +116,18 @@ def _spec(text: str) -> Spec:
     found = json.loads(text)
     tuples = {name: tuple(found[name]) for name in ("command", "devices", "sizes", "after")}
     return Spec(**{**found, **tuples})
+
+
+def why_no_priority(wanted: object) -> str:
+    """Why something cannot be a priority; nothing if it can."""
+    if isinstance(wanted, int) and not isinstance(wanted, bool) and abs(wanted) <= _MOST_PRIORITY:
+        return ""
+    return f"a priority is a whole number within {_MOST_PRIORITY} of 0, {repr(wanted)[:40]} came"
+
+
+def _whole(what: str, number: object) -> None:
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise ValueError(f"submit: {what} wants whole numbers, {number!r} came")
 
 
 @dataclasses.dataclass(frozen=True)

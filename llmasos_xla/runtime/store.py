@@ -7,6 +7,7 @@ transaction that says which states it may come from, so that of two who want to 
 import contextlib
 import json
 import os
+import pathlib
 import sqlite3
 import threading
 import time
@@ -14,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from llmasos_xla.errors import unknown
-from llmasos_xla.runtime.jobs import ENDED, STATES, Job, Place, Spec, State
+from llmasos_xla.runtime.jobs import ENDED, STATES, Job, Place, Spec, State, why_no_priority
 
 _VERSION = 1
 _TABLES = """
@@ -50,17 +51,31 @@ class Store:
         path: the file; made if it is not there.
         clock: gives the moment, seconds since 1970.
         read_only: only look; somebody else has made the file.
+
+    Raises OSError, here and from each change, if the file cannot be read or written.
     """
 
     def __init__(self, path: str | os.PathLike, clock: Any = time.time, *, read_only: bool = False):
-        self._clock, self._lock = clock, threading.RLock()
+        self._clock, self._lock, self._path = clock, threading.RLock(), pathlib.Path(path).absolute()
         self.changes = 0
         """How many changes were made by way of this object."""
-        self._base = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        try:
+            self._base = sqlite3.connect(
+                f"{self._path.as_uri()}?mode={'rw' if read_only else 'rwc'}",
+                uri=True,
+                timeout=_BUSY_SECONDS,
+                isolation_level=None,
+                check_same_thread=False,
+            )
+            self._open(read_only)
+        except sqlite3.Error as error:
+            raise OSError(f"store: {str(path)!r} cannot be opened: {error}") from error
+
+    def _open(self, read_only: bool) -> None:
         self._base.row_factory = sqlite3.Row
         if read_only:
             self._base.execute("pragma query_only = on")
-            self._refuse_other(path, self._base.execute("pragma user_version").fetchone()[0])
+            self._refuse_other(self._base.execute("pragma user_version").fetchone()[0])
             return
         # A committed change is on the disk: neither a killed process nor a lost machine takes it back.
         self._base.execute("pragma journal_mode = wal")
@@ -72,12 +87,13 @@ class Store:
                     self._base.execute(statement)
                 self._base.execute(f"pragma user_version = {_VERSION}")
             else:
-                self._refuse_other(path, version)
+                self._refuse_other(version)
 
-    @staticmethod
-    def _refuse_other(path: str | os.PathLike, version: int) -> None:
+    def _refuse_other(self, version: int) -> None:
         if version != _VERSION:
-            raise ValueError(f"store: {str(path)!r} is of version {version}, {_VERSION} is read; use another home")
+            raise ValueError(
+                f"store: {str(self._path)!r} is of version {version}, {_VERSION} is read; use another home"
+            )
 
     def close(self) -> None:
         """Closes the file."""
@@ -104,8 +120,9 @@ class Store:
     def job(self, which: int | str) -> Job:
         """A job by its number, or the last one of a name; raises ValueError if there is none."""
         with self._lock:
-            if isinstance(which, int) or which.isdigit():
-                row = self._base.execute("select * from jobs where number = ?", (int(which),)).fetchone()
+            if isinstance(which, int) or (which.isascii() and which.isdigit()):
+                # Text: a number may be larger than SQLite has them.
+                row = self._base.execute("select * from jobs where number = ?", (str(which),)).fetchone()
             else:
                 row = self._base.execute(
                     "select * from jobs where json_extract(spec, '$.name') = ? order by number desc limit 1", (which,)
@@ -185,8 +202,10 @@ class Store:
         return self.job(job.number)
 
     def prioritize(self, which: int | str, priority: int) -> bool:
-        """Gives a job another priority; False if it has ended. Raises ValueError for unknown jobs."""
+        """Gives a job another priority; False if it has ended. Raises ValueError for what is no job or no priority."""
         job = self.job(which)
+        if reason := why_no_priority(priority):
+            raise ValueError(f"priority: {reason}")
         marks = ", ".join("?" * len(ENDED))
         with self._change():
             changed = self._base.execute(
@@ -226,14 +245,18 @@ class Store:
     @contextlib.contextmanager
     def _change(self) -> Iterator[None]:
         with self._lock:
-            self._base.execute("begin immediate")
             try:
+                self._base.execute("begin immediate")
                 yield
-            except BaseException:
-                self._base.execute("rollback")
+                self._base.execute("commit")
+                self.changes += 1
+            except BaseException as error:
+                # Of a full disk SQLite has taken all back itself.
+                if self._base.in_transaction:
+                    self._base.execute("rollback")
+                if isinstance(error, sqlite3.Error):
+                    raise OSError(f"store: {str(self._path)!r} cannot be changed: {error}") from error
                 raise
-            self._base.execute("commit")
-            self.changes += 1
 
 
 def _job(row: sqlite3.Row) -> Job:

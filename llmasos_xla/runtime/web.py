@@ -18,7 +18,7 @@ from typing import Any, final
 
 from llmasos_xla.runtime.guard import own_token, why_not_change, why_not_look
 from llmasos_xla.runtime.home import Home
-from llmasos_xla.runtime.jobs import Job
+from llmasos_xla.runtime.jobs import Job, why_no_priority
 from llmasos_xla.runtime.store import Store
 from llmasos_xla.web.listening import listen
 
@@ -26,7 +26,6 @@ _LOG = logging.getLogger("llmasos_xla.runtime")
 _LOOK_SECONDS, _END_SECONDS = 1.0, 2.0
 _LOG_BYTES = 1 << 16
 _MOST_VIEWERS = 64
-MOST_PRIORITY = 10**9
 
 
 @final
@@ -153,12 +152,10 @@ class Page:
         async def priority(request: Request) -> Response:
             try:
                 wanted = json.loads(await request.body())["priority"]
-                if isinstance(wanted, bool) or not isinstance(wanted, int) or abs(wanted) > MOST_PRIORITY:
-                    raise ValueError(wanted)
             except (ValueError, KeyError, TypeError):
-                raise HTTPException(
-                    400, f'{{"priority": a whole number}} is wanted, within {MOST_PRIORITY} of 0'
-                ) from None
+                raise HTTPException(400, '{"priority": a whole number} is wanted') from None
+            if reason := why_no_priority(wanted):
+                raise HTTPException(400, reason)
             with _found():
                 changed = await asyncio.to_thread(_prioritize, self._home, request.path_params["number"], wanted)
             if not changed:

@@ -79,11 +79,50 @@ def test_jobs_that_come_after_others(store):
         ({"devices": (2, 4), "sizes": (1, 2)}, "a size of 1 devices is not within 2 to 4"),
         ({"memory": 0}, "memory is at least 1, 0 came"),
         ({"stuck_after": 0.0}, "stuck_after is above 0 seconds"),
+        ({"priority": "7"}, "a priority is a whole number within 1000000000 of 0, '7' came"),
+        ({"priority": 1.5}, "a priority is a whole number"),
+        ({"priority": 10**400}, "a priority is a whole number .*, 10000"),
+        ({"grace": float("inf")}, "grace is a number of seconds, up to 1e[+]09, inf came"),
+        ({"stuck_after": float("nan")}, "stuck_after is a number of seconds"),
+        ({"devices": ("4",)}, "devices are the least and the most, two numbers"),
+        ({"devices": (1, 2.0)}, "devices wants whole numbers, 2.0 came"),
+        ({"memory": 2**70}, "memory is at most"),
     ],
 )
-def test_what_is_no_job(wrong, reason):
+def test_what_is_no_job(unchecked, wrong, reason):
     with pytest.raises(ValueError, match=reason):
         Spec(**{"name": "a", "command": ("true",), "folder": "/", **wrong})
+
+
+def test_numbers_that_no_job_has(unchecked, store):
+    store.submit(spec("true"))
+    for which in ("2", "9" * 40, "²", "-1", 10**30):
+        with pytest.raises(ValueError, match="unknown job"):
+            store.job(which)
+    with pytest.raises(ValueError, match="a priority is a whole number"):
+        store.prioritize(1, 10**40)
+    assert store.job("01").spec.priority == 0
+
+
+def test_what_cannot_be_opened(tmp_path):
+    (tmp_path / "text").write_text(
+        "no base of data, and longer than its header would be, which has a hundred bytes" * 9
+    )
+    for path, read_only in (("text", False), ("none/here", False), ("none", True)):
+        with pytest.raises(OSError, match="cannot be opened: "):
+            Store(tmp_path / path, read_only=read_only)
+    assert [path.name for path in tmp_path.iterdir()] == ["text"]
+
+
+def test_a_full_disk_takes_nothing_and_leaves_the_store_as_it_was(store):
+    store.submit(spec("true"))
+    pages = store._base.execute("pragma page_count").fetchone()[0]
+    store._base.execute(f"pragma max_page_count = {pages}")
+    with pytest.raises(OSError, match="cannot be changed: database or disk is full"):
+        store.submit(spec("true " * 10_000))
+    assert len(store.jobs()) == 1
+    store._base.execute("pragma max_page_count = 100000")
+    assert store.submit(spec("true")).number == 2
 
 
 def _submit_for_ever(path):
