@@ -11,13 +11,22 @@ def main(path: str) -> None:
     # Written by `submit`, in a folder of this user alone.
     function, arguments = pickle.loads(pathlib.Path(path).read_bytes())
     result = function(*arguments)
-    if os.environ.get("RANK", "0") == "0":
+    if _is_first():
         import cloudpickle
 
         folder = pathlib.Path(os.environ["LLMASOS_JOB_FOLDER"])
         beside = folder / "result.new"
         beside.write_bytes(cloudpickle.dumps(result))
         beside.replace(folder / "result")
+
+
+def _is_first() -> bool:
+    """Whether this is the one process of the job, or the first of those that were launched."""
+    if os.environ["LLMASOS_JOB_LAYOUT"] == "devices":
+        return True
+    import jax
+
+    return jax.process_index() == 0
 
 
 if __name__ == "__main__":

@@ -2,22 +2,23 @@
 
 import contextlib
 import dataclasses
-import functools
 import getpass
 import os
 import pathlib
 import pickle
+import re
 import shutil
 import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, cast
 
 from llmasos_xla.errors import missing_package
 from llmasos_xla.runtime.home import Home
-from llmasos_xla.runtime.jobs import Job, Layout, Spec, State
+from llmasos_xla.runtime.jobs import LONGEST_NAME, Job, Layout, Spec, State
 from llmasos_xla.runtime.store import Store
+from llmasos_xla.sharding.processes.launch import LAUNCHED
 
 _LOOK_SECONDS = 0.05
 
@@ -38,14 +39,12 @@ class Submitted:
         self.number = number
         self._home = home or Home()
 
-    @functools.cached_property
-    def _store(self) -> Store:
-        return Store(self._home.make().store)
-
     @property
     def job(self) -> Job:
         """All that is known of it now."""
-        return self._store.job(self.number)
+        # Opened for each look: there may be many of these, and they may be handed to other processes.
+        with contextlib.closing(Store(self._home.store, read_only=True)) as store:
+            return store.job(self.number)
 
     @property
     def name(self) -> str:
@@ -90,7 +89,8 @@ class Submitted:
 
     def cancel(self) -> None:
         """Ends it; it may save itself first."""
-        self._store.ask(self.number, "cancel")
+        with contextlib.closing(Store(self._home.store)) as store:
+            store.ask(self.number, "cancel")
 
     def __repr__(self) -> str:
         job = self.job
@@ -142,7 +142,7 @@ def submit(
         command=command,
         folder=os.getcwd(),
         priority=priority,
-        devices=(devices, devices) if isinstance(devices, int) else (devices[0], devices[1]),
+        devices=(devices, devices) if isinstance(devices, int | float) else cast(tuple[int, int], tuple(devices)),
         sizes=tuple(sizes),
         layout=layout,
         memory=memory,
@@ -151,7 +151,7 @@ def submit(
         preemptible=preemptible,
         grace=grace,
         stuck_after=stuck_after,
-        environment=dict(os.environ),
+        environment=_environment(),
         user=getpass.getuser(),
     )
     with contextlib.closing(Store(place.store)) as store:
@@ -173,21 +173,37 @@ def queue(home: str | os.PathLike | None = None) -> list[Submitted]:
 def _command(what: Any, arguments: Sequence[Any], home: Home) -> tuple[tuple[str, ...], str]:
     if callable(what):
         path = _kept(what, arguments, home)
-        called = getattr(what, "__name__", type(what).__name__).strip("<>")
+        called = _called(getattr(what, "__name__", type(what).__name__).strip("<>"))
         return (sys.executable, "-m", "llmasos_xla.runtime.call", str(path)), called
     given = [os.fspath(what)] if isinstance(what, str | os.PathLike) else list(map(str, what))
     if not given:
         raise ValueError("submit: there is nothing to run; give a function, a script or a command")
     given += map(str, arguments)
     first = pathlib.Path(given[0])
-    called = "".join(c if c.isalnum() or c in "._-" else "_" for c in first.stem).lstrip("._-") or "job"
+    called = _called(first.stem)
     if first.suffix == ".py":
         if not first.is_file():
             raise FileNotFoundError(f"submit: there is no script {given[0]!r} in {os.getcwd()!r}")
         return (sys.executable, *given), called
     if shutil.which(given[0]) is None:
+        if first.is_file():
+            raise PermissionError(f"submit: {given[0]!r} may not be run; chmod +x makes a command of it")
         raise FileNotFoundError(f"submit: there is no command {given[0]!r}; a script's name ends in .py")
     return tuple(given), called
+
+
+def _called(name: str) -> str:
+    """A name for the queue, made of another's: of a file, or of a function in any language."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", name).lstrip("._-")[:LONGEST_NAME] or "job"
+
+
+def _environment() -> dict[str, str]:
+    """This process's variables, but for those that make it a rank, or tell it the devices of the job that it is."""
+    found = dict(os.environ)
+    others = LAUNCHED if "LLMASOS_RUN" in found else ()
+    if (job := here()) is not None and job.layout == "devices":
+        others = (*others, "JAX_NUM_CPU_DEVICES", "NPROC")
+    return {name: value for name, value in found.items() if name not in others}
 
 
 def _kept(function: Callable[..., Any], arguments: Sequence[Any], home: Home) -> pathlib.Path:
@@ -211,7 +227,7 @@ class Worker:
     name: str
     folder: pathlib.Path
     devices: int
-    layout: Literal["devices", "processes"] = "devices"
+    layout: Layout
 
 
 def here() -> Worker | None:
@@ -220,7 +236,8 @@ def here() -> Worker | None:
     if number is None:
         return None
     folder, count = os.environ["LLMASOS_JOB_FOLDER"], int(os.environ["LLMASOS_DEVICES"])
-    return Worker(int(number), os.environ["LLMASOS_JOB_NAME"], pathlib.Path(folder), count)
+    layout = cast(Layout, os.environ["LLMASOS_JOB_LAYOUT"])
+    return Worker(int(number), os.environ["LLMASOS_JOB_NAME"], pathlib.Path(folder), count, layout)
 
 
 def follow(job: Submitted) -> Iterator[str]:

@@ -72,6 +72,18 @@ def test_what_it_is_told(launcher, attempt):
     assert log(one) == "2 2 2 ä\n/tmp\n"
 
 
+def test_its_variables_are_its_own(launcher, attempt, monkeypatch):
+    """Not the engine's, nor what the fit was told that had submitted it."""
+    monkeypatch.setenv("PYTHONPATH", "/of/the/engine")
+    one = attempt("echo $PYTHONPATH:$LLMASOS_ASKED:$LLMASOS_JOB_LAYOUT")
+    variables = {"PYTHONPATH": "/of/the/job", "LLMASOS_ASKED": "1", "PATH": os.environ["PATH"]}
+    one = one._replace(spec=spec(*one.spec.command[2:], memory=1, environment=variables))
+    assert ended(launcher, one, launcher.start(one)) == 0
+    assert log(one).startswith("/of/the/job:")
+    assert log(one).endswith("::devices\n")
+    assert "/of/the/engine" not in log(one)
+
+
 def test_what_cannot_be_run(launcher, attempt):
     one = attempt("")
     one = one._replace(spec=spec("", command=("/no/such/thing", "x")))
@@ -100,6 +112,21 @@ def test_asked_to_end_it_may_save(launcher, attempt):
     launcher.drain(one, None)
     assert ended(launcher, one, handle) == 75
     assert log(one) == "ready\nsaved\n"
+
+
+@pytest.mark.parametrize(
+    ("ends", "status"), [("exit 75", 75), ("exit 1", 143), ("", 143)], ids=["saved", "failed", "too late"]
+)
+def test_what_a_shell_has_started_may_save_when_the_shell_is_gone(launcher, attempt, ends, status):
+    """A shell dies of SIGTERM at once, and hands it on to nobody."""
+    inner = f"trap 'sleep 0.3; echo through; {ends}' TERM; echo ready; while :; do sleep 0.05; done"
+    one = attempt(f'sh -c "{inner}"; echo never', grace=60.0 if ends else 1.0)
+    handle = launcher.start(one)
+    wait_until(lambda: one.folder.joinpath("log").exists() and "ready" in log(one))
+    launcher.drain(one, handle)
+    assert ended(launcher, one, handle) == status
+    assert log(one) == "ready\nthrough\n"
+    assert marked(one.token) == []
 
 
 def test_who_does_not_end_is_ended_after_its_grace(launcher, attempt):

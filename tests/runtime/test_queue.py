@@ -51,6 +51,52 @@ def test_a_function_is_run_and_its_result_comes_back(home, engine):
     assert [each.number for each in lm.runtime.queue(home.path)] == [1, 2]
 
 
+def test_names_are_made_of_what_is_there(home, tmp_path, monkeypatch):
+    pytest.importorskip("cloudpickle", reason="cloudpickle is not installed")
+
+    def _größe():
+        return 0
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("größe.py", f"{'a' * 150}.py"):
+        (tmp_path / name).touch()
+    found = [
+        lm.runtime.submit(what, home=home.path, start=False).name for what in (_größe, *sorted(tmp_path.glob("*.py")))
+    ]
+    assert found == ["gr__e", "a" * 100, "gr__e"]
+    (tmp_path / "run.sh").touch()
+    with pytest.raises(PermissionError, match=r"'\./run\.sh' may not be run; chmod"):
+        lm.runtime.submit(["./run.sh"], home=home.path)
+
+
+def test_a_job_submits_jobs_of_its_own(home, engine):
+    """They are not the ranks that it is, and have not its devices; a job can be handed to another."""
+    pytest.importorskip("cloudpickle", reason="cloudpickle is not installed")
+    engine()
+
+    def inner():
+        return os.environ.get("RANK"), os.environ.get("JAX_NUM_CPU_DEVICES"), lm.runtime.here().layout
+
+    def outer(before):
+        alone = lm.runtime.submit(inner)
+        return before.result(), alone.result(timeout=60), alone
+
+    ready = lm.runtime.submit(inner, home=home.path)
+    assert ready.wait(timeout=60) == "done"
+    job = lm.runtime.submit(outer, ready, devices=2, layout="processes", home=home.path)
+    *found, alone = job.result(timeout=100)
+    assert found == [(None, "1", "devices")] * 2
+    assert alone.state == "done"
+
+
+def test_many_jobs_are_looked_at(home):
+    for _ in range(50):
+        lm.runtime.submit(["true"], home=home.path, start=False)
+    before = len(os.listdir("/proc/self/fd"))
+    assert [job.state for job in lm.runtime.queue(home.path)] == ["queued"] * 50
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
 def test_from_a_shell(home, engine, tmp_path):
     script = tmp_path / "train.py"
     script.write_text("import os, sys\nprint('on', os.environ['LLMASOS_DEVICES'], *sys.argv[1:])\n")

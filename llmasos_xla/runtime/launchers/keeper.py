@@ -27,6 +27,7 @@ NOT_WANTED = 3
 """It ends with this where another attempt has taken its place."""
 _SUBREAPER, _DEATH_SIGNAL = 36, 1
 _POLL_SECONDS = 0.05
+_SAVED, _TERMINATED = 75, 128 + signal.SIGTERM
 _ENGINE_SECONDS = 1.0
 TOKEN = "LLMASOS_ATTEMPT"
 """The variable by which processes of an attempt are known."""
@@ -77,8 +78,13 @@ def _run(
         return 127
     told_at: float | None = None
     alone_since: float | None = None
-    looked = 0.0
-    while (status := _ended(child)) is None:
+    looked, status = 0.0, None
+    told, others = set[int](), list[int]()
+    while True:
+        status = _ended(child, status, others)
+        # A shell dies of the signal and hands it on to nobody: what it has started may still save itself.
+        if status is not None and (told_at is None or status != _TERMINATED or not _children()):
+            break
         now = time.monotonic()
         if order.get("watched") and not lives(order["watched"]):
             _end_all()
@@ -93,12 +99,15 @@ def _run(
             holding.look()
         if terminated and told_at is None:
             told_at = now
-            os.kill(child, signal.SIGTERM)
+        for pid in () if told_at is None else [child] if status is None else _children():
+            if pid not in told:
+                told.add(pid)
+                os.kill(pid, signal.SIGTERM)
         if told_at is not None and now > told_at + order["grace"]:
             _kill_children()
         time.sleep(_POLL_SECONDS)
     _end_all()
-    return status
+    return _SAVED if status == _TERMINATED and _SAVED in others else status
 
 
 def _start(order: dict[str, Any], token: str, log: IO[bytes]) -> int:
@@ -136,15 +145,16 @@ def _start(order: dict[str, Any], token: str, log: IO[bytes]) -> int:
     return child
 
 
-def _ended(child: int) -> int | None:
-    """The child's exit status, once it has ended; others that became children are waited for, too."""
-    while True:
-        pid, status = os.waitpid(-1, os.WNOHANG)
-        if pid == 0:
-            return None
-        if pid == child:
-            code = os.waitstatus_to_exitcode(status)
-            return code if code >= 0 else 128 - code
+def _ended(child: int, status: int | None, others: list[int]) -> int | None:
+    """The child's exit status, once it has ended; those of others that became children are added to `others`."""
+    with contextlib.suppress(ChildProcessError):
+        while (found := os.waitpid(-1, os.WNOHANG))[0]:
+            code = os.waitstatus_to_exitcode(found[1])
+            if found[0] == child:
+                status = code if code >= 0 else 128 - code
+            else:
+                others.append(code)
+    return status
 
 
 def _end_all() -> None:
@@ -158,11 +168,15 @@ def _end_all() -> None:
 
 def _kill_children() -> bool:
     """Kills the children of this process; whether there were any."""
-    children = pathlib.Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    children = _children()
     for pid in children:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(int(pid), signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
     return bool(children)
+
+
+def _children() -> list[int]:
+    """The children of this process; until it has waited for them their numbers are nobody else's."""
+    return [int(pid) for pid in pathlib.Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
 
 
 def is_free(lock: str) -> bool:

@@ -112,6 +112,8 @@ def variables(attempt: Attempt, home: Home, gpus: Sequence[int] | None) -> dict[
     """`environment_of` for devices that the planner gave; `gpus` are their numbers, None on a processor."""
     count = len(attempt.places)
     found = environment_of(attempt, home)
+    # What another job's fit, which has submitted this one, was told is not for this one.
+    found.pop(ASKED, None)
     if attempt.spec.memory is None:
         found[ASKED] = "1"
     if gpus is not None:
@@ -124,14 +126,16 @@ def variables(attempt: Attempt, home: Home, gpus: Sequence[int] | None) -> dict[
 
 def environment_of(attempt: Attempt, home: Home) -> dict[str, str]:
     """The variables of a job's processes, whatever runs them: what it was submitted with, and what it is told."""
+    told = attempt.spec.environment or os.environ
     return {
-        **(attempt.spec.environment or os.environ),
-        **package_path(),
+        **told,
+        **package_path(told),
         "PYTHONUNBUFFERED": "1",
         "LLMASOS_HOME": str(home.path),
         "LLMASOS_JOB": str(attempt.job),
         "LLMASOS_JOB_NAME": attempt.spec.name,
         "LLMASOS_JOB_FOLDER": str(attempt.folder),
+        "LLMASOS_JOB_LAYOUT": attempt.spec.layout,
         "LLMASOS_DEVICES": str(len(attempt.places)),
         VARIABLE: str(attempt.folder / attempt.token),
     }

@@ -13,13 +13,18 @@ import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
 from llmasos_xla.sharding.processes.cores import shares
 from llmasos_xla.sharding.processes.preflight import gpu_count
 from llmasos_xla.sharding.processes.watch import PEER_FAILED, REQUEUE
 
+LAUNCHED = (
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LLMASOS_RUN"),
+    *("LLMASOS_PARENT", "LLMASOS_HEARTBEAT", "JAX_NUM_CPU_DEVICES", "JAX_LOCAL_DEVICE_IDS"),
+)
+"""Variables by which a process knows which of the launched ones it is; LLMASOS_RUN is always among them."""
 # Ranks that watch each other end by themselves, with the reason, ahead of being asked to; rank 0 after the others.
 _HEAD_START_SECONDS = 3.0
 _LAST_LINES = 12
@@ -225,12 +230,13 @@ def _environment(number: int, processes: int, port: int, run: str) -> dict[str, 
     return environment | package_path()
 
 
-def package_path() -> dict[str, str]:
-    """The variable by which another Python finds this very package; none if it is installed."""
+def package_path(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The variable by which a Python with that environment finds this very package; none if it is installed."""
     root = str(pathlib.Path(__file__).parents[3])
     if root == sysconfig.get_path("purelib"):
         return {}
-    return {"PYTHONPATH": os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), root)))}
+    there = environment.get("PYTHONPATH", "")
+    return {"PYTHONPATH": there if root in there.split(os.pathsep) else os.pathsep.join(filter(None, (there, root)))}
 
 
 def _signal(rank: _Rank, number: int) -> None:
