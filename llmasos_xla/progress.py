@@ -1,4 +1,4 @@
-"""What a fit tells the queue that runs it: how far it has come, and what it needs, which it then waits to be granted.
+"""What a fit tells the queue that runs it: how far it has come, its epochs' metrics, and what it needs to be granted.
 
 Small files with a common beginning, one a rank. A job of the queue (`lm.runtime`) has the variable LLMASOS_PROGRESS in
 its environment; elsewhere nothing is written.
@@ -67,6 +67,49 @@ def grant(beginning: str | os.PathLike) -> None:
 def is_granted(beginning: str | os.PathLike) -> bool:
     """Whether they may."""
     return os.path.exists(f"{os.fspath(beginning)}.granted")
+
+
+class Report(NamedTuple):
+    """Values at a step of a job: a fit's metrics after an epoch, or what a function reports of itself."""
+
+    step: int
+    values: dict[str, float]
+    at: float
+    """When it was told, seconds since 1970."""
+
+
+VALUE = "value"
+"""What a number without a name is called in a report."""
+
+
+def report(beginning: str | os.PathLike, told: Report) -> None:
+    """Adds it to what this attempt of the job has reported."""
+    line = json.dumps(told._asdict()) + "\n"
+    # One write, at the end of the file: a reader sees all of the line or, for a moment, none of its end.
+    with open(f"{os.fspath(beginning)}.reports", "ab", buffering=0) as file:
+        file.write(line.encode())
+
+
+class Reports:
+    """Reads what all attempts of a job have reported.
+
+    Args:
+        folder: the job's.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        self._folder, self._at = pathlib.Path(folder), dict[str, int]()
+
+    def new(self) -> list[Report]:
+        """What has come since the last call, in order of time."""
+        found = []
+        for path in self._folder.glob("*.reports"):
+            with open(path, "rb") as file:
+                file.seek(self._at.get(path.name, 0))
+                whole, newline, _ = file.read().rpartition(b"\n")
+            self._at[path.name] = self._at.get(path.name, 0) + len(whole + newline)
+            found += [Report(**json.loads(line)) for line in whole.splitlines()]
+        return sorted(found, key=lambda told: told.at)
 
 
 def _write(path: str, told: dict[str, Any]) -> None:

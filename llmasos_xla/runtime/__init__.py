@@ -9,6 +9,10 @@ launchers    how jobs get processes
 engine       the process that the supervisor lives in; service: whether there is one, and how it comes and goes
 client       submit, wait, result; commands: the same from a shell; call: runs a function that was submitted
 
+tuning       `lm.runtime.tune()`: a search for hyper-parameters whose trials are jobs
+space        what it may try
+searching    its loop: asks optuna, submits, listens, prunes; objective: what a trial's job runs
+
 view         the queue and its machine at one moment; viewer: looks again and again
 top          `llmasos top`: the view in a terminal
 web          the engine's page: the view in a browser; guard: who may look, and who may change things
@@ -47,10 +51,18 @@ if TYPE_CHECKING:
     from llmasos_xla.runtime.client import Submitted as Submitted
     from llmasos_xla.runtime.client import here as here
     from llmasos_xla.runtime.client import queue as queue
+    from llmasos_xla.runtime.client import report as report
     from llmasos_xla.runtime.client import submit as submit
     from llmasos_xla.runtime.energy import measure as measure
     from llmasos_xla.runtime.monitor import Monitor as Monitor
     from llmasos_xla.runtime.planner import plan as plan
+    from llmasos_xla.runtime.space import choice as choice
+    from llmasos_xla.runtime.space import integers as integers
+    from llmasos_xla.runtime.space import loguniform as loguniform
+    from llmasos_xla.runtime.space import uniform as uniform
+    from llmasos_xla.runtime.tuning import Study as Study
+    from llmasos_xla.runtime.tuning import Trial as Trial
+    from llmasos_xla.runtime.tuning import tune as tune
     from llmasos_xla.runtime.watching import Watch as Watch
     from llmasos_xla.runtime.watching import watch as watch
 
@@ -61,13 +73,21 @@ _HOMES = {
     "Node": "claims",
     "Plan": "claims",
     "Rules": "claims",
+    "Study": "tuning",
     "Submitted": "client",
+    "Trial": "tuning",
     "Watch": "watching",
+    "choice": "space",
     "here": "client",
+    "integers": "space",
+    "loguniform": "space",
     "measure": "energy",
     "plan": "planner",
     "queue": "client",
+    "report": "client",
     "submit": "client",
+    "tune": "tuning",
+    "uniform": "space",
     "watch": "watching",
 }
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import getpass
+import operator
 import os
 import pathlib
 import pickle
@@ -11,9 +12,10 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, SupportsFloat, SupportsIndex, cast
 
+from llmasos_xla import progress
 from llmasos_xla.errors import missing_package
 from llmasos_xla.runtime.home import Home
 from llmasos_xla.runtime.jobs import LONGEST_NAME, Job, Layout, Spec, State
@@ -111,6 +113,7 @@ def submit(
     preemptible: bool | None = None,
     grace: float | int = 60.0,
     stuck_after: float | int | None = None,
+    environment: Mapping[str, str] | None = None,
     home: str | os.PathLike | None = None,
     start: bool = True,
 ) -> Submitted:
@@ -130,6 +133,7 @@ def submit(
         preemptible: whether it may be ended for others and started again; None: as soon as a `fit` in it saves itself.
         grace: seconds that it gets to save itself.
         stuck_after: seconds without a step of its fit after which it is started again.
+        environment: variables that it gets beside those of this process.
         home: the folder of the queue; the user's own if None.
         start: whether to start an engine.
 
@@ -151,7 +155,7 @@ def submit(
         preemptible=preemptible,
         grace=grace,
         stuck_after=stuck_after,
-        environment=_environment(),
+        environment={**_environment(), **(environment or {})},
         user=getpass.getuser(),
     )
     with contextlib.closing(Store(place.store)) as store:
@@ -172,7 +176,7 @@ def queue(home: str | os.PathLike | None = None) -> list[Submitted]:
 
 def _command(what: Any, arguments: Sequence[Any], home: Home) -> tuple[tuple[str, ...], str]:
     if callable(what):
-        path = _kept(what, arguments, home)
+        path = kept(what, arguments, home)
         called = _called(getattr(what, "__name__", type(what).__name__).strip("<>"))
         return (sys.executable, "-m", "llmasos_xla.runtime.call", str(path)), called
     given = [os.fspath(what)] if isinstance(what, str | os.PathLike) else list(map(str, what))
@@ -206,8 +210,8 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in found.items() if name not in others}
 
 
-def _kept(function: Callable[..., Any], arguments: Sequence[Any], home: Home) -> pathlib.Path:
-    """The function and its arguments in a file."""
+def kept(function: Callable[..., Any], arguments: Sequence[Any], home: Home) -> pathlib.Path:
+    """Puts a function and its arguments into a file, which `call` reads."""
     try:
         import cloudpickle
     except ImportError:
@@ -238,6 +242,29 @@ def here() -> Worker | None:
     folder, count = os.environ["LLMASOS_JOB_FOLDER"], int(os.environ["LLMASOS_DEVICES"])
     layout = cast(Layout, os.environ["LLMASOS_JOB_LAYOUT"])
     return Worker(int(number), os.environ["LLMASOS_JOB_NAME"], pathlib.Path(folder), count, layout)
+
+
+def report(step: SupportsIndex, value: SupportsFloat | Mapping[str, SupportsFloat]) -> None:
+    """Tells the queue how good this process's job is at a step; where no queue runs it, nobody is told.
+
+    `lm.runtime.tune` prunes a trial by what it reports. A fit reports its metrics after each epoch by itself.
+
+    Args:
+        step: from 0 up; what is told of a step first stays.
+        value: a number, or several by name, as "val_loss".
+
+    Raises ValueError for a step below 0, TypeError for what is no number.
+    """
+    values = dict(value) if isinstance(value, Mapping) else {progress.VALUE: value}
+    try:
+        told = {str(name): float(each) for name, each in values.items()}
+    except (TypeError, ValueError):
+        raise TypeError(f"report: a value is a number, or numbers by name, {value!r} came") from None
+    if isinstance(step, bool) or not hasattr(step, "__index__") or operator.index(step) < 0:
+        raise ValueError(f"report: a step is a whole number from 0 up, {step!r} came")
+    beginning = os.environ.get(progress.VARIABLE)
+    if beginning and os.environ.get("RANK", "0") == "0":
+        progress.report(beginning, progress.Report(operator.index(step), told, time.time()))
 
 
 def follow(job: Submitted) -> Iterator[str]:

@@ -1,6 +1,8 @@
 """A fit tells the queue that runs it how far it has come, and asks for the bytes that it needs before its first step.
 
-Its program is compiled by then, so that they are known, and hardly anything of them is taken yet.
+Metrics are told after each epoch, for those who compare jobs while they run (`lm.runtime.tune`).
+
+The fit's program is compiled by then, so that the bytes are known, and hardly anything of them is taken yet.
 """
 
 import os
@@ -11,7 +13,7 @@ from typing import final
 import jax
 
 from llmasos_xla.compiling import CompileRecord
-from llmasos_xla.progress import ASKED, VARIABLE, Need, Progress, ask, is_granted, write
+from llmasos_xla.progress import ASKED, VARIABLE, Need, Progress, Report, ask, is_granted, report, write
 from llmasos_xla.training.report import Quiet
 
 _SECONDS, _LOOK_SECONDS = 0.25, 0.02
@@ -86,6 +88,8 @@ class _Teller(Quiet):
     def epoch_end(
         self, epoch: int, seconds: float, samples_per_second: float, logs: dict[str, float], energy: str = ""
     ) -> None:
+        if self._rank == 0:
+            report(self._beginning, Report(epoch, {name: float(value) for name, value in logs.items()}, time.time()))
         if time.monotonic() > self._told_at + _SECONDS:
             self._tell(self._steps, logs)
 
