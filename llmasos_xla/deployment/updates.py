@@ -121,8 +121,14 @@ class Updates:
     def _end_trial(self, slot: Slot, good: bool, reason: str, level: int = logging.WARNING) -> dict[str, Any]:
         if slot.trial is None:
             raise LookupError(f"trial: model {slot.name!r} has none")
-        served = slot.trial.served
-        slot.last_trial = {**slot.trial.stats(), "verdict": "good" if good else "bad", "reason": reason}
+        trial = slot.trial
+        served = trial.served
+        # Ahead of the trial's end: who sees that it is over finds the version that it ended with.
+        if good:
+            self._answers_now(slot, served)
+        else:
+            slot.rollbacks += 1
+        slot.last_trial = {**trial.stats(), "verdict": "good" if good else "bad", "reason": reason}
         slot.trial = None
         _LOG.log(
             level,
@@ -132,10 +138,6 @@ class Updates:
             "answers now" if good else "was taken back",
             reason,
         )
-        if good:
-            self._answers_now(slot, served)
-        else:
-            slot.rollbacks += 1
         return {"version": slot.find().version}
 
     def _rolled_back(self, slot: Slot) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from llmasos_xla.runtime.home import Home
 from llmasos_xla.runtime.jobs import STATES, Job
 from llmasos_xla.runtime.space import optuna, suggested
 from llmasos_xla.runtime.store import Store
+from llmasos_xla.training.interrupt import deferred_interrupt
 
 VARIABLE = "LLMASOS_TRIAL"
 """In the environment of a trial's job: study, trial, and how often it was begun, with a colon between them."""
@@ -76,15 +77,18 @@ class Search:
     def run(self) -> None:
         """Until all trials have ended. Interrupted, it cancels the jobs of those that have not, and raises."""
         try:
-            self._go_on()
-            while True:
-                for each in list(self._going):
-                    self._look(each)
-                while len(self._going) < self._at_once and len(self._all()) < self._trials and not self._stopped:
-                    self._begin(self._ask(), 0)
-                if not self._going:
-                    return
-                time.sleep(_LOOK_SECONDS)
+            # Not anywhere: within a callback of the interpreter's own it would be lost.
+            with deferred_interrupt() as interrupted:
+                self._go_on()
+                while not interrupted():
+                    for each in list(self._going):
+                        self._look(each)
+                    while len(self._going) < self._at_once and len(self._all()) < self._trials and not self._stopped:
+                        self._begin(self._ask(), 0)
+                    if not self._going:
+                        return
+                    time.sleep(_LOOK_SECONDS)
+            raise KeyboardInterrupt
         except BaseException:
             self._interrupt()
             raise
