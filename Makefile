@@ -41,7 +41,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n $(WORKERS) -m 'not slow'
 
-# What a newcomer reads and `make test` leaves out, since it trains long: three notebooks, the page on sharding.
+# What a newcomer reads and `make test` leaves out, since it trains or waits long: four notebooks, the page on sharding.
 notebooks: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n $(WORKERS) -m slow tests/test_notebooks.py tests/test_readme.py
 

@@ -7,7 +7,7 @@ import pytest
 from nbclient import NotebookClient
 
 # They train or wait long: `make notebooks` runs these.
-LONG = {"04_sharding", "05_models", "06_deploy_and_update"}
+LONG = {"04_sharding", "05_models", "06_deploy_and_update", "07_runtime"}
 FOLDER = pathlib.Path(__file__).parent.parent / "notebooks"
 
 

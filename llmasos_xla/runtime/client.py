@@ -19,7 +19,7 @@ from llmasos_xla import progress
 from llmasos_xla.errors import missing_package
 from llmasos_xla.runtime.home import Home
 from llmasos_xla.runtime.jobs import LONGEST_NAME, Job, Layout, Spec, State
-from llmasos_xla.runtime.store import Store
+from llmasos_xla.runtime.store import Event, Store
 from llmasos_xla.sharding.processes.launch import LAUNCHED
 
 _LOOK_SECONDS = 0.05
@@ -88,6 +88,18 @@ class Submitted:
             return (self.folder / "log").read_text(errors="replace")
         except FileNotFoundError:
             return ""
+
+    @property
+    def events(self) -> list[Event]:
+        """What has happened to it: states, the devices that it was given, resizes and their reasons, by time."""
+        with contextlib.closing(Store(self._home.store, read_only=True)) as store:
+            return store.events(self.number)
+
+    @property
+    def progress(self) -> progress.Progress | None:
+        """How far the fit in it has come: step, epoch, loss, of the rank that is furthest behind. None of no fit."""
+        told = progress.read(self.folder / f"{self.job.token}").values()
+        return min(told, key=lambda each: each.step, default=None)
 
     def cancel(self) -> None:
         """Ends it; it may save itself first."""

@@ -5,6 +5,7 @@ import json
 import math
 import numbers
 import operator
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,10 @@ _KINDS = "uniform(), loguniform(), integers(), a list of choices, or a distribut
 def optuna(who: str = "tune") -> Any:
     """The package; raises ImportError with what to install."""
     try:
-        return importlib.import_module("optuna")
+        with warnings.catch_warnings():
+            # In a notebook without ipywidgets, of progress bars that are not shown here.
+            warnings.filterwarnings("ignore", message="IProgress not found")
+            return importlib.import_module("optuna")
     except ImportError:
         raise missing_package(who, "optuna", "tune") from None
 

@@ -73,6 +73,7 @@ class _Teller(Quiet):
         self._beginning, self._saves, self._told_at = beginning, saves, 0.0
         self._rank = jax.process_index()
         self._steps = self._epoch = 0
+        self._untold: tuple[int, dict[str, float]] | None = None
 
     def begin(self, first_epoch: int, last_epoch: int, steps: int) -> None:
         self._steps, self._epoch = steps, first_epoch
@@ -82,19 +83,26 @@ class _Teller(Quiet):
         self._epoch = epoch
 
     def step(self, step: int, samples_per_second: float, logs: dict[str, float]) -> None:
-        if time.monotonic() > self._told_at + _SECONDS:
-            self._tell(step, logs)
+        self._tell_now_and_then(step, logs)
 
     def epoch_end(
         self, epoch: int, seconds: float, samples_per_second: float, logs: dict[str, float], energy: str = ""
     ) -> None:
         if self._rank == 0:
             report(self._beginning, Report(epoch, {name: float(value) for name, value in logs.items()}, time.time()))
+        self._tell_now_and_then(self._steps, logs)
+
+    def end(self) -> None:
+        if self._untold is not None:
+            self._tell(*self._untold)
+
+    def _tell_now_and_then(self, step: int, logs: dict[str, float]) -> None:
+        self._untold = step, logs
         if time.monotonic() > self._told_at + _SECONDS:
-            self._tell(self._steps, logs)
+            self._tell(step, logs)
 
     def _tell(self, step: int, logs: dict[str, float]) -> None:
-        self._told_at = time.monotonic()
+        self._told_at, self._untold = time.monotonic(), None
         loss = logs.get("loss")
         told = Progress(self._epoch * self._steps + step, self._epoch, loss, self._saves, time.time())
         write(self._beginning, self._rank, told)
