@@ -10,9 +10,10 @@ import json
 import logging
 import os
 import signal
+import sqlite3
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from llmasos_xla.runtime.claims import Node, Rules
@@ -26,9 +27,11 @@ from llmasos_xla.runtime.supervisor import Supervisor
 from llmasos_xla.runtime.web import Page
 from llmasos_xla.sharding.processes.preflight import gpu_count
 
+_LOG = logging.getLogger("llmasos_xla.runtime")
 _LOOK_SECONDS, _TICK_SECONDS = 0.05, 0.25
 # Planning takes no more than this share of a core while nothing changes, however many jobs wait.
 _PLANNING_SHARE, _LONGEST_PAUSE = 0.01, 5.0
+_TROUBLE_SECONDS = 1.0
 _MEMORY_SHARE = 0.9
 _LOCK_SECONDS = 1.0
 
@@ -45,8 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
         told: list[int] = []
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda number, _: told.append(number))
-        store = Store(home.store)
         try:
+            store = Store(home.store)
             launcher = _launcher(options, home, store)
             page = None if options.no_page else Page(home, options.host, options.port)
         except (OSError, RuntimeError, ValueError, ImportError) as error:
@@ -54,7 +57,6 @@ def main(arguments: list[str] | None = None) -> int:
             return 1
         nodes = launcher.capacity()
         rules = Rules() if options.least_run is None else Rules(least_run=options.least_run)
-        supervisor = Supervisor(home, store, launcher, rules)
         about = {
             "pid": os.getpid(),
             "born": born(os.getpid()),
@@ -68,27 +70,42 @@ def main(arguments: list[str] | None = None) -> int:
         _tell(lock, about)
         if page is not None:
             page.start()
-        _serve(store, supervisor, told)
+        _serve(store, lambda: Supervisor(home, store, launcher, rules), told)
         if page is not None:
             page.stop()
         store.close()
     return 0
 
 
-def _serve(store: Store, supervisor: Supervisor, told: list[int]) -> None:
-    closing, version, ticked, plan_at = False, None, 0.0, 0.0
-    while not (closing and supervisor.idle):
-        if told and not closing:
-            closing = True
-            supervisor.close()
-        now, seen = time.monotonic(), store.version
-        if seen != version or now > ticked + _TICK_SECONDS:
-            planning = seen != version or now > plan_at
-            version, ticked = seen, now
-            supervisor.tick(planning=planning)
-            if planning:
-                took = time.monotonic() - now
-                plan_at = now + min(took / _PLANNING_SHARE, _LONGEST_PAUSE)
+def _serve(store: Store, supervise: Callable[[], Supervisor], told: list[int]) -> None:
+    supervisor, closing, said = None, False, ""
+    version, ticked, plan_at = None, 0.0, 0.0
+    while True:
+        try:
+            if supervisor is None:
+                # As if this process had been killed and another had come: what is half done is found by it.
+                supervisor, closing = supervise(), False
+            if told and not closing:
+                closing = True
+                supervisor.close()
+            if closing and supervisor.idle:
+                return
+            now, seen = time.monotonic(), store.version
+            if seen != version or now > ticked + _TICK_SECONDS:
+                planning = seen != version or now > plan_at
+                version, ticked = seen, now
+                supervisor.tick(planning=planning)
+                if planning:
+                    took = time.monotonic() - now
+                    plan_at = now + min(took / _PLANNING_SHARE, _LONGEST_PAUSE)
+            said = ""
+        except (OSError, sqlite3.OperationalError) as error:
+            # A disk is full, or a folder away: jobs run on, and whoever makes room need not start anything again.
+            if str(error) != said:
+                said = str(error)
+                _LOG.error("this cannot be gone on with, and is tried again each second", exc_info=error)
+            supervisor, version = None, None
+            time.sleep(_TROUBLE_SECONDS)
         time.sleep(_LOOK_SECONDS)
 
 

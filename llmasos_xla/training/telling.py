@@ -5,9 +5,11 @@ Metrics are told after each epoch, for those who compare jobs while they run (`l
 The fit's program is compiled by then, so that the bytes are known, and hardly anything of them is taken yet.
 """
 
+import contextlib
 import os
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import final
 
 import jax
@@ -74,6 +76,7 @@ class _Teller(Quiet):
         self._rank = jax.process_index()
         self._steps = self._epoch = 0
         self._untold: tuple[int, dict[str, float]] | None = None
+        self._failed = False
 
     def begin(self, first_epoch: int, last_epoch: int, steps: int) -> None:
         self._steps, self._epoch = steps, first_epoch
@@ -89,7 +92,9 @@ class _Teller(Quiet):
         self, epoch: int, seconds: float, samples_per_second: float, logs: dict[str, float], energy: str = ""
     ) -> None:
         if self._rank == 0:
-            report(self._beginning, Report(epoch, {name: float(value) for name, value in logs.items()}, time.time()))
+            values = {name: float(value) for name, value in logs.items()}
+            with self._carefully():
+                report(self._beginning, Report(epoch, values, time.time()))
         self._tell_now_and_then(self._steps, logs)
 
     def end(self) -> None:
@@ -105,4 +110,15 @@ class _Teller(Quiet):
         self._told_at, self._untold = time.monotonic(), None
         loss = logs.get("loss")
         told = Progress(self._epoch * self._steps + step, self._epoch, loss, self._saves, time.time())
-        write(self._beginning, self._rank, told)
+        with self._carefully():
+            write(self._beginning, self._rank, told)
+
+    @contextlib.contextmanager
+    def _carefully(self) -> Iterator[None]:
+        """A full disk under the queue is no reason to lose a training."""
+        try:
+            yield
+        except OSError as error:
+            if not self._failed:
+                print(f"llmasos: the queue cannot be told how far the fit is: {error}", file=sys.stderr)
+            self._failed = True

@@ -11,6 +11,7 @@ Where something else started it, as an actor of Ray's, it is told the process to
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import json
 import os
@@ -59,8 +60,19 @@ def main(folder: pathlib.Path, token: str, superseded: Callable[[], bool] = lamb
         return NOT_WANTED
     if status is None:
         return 1
-    write(folder / f"{token}.exit", {"status": status, "at": time.time()})
+    _leave_word(folder / f"{token}.exit", {"status": status, "at": time.time()})
     return 0
+
+
+def _leave_word(path: pathlib.Path, value: Any) -> None:
+    """Writes down how it ended once the disk has room; until then nobody runs the job, whose lock is held."""
+    while True:
+        try:
+            return write(path, value)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            time.sleep(_ENGINE_SECONDS)
 
 
 def _run(
