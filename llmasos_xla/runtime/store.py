@@ -165,6 +165,8 @@ class Store:
     ) -> bool:
         """Changes a job that is still in the state and the attempt that `job` was read in; returns whether it was.
 
+        And still with the wish about it, where `asked` is among the fields.
+
         `told` goes into the event that a change of state leaves behind. Fields are those of `Job`.
         """
         now = self._clock()
@@ -173,32 +175,34 @@ class Store:
         for name in ("places", "need"):
             if name in fields:
                 fields[name] = json.dumps(fields[name])
-        assigned = ", ".join(f"{name} = ?" for name in fields)
         with self._change():
-            changed = self._base.execute(
-                f"update jobs set {assigned} where number = ? and state = ? and attempt = ?",
-                (*fields.values(), job.number, job.state, job.attempt),
-            ).rowcount
+            changed = self._set(job, fields)
             if changed and state is not None:
                 self._tell(job.number, state, told or {})
+        return changed
+
+    def _set(self, job: Job, fields: Mapping[str, Any]) -> bool:
+        assigned = ", ".join(f"{name} = ?" for name in fields)
+        # Whoever takes a wish back has to know it: one that came since then is still to be heard.
+        wish = ("and asked is ?", (job.asked,)) if "asked" in fields else ("", ())
+        changed = self._base.execute(
+            f"update jobs set {assigned} where number = ? and state = ? and attempt = ? {wish[0]}",
+            (*fields.values(), job.number, job.state, job.attempt, *wish[1]),
+        ).rowcount
         return changed == 1
 
     def ask(self, which: int | str, what: str) -> Job:
         """Leaves a wish for the engine; one that waits is cancelled at once. Raises ValueError for unknown jobs."""
-        job = self.job(which)
-        if job.ended:
-            return job
-        if (
-            what == "cancel"
-            and job.state in ("waiting", "queued")
-            and self.change(job, "cancelled", reason="it was cancelled before it ran")
-        ):
-            return self.job(job.number)
-        marks = ", ".join("?" * len(ENDED))
+        # Between a look and a change of its own it could come off its devices, into a queue where nobody hears wishes.
         with self._change():
-            self._base.execute(
-                f"update jobs set asked = ? where number = ? and state not in ({marks})", (what, job.number, *ENDED)
-            )
+            job = self.job(which)
+            if what == "cancel" and job.state in ("waiting", "queued"):
+                self._set(
+                    job, {"state": "cancelled", "changed": self._clock(), "reason": "it was cancelled before it ran"}
+                )
+                self._tell(job.number, "cancelled", {})
+            elif not job.ended:
+                self._set(job, {"asked": what})
         return self.job(job.number)
 
     def prioritize(self, which: int | str, priority: int) -> bool:

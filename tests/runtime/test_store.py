@@ -1,5 +1,6 @@
 """The queue: every change is whole, of two who change a job one comes too late, and nothing is forgotten."""
 
+import contextlib
 import dataclasses
 import multiprocessing
 import os
@@ -60,6 +61,29 @@ def test_wishes(store):
     assert (asked.state, asked.asked) == ("running", "cancel")
     assert store.ask("waits", "drain").asked is None
     assert [job.number for job in store.jobs(ENDED)] == [waits.number]
+
+
+def test_a_wish_about_a_job_that_comes_off_its_devices_meanwhile(tmp_path, store, monkeypatch):
+    job = store.submit(spec("true"))
+    store.change(job, "running")
+    other, look, looks = Store(tmp_path / "jobs.sqlite"), Store.job, []
+
+    def slow(self, which):
+        found = look(self, which)
+        if self is other and not looks:
+            looks.append(found)
+            # It may have to wait; in this thread it is told so instead.
+            with contextlib.suppress(OSError):
+                store.change(found, "queued")
+        return found
+
+    store._base.execute("pragma busy_timeout = 0")
+    monkeypatch.setattr(Store, "job", slow)
+    other.ask(job.number, "cancel")
+    monkeypatch.undo()
+    now = store.job(job.number)
+    assert (now.state, now.asked) in (("running", "cancel"), ("cancelled", None))
+    other.close()
 
 
 def test_jobs_that_come_after_others(store):

@@ -251,6 +251,30 @@ def test_cancelled_while_it_runs(store, stage, make):
     assert states(store) == ["cancelled"]
 
 
+@pytest.mark.parametrize(("status", "drains"), [(75, False), (75, True), (1, False), (0, False)])
+def test_cancelled_just_as_it_ends(home, store, stage, make, status, drains):
+    """The wish comes between the engine's look at the job and what it does about its end."""
+    store.submit(spec("a"))
+    supervisor = make()
+    supervisor.tick()
+    if drains:
+        store.ask(1, "drain")
+        supervisor.tick()
+    stage.end(1, status)
+    other, poll = Store(home.store), stage.poll
+
+    def polled(attempt, handle):
+        other.ask(attempt.job, "cancel")
+        return poll(attempt, handle)
+
+    stage.poll = polled
+    supervisor.tick()
+    supervisor.tick()
+    assert states(store) == ["cancelled"]
+    assert not stage.live
+    other.close()
+
+
 def test_a_stuck_rank_is_started_again(home, store, stage, make, clock):
     store.submit(spec("a", stuck_after=5.0))
     supervisor = make()
