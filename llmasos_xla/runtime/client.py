@@ -147,7 +147,7 @@ def submit(
         stuck_after: seconds without a step of its fit after which it is started again.
         environment: variables that it gets beside those of this process.
         home: the folder of the queue; the user's own if None.
-        start: whether to start an engine.
+        start: whether to start an engine. A job starts none, for it would end with the job.
 
     Raises ValueError for what cannot be run, FileNotFoundError for a script or a command that is not there.
     """
@@ -172,7 +172,7 @@ def submit(
     )
     with contextlib.closing(Store(place.store)) as store:
         number = store.submit(spec).number
-    if start:
+    if start and here() is None:
         from llmasos_xla.runtime.service import remembered, up
 
         up(place, *remembered(place))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llmasos_xla.runtime.home import Home
-from llmasos_xla.runtime.launchers.keeper import lives, write
+from llmasos_xla.runtime.launchers.keeper import born, lives, write
 from llmasos_xla.sharding.processes.launch import package_path
 
 _START_SECONDS = 30.0
@@ -57,7 +57,8 @@ def up(home: Home, *options: str) -> dict[str, Any]:
     pid = int(started.stdout)
     deadline = time.monotonic() + _START_SECONDS
     while not (found := running(home)):
-        if not os.path.exists(f"/proc/{pid}") and not running(home):
+        # Where another one comes up, if slowly, this one has only come too late.
+        if born(pid) is None and running(home) is None:
             lines = home.log.read_text(errors="replace").splitlines()[-5:]
             raise RuntimeError("up: the engine does not start:\n  " + "\n  ".join(lines))
         if time.monotonic() > deadline:
@@ -81,12 +82,15 @@ def remembered(home: Home) -> list[str]:
 
 def down(home: Home, *, timeout: float | int = 120.0) -> bool:
     """Has all jobs save and wait for the next engine, and ends this one; False if none ran."""
-    found = running(home)
-    if not found:
+    deadline = time.monotonic() + timeout
+    while (found := running(home)) == {}:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"down: an engine has been coming up for {timeout:g} s; see {str(home.log)!r}")
+        time.sleep(0.05)
+    if found is None:
         return False
     with contextlib.suppress(ProcessLookupError):
         os.kill(found["pid"], signal.SIGTERM)
-    deadline = time.monotonic() + timeout
     while running(home) is not None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"down: jobs have not ended within {timeout:g} s; the engine waits on")

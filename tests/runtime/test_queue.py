@@ -1,5 +1,6 @@
 """The queue as it is used, from Python and from a shell, with an engine of its own; and the engine killed."""
 
+import concurrent.futures
 import fcntl
 import json
 import os
@@ -232,6 +233,35 @@ def test_who_was_killed_and_not_waited_for_is_not_taken_for_the_engine(home):
         wait_until(lambda: not keeper.lives(told))
         assert service.running(home) == {}
     dead.wait()
+
+
+def test_who_comes_too_late_waits_for_the_one_that_comes_up(home):
+    """One that takes its time, to connect to a cluster, has the lock already, and has not told of itself yet."""
+    with open(home.lock, "w") as lock, concurrent.futures.ThreadPoolExecutor(2) as threads:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = threads.submit(service.up, home)
+        with pytest.raises(TimeoutError, match="down: an engine has been coming up for 0.1 s"):
+            service.down(home, timeout=0.1)
+        wait_until(lambda: "runs already" in (home.log.read_text() if home.log.exists() else ""))
+        time.sleep(0.1)
+        assert not found.done()
+        told = {"pid": os.getpid(), "born": keeper.born(os.getpid())}
+        lock.write(json.dumps(told))
+        lock.flush()
+        assert found.result(timeout=30) == told
+
+
+def test_a_job_starts_no_engine(home, engine, monkeypatch):
+    for name, value in (
+        ("JOB", "1"),
+        ("JOB_FOLDER", "/"),
+        ("DEVICES", "1"),
+        ("JOB_NAME", "a"),
+        ("JOB_LAYOUT", "devices"),
+    ):
+        monkeypatch.setenv(f"LLMASOS_{name}", value)
+    assert lm.runtime.submit(["true"], home=home.path).state == "queued"
+    assert service.running(home) is None
 
 
 def test_a_killed_worker_is_started_again(home, engine, tmp_path):
