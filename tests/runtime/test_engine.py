@@ -6,7 +6,7 @@ import logging
 import sqlite3
 
 from llmasos_xla.runtime import engine
-from llmasos_xla.runtime.launchers import keeper
+from llmasos_xla.runtime.launchers import holding, keeper
 from llmasos_xla.runtime.store import Store
 
 
@@ -53,6 +53,17 @@ def test_how_a_job_ended_is_kept_until_there_is_room_for_it(tmp_path, monkeypatc
     monkeypatch.setattr(keeper, "_ENGINE_SECONDS", 0.0)
     keeper._leave_word(tmp_path / "exit", {"status": 0})
     assert json.loads((tmp_path / "exit").read_text()) == {"status": 0}
+
+
+def test_a_keeper_goes_on_where_it_cannot_tell_what_its_job_holds(tmp_path, monkeypatch):
+    monkeypatch.setattr(holding, "held_bytes", lambda pid: 1 << 30)
+    monkeypatch.setattr(holding, "_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(holding, "_SHARE", 1e9)
+    looks = holding.Holding(tmp_path / "later" / "token")
+    looks.look()
+    (tmp_path / "later").mkdir()
+    looks.look()
+    assert holding.read_held(tmp_path / "later" / "token") == (1 << 30, 1 << 30)
 
 
 def test_a_fit_goes_on_where_the_queue_cannot_be_told(tmp_path, capsys):

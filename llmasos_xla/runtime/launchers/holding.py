@@ -42,10 +42,12 @@ class Holding:
         now = held_bytes(os.getpid())
         self._most = max(self._most, now)
         if abs(now - self._told) > _CHANGE * max(self._told, 1 << 20):
-            self._told = now
-            beside = self._path.with_name(self._path.name + ".new")
-            beside.write_text(json.dumps(Held(now, self._most)._asdict()))
-            beside.replace(self._path)
+            # On a full disk it is not told; to end the job for that would be worse.
+            with contextlib.suppress(OSError):
+                beside = self._path.with_name(self._path.name + ".new")
+                beside.write_text(json.dumps(Held(now, self._most)._asdict()))
+                beside.replace(self._path)
+                self._told = now
         self._next = began + max(_EVERY_SECONDS, (time.monotonic() - began) / _SHARE)
 
 
