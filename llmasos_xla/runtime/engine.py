@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from llmasos_xla.runtime.claims import Node, Rules
+from llmasos_xla.runtime.gpus import gpu_memory
 from llmasos_xla.runtime.home import Home
 from llmasos_xla.runtime.jobs import ON_DEVICES
 from llmasos_xla.runtime.launchers.keeper import born
@@ -25,7 +26,6 @@ from llmasos_xla.runtime.launchers.protocol import Launcher
 from llmasos_xla.runtime.store import Store
 from llmasos_xla.runtime.supervisor import Supervisor
 from llmasos_xla.runtime.web import Page
-from llmasos_xla.sharding.processes.preflight import gpu_count
 
 _LOG = logging.getLogger("llmasos_xla.runtime")
 _LOOK_SECONDS, _TICK_SECONDS = 0.05, 0.25
@@ -137,9 +137,15 @@ def this_machine(devices: int | None = None, memory: int | None = None) -> Node:
         raise ValueError(f"up: a machine has at least one device, --devices {devices} came")
     if memory is None:
         memory = int(_MEMORY_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    gpus = gpu_count()
-    count = devices or gpus or len(os.sched_getaffinity(0))
-    return Node("local", (0,) * count, memory)
+    # Their memory is their own: a node's devices of 0 bytes are slots for processes.
+    if gpus := () if os.environ.get("JAX_PLATFORMS", "").startswith("cpu") else gpu_memory():
+        if devices is not None and devices > len(gpus):
+            raise ValueError(
+                f"up: this machine has {len(gpus)} GPUs, --devices {devices} came; with JAX_PLATFORMS=cpu its cores "
+                "are the devices"
+            )
+        return Node("local", gpus[:devices], memory)
+    return Node("local", (0,) * (devices or len(os.sched_getaffinity(0))), memory)
 
 
 @contextlib.contextmanager

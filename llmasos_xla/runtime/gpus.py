@@ -5,6 +5,10 @@ from typing import final
 
 from llmasos_xla.energy.figures import UnavailableError
 from llmasos_xla.energy.nvml import Nvml
+from llmasos_xla.sharding.processes.preflight import gpu_count
+
+_UNKNOWN_BYTES = 1 << 50
+"""The memory of a GPU where nobody tells it: more than any has, so that nothing is kept out."""
 
 
 @final
@@ -56,3 +60,12 @@ class Gpus:
         if self._nvml is not None:
             self._nvml.close()
             self._nvml = None
+
+
+def gpu_memory() -> tuple[int, ...]:
+    """Bytes of each GPU that this process sees, in CUDA's order; none on a machine without."""
+    gpus = Gpus()
+    told = gpus.read()
+    gpus.close()
+    found = [told[f"gpu{number}_memory_total"] for number in range(len(gpus.names))] or [math.nan] * gpu_count()
+    return tuple(_UNKNOWN_BYTES if math.isnan(count) else int(count) for count in found)

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from llmasos_xla.runtime import Monitor
+from llmasos_xla.runtime import Monitor, Node
+from llmasos_xla.runtime.engine import this_machine
 
 pytest.importorskip("psutil", reason="psutil is not installed")
 
@@ -33,6 +34,24 @@ def gpus(monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", module)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return module, found
+
+
+def test_a_machine_with_gpus_has_them_as_devices(gpus, monkeypatch):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    # Of the second nobody knows how large it is: it is none that has no memory.
+    assert this_machine(memory=1 << 30) == Node("local", (80 * 10**9, 1 << 50), 1 << 30)
+    assert this_machine(1).devices == (80 * 10**9,)
+    with pytest.raises(ValueError, match="up: this machine has 2 GPUs, --devices 3 came; with JAX_PLATFORMS=cpu"):
+        this_machine(3)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert this_machine(3).devices == (0, 0, 0)
+
+
+def test_a_machine_whose_gpus_nobody_can_ask(monkeypatch):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    monkeypatch.setattr("llmasos_xla.runtime.gpus.gpu_count", lambda: 2)
+    assert this_machine().devices == (1 << 50,) * 2
 
 
 def test_gpus(gpus):

@@ -72,6 +72,18 @@ def test_what_it_is_told(launcher, attempt):
     assert log(one) == "2 2 2 ä\n/tmp\n"
 
 
+@pytest.mark.parametrize(("seen", "given"), [(None, "1,3"), ("5, 7,GPU-ab,4", "7,4")])
+def test_gpus_are_called_as_the_engine_sees_them(home, attempt, monkeypatch, seen, given):
+    if seen is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
+    launcher = Local(home, Node("local", (80 << 30,) * 4, 1 << 30))
+    one = attempt("echo $CUDA_VISIBLE_DEVICES:$JAX_NUM_CPU_DEVICES", devices=(3, 1))
+    assert ended(launcher, one, launcher.start(one)) == 0
+    assert log(one) == f"{given}:\n"
+
+
 def test_its_variables_are_its_own(launcher, attempt, monkeypatch):
     """Not the engine's, nor what the fit was told that had submitted it."""
     monkeypatch.setenv("PYTHONPATH", "/of/the/engine")

@@ -53,7 +53,7 @@ class Local:
             "grace": attempt.spec.grace,
             "command": command_of(attempt),
             "folder": attempt.spec.folder,
-            "environment": variables(attempt, self._home, numbers if self._gpus else None),
+            "environment": variables(attempt, self._home, _names(numbers) if self._gpus else None),
             "cpus": [] if self._gpus else sorted(set().union(*(self._cores[n] for n in numbers))),
         }
         (attempt.folder / f"{attempt.token}.order").write_text(json.dumps(order))
@@ -108,8 +108,14 @@ def given_up(attempt: Attempt) -> int | None:
         return LOST if status is None else status
 
 
-def variables(attempt: Attempt, home: Home, gpus: Sequence[int] | None) -> dict[str, str]:
-    """`environment_of` for devices that the planner gave; `gpus` are their numbers, None on a processor."""
+def _names(gpus: Sequence[int]) -> list[str]:
+    """What CUDA calls some of the GPUs that this process sees."""
+    seen = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return [seen[number] if seen else str(number) for number in gpus]
+
+
+def variables(attempt: Attempt, home: Home, gpus: Sequence[str] | None) -> dict[str, str]:
+    """`environment_of` for devices that the planner gave; `gpus` are their names, None on a processor."""
     count = len(attempt.places)
     found = environment_of(attempt, home)
     # What another job's fit, which has submitted this one, was told is not for this one.
@@ -117,7 +123,7 @@ def variables(attempt: Attempt, home: Home, gpus: Sequence[int] | None) -> dict[
     if attempt.spec.memory is None:
         found[ASKED] = "1"
     if gpus is not None:
-        found["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
+        found["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     elif attempt.spec.layout == "devices":
         # With threads enough for the messages of several devices in one process (sharding/threads.py).
         found |= {"JAX_NUM_CPU_DEVICES": str(count), "NPROC": str(max(4 * count, os.cpu_count() or 1))}
