@@ -5,6 +5,7 @@ that goes on. A job's devices are free only once its launcher says that nothing 
 """
 
 import logging
+import math
 import os
 import pathlib
 import time
@@ -26,7 +27,10 @@ _LOG = logging.getLogger("llmasos_xla.runtime")
 SAVED = 75
 """Exit status of a job that has saved itself and wants to be started again."""
 _FIXED = 1 << 40
+_SIGNALS = 64
 _LONGEST_PAUSE = 60.0
+# By less than this a clock is corrected all the time.
+_SET_SECONDS = 5.0
 _LOOKED_AT = 4096
 # Speed grows with so much a power of the devices where nobody has measured it.
 _USUAL_SPEED = 0.9
@@ -42,6 +46,8 @@ class Supervisor:
         launcher: runs them; one with a queue of its own (`Queueing`) decides there who goes first and where.
         rules: the planner's.
         clock: gives the moment, seconds since 1970.
+        steady: gives seconds that go on by one a second, whatever the clock is set to, and stand still while the
+            machine sleeps.
     """
 
     def __init__(
@@ -52,10 +58,11 @@ class Supervisor:
         rules: Rules | None = None,
         *,
         clock: Callable[[], float] = time.time,
+        steady: Callable[[], float] = time.monotonic,
     ):
         self._home, self._store, self._launcher = home, store, launcher
         self._queueing = launcher if isinstance(launcher, Queueing) else None
-        self._rules, self._clock = rules or Rules(), clock
+        self._rules, self._clock, self._steady = rules or Rules(), clock, steady
         # Devices that the last plan gave to jobs that wait for others to leave them.
         self._granted: dict[int, tuple[Place, ...]] = {}
         self._stuck: dict[str, str] = {}
@@ -182,7 +189,7 @@ class Supervisor:
         limit = job.spec.stuck_after
         if limit is None or job.token is None:
             return
-        now, seen = self._clock(), progress.read(self._progress(job))
+        now, seen = self._steady(), progress.read(self._progress(job))
         slowest = min(((each.step, rank) for rank, each in seen.items()), default=None)
         before = self._steps.get(job.token)
         if before is None or before[0] != slowest:
@@ -244,7 +251,7 @@ class Supervisor:
     def _plan(self) -> None:
         now, nodes = self._clock(), self._launcher.capacity()
         jobs = {_called(job): job for job in self._store.jobs(("queued", *ON_DEVICES)) if job.asked != "cancel"}
-        able = {name: job for name, job in jobs.items() if job.state != "queued" or job.not_before <= now}
+        able = {name: job for name, job in jobs.items() if job.state != "queued" or _is_due(job, now)}
         claims = [self._claim(job, now) for job in able.values()]
         fixed = bounded([claim for claim in claims if claim.priority == _FIXED], nodes)
         found = plan([*fixed, *(claim for claim in claims if claim.priority != _FIXED)], nodes, self._rules)
@@ -275,13 +282,13 @@ class Supervisor:
         now = self._clock()
         queued = self._store.jobs(("queued",))
         for job in queued:
-            if job.not_before <= now:
+            if _is_due(job, now):
                 size = queueing.choose(self._attempt(job)._replace(token="", places=()), runs=False)
                 self._start(job, tuple(("", i) for i in range(size)))
         held = self._store.jobs(("starting", "running"))
         crowded = bool(queued) or any(job.state == "starting" for job in held)
         for job in held:
-            if len(job.spec.legal) == 1 or now < job.changed + self._rules.least_run:
+            if len(job.spec.legal) == 1 or _passed(job.changed, now) < self._rules.least_run:
                 continue
             runs = job.state == "running"
             size = queueing.choose(self._attempt(job), runs=runs)
@@ -313,7 +320,7 @@ class Supervisor:
             waiting=waiting,
             size=len(places),
             places=places,
-            running=max(now - job.changed, 0.0) if job.state == "running" else 0.0,
+            running=_passed(job.changed, now) if job.state == "running" else 0.0,
         )
 
     def _host_bytes(self, job: Job, size: int) -> int:
@@ -372,11 +379,22 @@ class Supervisor:
         return self._home.job(job.number) / f"{job.token}"
 
 
+def _is_due(job: Job, now: float) -> bool:
+    """Whether it may be started. No pause is that long: where one is, the clock was set back."""
+    return job.not_before <= now or job.not_before > now + _LONGEST_PAUSE
+
+
+def _passed(moment: float, now: float) -> float:
+    """Seconds since a moment; for ever where it is yet to come, for the clock was set back, and nobody knows."""
+    return max(now - moment, 0.0) if moment < now + _SET_SECONDS else math.inf
+
+
 def how_it_ended(status: int) -> str:
     """An exit status in words."""
     if status == LOST:
         return "its processes are gone, and nobody knows how they ended"
-    return f"signal {status - 128} ended it" if status > 128 else f"it ended with status {status}"
+    # 255 is what -1 becomes.
+    return f"signal {status - 128} ended it" if 128 < status <= 128 + _SIGNALS else f"it ended with status {status}"
 
 
 def _called(job: Job) -> str:

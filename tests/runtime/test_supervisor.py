@@ -7,7 +7,7 @@ from llmasos_xla.progress import Need, Progress, ask, is_granted, write
 from llmasos_xla.runtime.claims import Node, Rules
 from llmasos_xla.runtime.launchers.protocol import LOST
 from llmasos_xla.runtime.store import Store
-from llmasos_xla.runtime.supervisor import Supervisor
+from llmasos_xla.runtime.supervisor import Supervisor, how_it_ended
 
 GiB = 1 << 30
 
@@ -76,7 +76,7 @@ def store(home, clock):
 @pytest.fixture
 def make(home, store, stage, clock):
     return lambda **rules: Supervisor(
-        home, store, stage, Rules(**{"least_run": 0.0, "margin": 0.0, **rules}), clock=clock
+        home, store, stage, Rules(**{"least_run": 0.0, "margin": 0.0, **rules}), clock=clock, steady=clock
     )
 
 
@@ -294,6 +294,40 @@ def test_a_stuck_rank_is_started_again(home, store, stage, make, clock):
     job = store.job(1)
     assert (job.state, job.failures) == ("queued", 1)
     assert "rank 1 was stuck at step 8 for 5 s" in job.reason
+
+
+def test_a_clock_that_is_set_makes_nobody_stuck_and_keeps_nobody_waiting(home, store, stage, clock):
+    steady = Clock()
+    rules = Rules(least_run=120.0, margin=0.0)
+    supervisor = Supervisor(home, store, stage, rules, clock=clock, steady=steady)
+    store.submit(spec("a", stuck_after=5.0, devices=(4, 4), preemptible=True))
+    supervisor.tick()
+    beginning = home.job(1) / store.job(1).token
+    beginning.parent.mkdir(parents=True)
+    write(beginning, 0, Progress(1, 0, None, True, 1000.0))
+    # A machine that has slept for a day.
+    for clock.now in (1000.0, 87400.0):
+        supervisor.tick()
+    assert states(store) == ["running"]
+    # And one whose clock was a day ahead: nobody knows how long the job has run, and that it failed a moment ago.
+    stage.end(1, 1)
+    supervisor.tick()
+    assert store.job(1).not_before > clock.now
+    clock.now = 1000.0
+    supervisor.tick()
+    assert states(store) == ["running"]
+    clock.now = -80000.0
+    store.submit(spec("b", priority=5))
+    supervisor.tick()
+    assert states(store) == ["draining", "queued"]
+
+
+def test_statuses_in_words():
+    assert [how_it_ended(status) for status in (3, 137, 255)] == [
+        "it ended with status 3",
+        "signal 9 ended it",
+        "it ended with status 255",
+    ]
 
 
 def test_a_supervisor_after_one_that_was_killed_goes_on(store, stage, make, clock):
