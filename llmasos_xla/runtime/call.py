@@ -7,17 +7,25 @@ import sys
 
 
 def main(path: str) -> None:
-    """Calls the function of the file; its result goes to the job's folder."""
+    """Calls the function of the file; its result goes to the job's folder.
+
+    The file is as large as its arguments. The one process of a job removes it when it is through.
+    """
+    folder = pathlib.Path(os.environ["LLMASOS_JOB_FOLDER"])
+    if not os.path.exists(path) and (folder / "result").exists():
+        # A run before this one was killed when it was through.
+        return
     # Written by `submit`, in a folder of this user alone.
     function, arguments = pickle.loads(pathlib.Path(path).read_bytes())
     result = function(*arguments)
     if _is_first():
         import cloudpickle
 
-        folder = pathlib.Path(os.environ["LLMASOS_JOB_FOLDER"])
         beside = folder / "result.new"
         beside.write_bytes(cloudpickle.dumps(result))
         beside.replace(folder / "result")
+        if os.environ["LLMASOS_JOB_LAYOUT"] == "devices":
+            os.unlink(path)
 
 
 def _is_first() -> bool:

@@ -23,6 +23,7 @@ from llmasos_xla.runtime.store import Event, Store
 from llmasos_xla.sharding.processes.launch import LAUNCHED
 
 _LOOK_SECONDS = 0.05
+_LOG_BYTES = 1 << 20
 
 
 class JobError(RuntimeError):
@@ -153,25 +154,31 @@ def submit(
     """
     place = Home(home).make()
     command, called = _command(what, arguments, place)
-    spec = Spec(
-        name=name or called,
-        command=command,
-        folder=os.getcwd(),
-        priority=priority,
-        devices=(devices, devices) if isinstance(devices, int | float) else cast(tuple[int, int], tuple(devices)),
-        sizes=tuple(sizes),
-        layout=layout,
-        memory=memory,
-        retries=retries,
-        after=tuple(each.number if isinstance(each, Submitted) else each for each in after),
-        preemptible=preemptible,
-        grace=grace,
-        stuck_after=stuck_after,
-        environment={**_environment(), **(environment or {})},
-        user=getpass.getuser(),
-    )
-    with contextlib.closing(Store(place.store)) as store:
-        number = store.submit(spec).number
+    try:
+        spec = Spec(
+            name=name or called,
+            command=command,
+            folder=os.getcwd(),
+            priority=priority,
+            devices=(devices, devices) if isinstance(devices, int | float) else cast(tuple[int, int], tuple(devices)),
+            sizes=tuple(sizes),
+            layout=layout,
+            memory=memory,
+            retries=retries,
+            after=tuple(each.number if isinstance(each, Submitted) else each for each in after),
+            preemptible=preemptible,
+            grace=grace,
+            stuck_after=stuck_after,
+            environment={**_environment(), **(environment or {})},
+            user=_user(),
+        )
+        with contextlib.closing(Store(place.store)) as store:
+            number = store.submit(spec).number
+    except BaseException:
+        if callable(what):
+            # Of no job: nobody would run it, or remove it.
+            os.unlink(command[-1])
+        raise
     if start and here() is None:
         from llmasos_xla.runtime.service import remembered, up
 
@@ -211,6 +218,14 @@ def _command(what: Any, arguments: Sequence[Any], home: Home) -> tuple[tuple[str
 def _called(name: str) -> str:
     """A name for the queue, made of another's: of a file, or of a function in any language."""
     return re.sub(r"[^A-Za-z0-9._-]", "_", name).lstrip("._-")[:LONGEST_NAME] or "job"
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        # A container may run as a number that has no name.
+        return str(os.getuid())
 
 
 def _environment() -> dict[str, str]:
@@ -286,10 +301,10 @@ def follow(job: Submitted) -> Iterator[str]:
         ended = job.job.ended
         with contextlib.suppress(FileNotFoundError), open(job.folder / "log", "rb") as file:
             file.seek(at)
-            new = file.read()
-            at += len(new)
-            *lines, rest = (rest + new).split(b"\n")
-            yield from (line.decode(errors="replace") + "\n" for line in lines)
+            while new := file.read(_LOG_BYTES):
+                at += len(new)
+                *lines, rest = (rest + new).split(b"\n")
+                yield from (line.decode(errors="replace") + "\n" for line in lines)
         if ended:
             if rest:
                 yield rest.decode(errors="replace") + "\n"

@@ -12,16 +12,17 @@ class Home:
     """
 
     def __init__(self, path: str | os.PathLike | None = None):
-        if path is None:
-            path = os.environ.get("LLMASOS_HOME")
-        if path is None:
+        # Empty counts as unset: it would be whatever folder somebody is in.
+        path = path or os.environ.get("LLMASOS_HOME")
+        if not path:
             state = os.environ.get("XDG_STATE_HOME") or pathlib.Path.home() / ".local/state"
             path = pathlib.Path(state) / "llmasos"
         self.path = pathlib.Path(path).absolute()
 
     def make(self) -> "Home":
-        """Makes the folder, the user's own; itself."""
+        """Makes the folder, the user's own; itself. In a folder that was there before, what is secret is."""
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (self.path / "jobs").mkdir(mode=0o700, exist_ok=True)
         return self
 
     @property

@@ -60,16 +60,20 @@ class Store:
         self.changes = 0
         """How many changes were made by way of this object."""
         try:
+            if not read_only:
+                # Environments are in it, and in these the user's secrets.
+                os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
             self._base = sqlite3.connect(
-                f"{self._path.as_uri()}?mode={'rw' if read_only else 'rwc'}",
+                f"{self._path.as_uri()}?mode=rw",
                 uri=True,
                 timeout=_BUSY_SECONDS,
                 isolation_level=None,
                 check_same_thread=False,
             )
             self._open(read_only)
-        except sqlite3.Error as error:
-            raise OSError(f"store: {str(path)!r} cannot be opened: {error}") from error
+        except (OSError, sqlite3.Error) as error:
+            why = getattr(error, "strerror", None) or error
+            raise OSError(f"store: {str(path)!r} cannot be opened: {why}") from error
 
     def _open(self, read_only: bool) -> None:
         self._base.row_factory = sqlite3.Row

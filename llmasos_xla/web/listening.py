@@ -10,6 +10,9 @@ def listen(host: str, port: int, who: str = "deploy") -> socket.socket:
 
     Raises OSError that says which address, why not, and what to do.
     """
+    if not 0 <= port <= 65535:
+        # The system takes it for another one.
+        raise OSError(f"{who}: a port is within 0 and 65535, {port} came; 0 takes a free one")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except socket.gaierror as error:

@@ -15,7 +15,7 @@ import pytest
 from runtime_jobs import marked, wait_until
 
 import llmasos_xla as lm
-from llmasos_xla.runtime import client, service
+from llmasos_xla.runtime import call, client, service
 from llmasos_xla.runtime.jobs import ON_DEVICES
 from llmasos_xla.runtime.launchers import keeper
 from llmasos_xla.runtime.store import Store
@@ -50,6 +50,27 @@ def test_a_function_is_run_and_its_result_comes_back(home, engine):
         bad.result(timeout=60)
     assert lm.runtime.here() is None
     assert [each.number for each in lm.runtime.queue(home.path)] == [1, 2]
+
+
+def test_what_is_called_is_kept_no_longer_than_it_is_wanted(home, engine, monkeypatch):
+    pytest.importorskip("cloudpickle", reason="cloudpickle is not installed")
+    with pytest.raises(ValueError, match="a name is of letters"):
+        lm.runtime.submit(len, b"x", name="no name", home=home.path, start=False)
+    assert [*(home.path / "calls").iterdir()] == []
+    # Of a container that runs as a number.
+    monkeypatch.setattr(client.getpass, "getuser", lambda: {}["no such user"])
+    job = lm.runtime.submit(len, b"x" * 100_000, name="long", home=home.path, start=False)
+    assert job.job.spec.user == str(os.getuid())
+    (file,) = (home.path / "calls").iterdir()
+    engine()
+    assert job.result(timeout=60) == 100_000
+    assert not file.exists()
+    # A run whose keeper was killed when it was through, and whose status nobody knows, is not one that has failed.
+    monkeypatch.setenv("LLMASOS_JOB_FOLDER", str(job.folder))
+    call.main(str(file))
+    (job.folder / "result").unlink()
+    with pytest.raises(FileNotFoundError):
+        call.main(str(file))
 
 
 def test_names_are_made_of_what_is_there(home, tmp_path, monkeypatch):

@@ -4,12 +4,14 @@ import contextlib
 import dataclasses
 import multiprocessing
 import os
+import pathlib
 import signal
 import sqlite3
 
 import pytest
 from runtime_jobs import spec
 
+from llmasos_xla.runtime.home import Home
 from llmasos_xla.runtime.jobs import ENDED, Spec
 from llmasos_xla.runtime.store import Store
 
@@ -126,6 +128,24 @@ def test_numbers_that_no_job_has(unchecked, store):
     with pytest.raises(ValueError, match="a priority is a whole number"):
         store.prioritize(1, 10**40)
     assert store.job("01").spec.priority == 0
+
+
+def test_environments_are_for_the_user_alone(tmp_path, monkeypatch):
+    """In a folder that everybody may read, too."""
+    before = os.umask(0o022)
+    try:
+        home = Home(tmp_path).make()
+        store = Store(home.store)
+        store.submit(spec("true", environment={"PASSWORD": "x"}))
+    finally:
+        os.umask(before)
+    found = [*tmp_path.glob("jobs.sqlite*"), tmp_path / "jobs"]
+    assert len(found) == 4
+    assert [path for path in found if path.stat().st_mode & 0o077] == []
+    store.close()
+    monkeypatch.setenv("LLMASOS_HOME", "")
+    monkeypatch.setenv("XDG_STATE_HOME", "/of/mine")
+    assert Home().path == pathlib.Path("/of/mine/llmasos")
 
 
 def test_what_cannot_be_opened(tmp_path):

@@ -298,6 +298,7 @@ def test_up_tells_where_it_is(home, engine):
         assert done.returncode == 2
         assert f"port {port} on 127.0.0.1 is in use" in done.stderr
         assert service.running(home) is None
+    assert "up: a port is within 0 and 65535, 99999 came" in shell("up", "--port", "99999").stderr
     done = shell("up", "--devices", "2", "--port", str(port))
     assert f"its page: http://127.0.0.1:{port}/#token={home.token.read_text()}\n" in done.stdout
     assert done.stdout.splitlines()[1] == shell("up").stdout.splitlines()[1]
