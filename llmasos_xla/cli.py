@@ -199,6 +199,9 @@ def _add_queue(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--ray", metavar="ADDRESS", help="run jobs on a Ray cluster: its address, or auto for the one here"
     )
     parser.add_argument("--least-run", type=float, metavar="S", help="that a job runs before it may have to make room")
+    parser.add_argument(
+        "--share", action="store_true", help="let jobs share a GPU of this machine, if their bytes fit it"
+    )
     parser.add_argument("--host", help="the address that its page is at; 127.0.0.1, this machine alone, if not said")
     parser.add_argument("--port", type=int, help="of its page; a free one if not said")
     parser.add_argument("--no-page", action="store_true", help="have no page")

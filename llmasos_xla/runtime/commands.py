@@ -51,7 +51,9 @@ def _options(chosen: argparse.Namespace) -> list[str]:
     for name in ("devices", "memory", "least_run", "ray", "host", "port", "cores"):
         if (value := getattr(chosen, name)) is not None:
             options += [f"--{name.replace('_', '-')}", str(value)]
-    for name in ("no_page", "slurm", "gpus"):
+    if chosen.share and (chosen.slurm or chosen.ray is not None):
+        raise ValueError("up: --share is about GPUs of this machine; Slurm and Ray share their own")
+    for name in ("no_page", "share", "slurm", "gpus"):
         options += [f"--{name.replace('_', '-')}"] * getattr(chosen, name)
     return options + [f"--sbatch={option}" for option in chosen.sbatch]
 

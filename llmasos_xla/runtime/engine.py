@@ -56,7 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(error, file=sys.stderr)
             return 1
         nodes = launcher.capacity()
-        rules = Rules() if options.least_run is None else Rules(least_run=options.least_run)
+        least = {} if options.least_run is None else {"least_run": options.least_run}
+        rules = Rules(sharing=options.share, **least)
         about = {
             "pid": os.getpid(),
             "born": born(os.getpid()),
@@ -128,7 +129,7 @@ def _launcher(options: argparse.Namespace, home: Home, store: Store) -> Launcher
         from llmasos_xla.runtime.launchers.ray import Ray
 
         return Ray(home, options.ray, alone=options.alone)
-    return Local(home, this_machine(options.devices, options.memory), alone=options.alone)
+    return Local(home, this_machine(options.devices, options.memory), alone=options.alone, sharing=options.share)
 
 
 def this_machine(devices: int | None = None, memory: int | None = None) -> Node:
@@ -188,6 +189,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--memory", type=int, help="bytes of it that jobs may have")
     parser.add_argument("--ray", metavar="ADDRESS", help="of a Ray cluster whose machines are used instead of this one")
     parser.add_argument("--least-run", type=float, help="seconds that a job runs before it may have to make room")
+    parser.add_argument("--share", action="store_true", help="jobs whose bytes are known may share a GPU")
     parser.add_argument("--slurm", action="store_true", help="Slurm's nodes instead of this machine")
     parser.add_argument("--cores", type=int, default=1, help="of each device there")
     parser.add_argument("--gpus", action="store_true", help="devices there are GPUs")

@@ -7,7 +7,7 @@ from llmasos_xla.energy.figures import UnavailableError
 from llmasos_xla.energy.nvml import Nvml
 from llmasos_xla.sharding.processes.preflight import gpu_count
 
-_UNKNOWN_BYTES = 1 << 50
+UNKNOWN_SIZE = 1 << 50
 """The memory of a GPU where nobody tells it: more than any has, so that nothing is kept out."""
 
 
@@ -68,4 +68,4 @@ def gpu_memory() -> tuple[int, ...]:
     told = gpus.read()
     gpus.close()
     found = [told[f"gpu{number}_memory_total"] for number in range(len(gpus.names))] or [math.nan] * gpu_count()
-    return tuple(_UNKNOWN_BYTES if math.isnan(count) else int(count) for count in found)
+    return tuple(UNKNOWN_SIZE if math.isnan(count) else int(count) for count in found)

@@ -42,6 +42,19 @@ def node_bytes(whole: int, places: Sequence[Place], node: Node) -> int:
     return -(-whole * here // max(len(places), 1))
 
 
+def together(gangs: Iterable[tuple[Job, Sequence[Place]]], nodes: Sequence[Node]) -> bool:
+    """Whether these jobs can share the devices on which they meet: their bytes are known, and fit there together."""
+    room = {(node.name, number): bytes_ for node in nodes for number, bytes_ in enumerate(node.devices)}
+    taken: dict[Place, list[int | None]] = {}
+    for job, places in gangs:
+        for place in places:
+            taken.setdefault(place, []).append(device_bytes(job, (len(places),)).get(len(places)))
+    return all(
+        len(bytes_) == 1 or (None not in bytes_ and sum(each or 0 for each in bytes_) <= room.get(place, 0))
+        for place, bytes_ in taken.items()
+    )
+
+
 def bounded(claims: Sequence[Claim], nodes: Sequence[Node]) -> list[Claim]:
     """Claims of jobs that hold on to what they have, with no more bytes than their nodes have in all.
 

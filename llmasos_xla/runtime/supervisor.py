@@ -19,7 +19,7 @@ from llmasos_xla.runtime.jobs import ON_DEVICES, Job, Place
 from llmasos_xla.runtime.launchers.holding import read_held
 from llmasos_xla.runtime.launchers.local import new_token
 from llmasos_xla.runtime.launchers.protocol import LOST, TAKEN, Attempt, Launcher, Queueing
-from llmasos_xla.runtime.needs import bounded, device_bytes, excess, host_bytes, node_bytes
+from llmasos_xla.runtime.needs import bounded, device_bytes, excess, host_bytes, node_bytes, together
 from llmasos_xla.runtime.planner import plan
 from llmasos_xla.runtime.store import Store
 
@@ -336,9 +336,9 @@ class Supervisor:
 
     def _fits(self, job: Job, places: tuple[Place, ...], taken: list[Job], nodes: Any) -> bool:
         """Whether these devices, and the memory, are free by now."""
-        occupied = {place for other in taken for place in other.places}
-        if occupied & set(places):
-            return self._rules.sharing and not self._crowded(job, places, taken, nodes)
+        beside = [other for other in taken if set(other.places) & set(places)]
+        if beside and not (self._rules.sharing and together([(job, places), *((o, o.places) for o in beside)], nodes)):
+            return False
         return not self._crowded(job, places, taken, nodes)
 
     def _crowded(self, job: Job, places: tuple[Place, ...], taken: list[Job], nodes: Any) -> bool:
@@ -373,7 +373,8 @@ class Supervisor:
             self._launcher.drain(self._attempt(job), job.handle)
 
     def _attempt(self, job: Job) -> Attempt:
-        return Attempt(job.number, job.token or "", job.spec, job.places, self._home.job(job.number))
+        own = device_bytes(job, (len(job.places),)).get(len(job.places)) if self._rules.sharing else None
+        return Attempt(job.number, job.token or "", job.spec, job.places, self._home.job(job.number), own)
 
     def _progress(self, job: Job) -> Any:
         return self._home.job(job.number) / f"{job.token}"

@@ -21,6 +21,8 @@ from llmasos_xla.training.report import Quiet
 _SECONDS, _LOOK_SECONDS = 0.25, 0.02
 # For batches under way, validation, and what the allocator does not give back.
 _MARGIN = 1.15
+# What a process takes of a GPU before any array: CUDA's context, code of libraries. As is usual; not measured here.
+_CONTEXT = 600 << 20
 
 
 def teller(saves: bool) -> tuple[Quiet, ...]:
@@ -56,7 +58,7 @@ def need_of(program: CompileRecord, saves: bool) -> Need:
     if jax.default_backend() == "cpu":
         return Need(int((_resident() + devices * program.temporary_bytes + copy) * _MARGIN), 0)
     device = program.argument_bytes + program.temporary_bytes
-    return Need(int((_resident() + copy) * _MARGIN), int(device * _MARGIN))
+    return Need(int((_resident() + copy) * _MARGIN), int(device * _MARGIN) + _CONTEXT)
 
 
 def _resident() -> int:

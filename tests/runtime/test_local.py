@@ -84,6 +84,18 @@ def test_gpus_are_called_as_the_engine_sees_them(home, attempt, monkeypatch, see
     assert log(one) == f"{given}:\n"
 
 
+@pytest.mark.parametrize(
+    ("sharing", "bytes_", "told"), [(False, 20 << 30, ":"), (True, None, "false:"), (True, 20 << 30, "false:0.2500")]
+)
+def test_a_job_that_shares_a_gpu_takes_its_part(home, attempt, monkeypatch, sharing, bytes_, told):
+    for name in ("PREALLOCATE", "MEM_FRACTION"):
+        monkeypatch.delenv(f"XLA_PYTHON_CLIENT_{name}", raising=False)
+    launcher = Local(home, Node("local", (80 << 30,), 1 << 30), sharing=sharing)
+    one = attempt("echo $XLA_PYTHON_CLIENT_PREALLOCATE:$XLA_PYTHON_CLIENT_MEM_FRACTION")._replace(device_bytes=bytes_)
+    assert ended(launcher, one, launcher.start(one)) == 0
+    assert log(one) == f"{told}\n"
+
+
 def test_its_variables_are_its_own(launcher, attempt, monkeypatch):
     """Not the engine's, nor what the fit was told that had submitted it."""
     monkeypatch.setenv("PYTHONPATH", "/of/the/engine")

@@ -11,7 +11,7 @@ from runtime_jobs import spec, wait_until
 import llmasos_xla as lm
 from llmasos_xla.runtime.claims import Claim, Node
 from llmasos_xla.runtime.launchers.holding import Holding, held_bytes, read_held
-from llmasos_xla.runtime.needs import UNKNOWN_BYTES, bounded, device_bytes, excess, host_bytes, node_bytes
+from llmasos_xla.runtime.needs import UNKNOWN_BYTES, bounded, device_bytes, excess, host_bytes, node_bytes, together
 from llmasos_xla.runtime.store import Store
 
 MiB = 1 << 20
@@ -63,6 +63,18 @@ def test_whoever_is_furthest_beyond_its_word_goes(job):
     # Another node's jobs have nothing to do with it.
     away = dataclasses.replace(other, places=(("m", 0),))
     assert excess([(job, 600, 400), (away, 500, 100)], (*nodes, Node("m", (0,), 1000))) is None
+
+
+def test_who_can_share_devices(job):
+    nodes = (Node("n", (10, 10, 10), 1000),)
+    one = dataclasses.replace(job, need={"device": {"2": 6}})
+    other = dataclasses.replace(job, number=2, need={"device": {"2": 4}})
+    both = [(one, (("n", 0), ("n", 1))), (other, (("n", 1), ("n", 2)))]
+    assert together(both, nodes)
+    assert not together([*both, (other, (("n", 1), ("n", 2)))], nodes)
+    # Whose bytes nobody knows has its devices alone.
+    assert not together([both[0], (job, (("n", 1),))], nodes)
+    assert together([both[0], (job, (("n", 2),))], nodes)
 
 
 def test_who_stays_has_its_devices_whatever_it_holds():

@@ -165,6 +165,10 @@ def test_from_a_shell(home, engine, tmp_path):
         ),
         (["up", "--ray", "auto", "--devices", "4"], "up: --devices and --memory are of this machine; with --ray"),
         (["up", "--ray", "auto", "--slurm"], "up: one of --local, --slurm and --ray"),
+        (
+            ["up", "--ray", "auto", "--share"],
+            "up: --share is about GPUs of this machine; Slurm and Ray share their own",
+        ),
         (["up", "--cores", "2"], "up: --cores, --gpus and --sbatch are about Slurm; say --slurm, too"),
         (["cancel", "nobody"], "cancel: jobs: unknown job 'nobody'"),
         (["logs", "1"], "logs: jobs: unknown job '1'"),

@@ -18,7 +18,7 @@ class Stage:
     def __init__(self, devices=4, memory=8 * GiB):
         self.nodes = (Node("n", (0,) * devices, memory),)
         self.live, self.over, self.drained = {}, {}, []
-        self.refuses = False
+        self.refuses = self.shares = False
 
     def capacity(self):
         return self.nodes
@@ -28,7 +28,7 @@ class Stage:
             raise OSError("no more processes")
         assert attempt.job not in {each.job for each in self.live.values()}
         used = {place for each in self.live.values() for place in each.places}
-        assert not used & set(attempt.places)
+        assert self.shares or not used & set(attempt.places)
         self.live[attempt.token] = attempt
         return attempt.token
 
@@ -107,6 +107,17 @@ def test_a_look_without_planning_plans_where_it_finds_a_change(store, stage, mak
     stage.end(1, 0)
     supervisor.tick(planning=False)
     assert states(store) == ["done", "running"]
+
+
+def test_jobs_share_a_gpu_where_their_bytes_fit(store, stage, make):
+    """Both have been seen to need 30 of its 80 GiB; a third that needs 30 more has to wait."""
+    stage.nodes, stage.shares = (Node("n", (80 * GiB,), 64 * GiB),), True
+    for _ in range(3):
+        job = store.submit(spec("x"))
+        store.change(job, need={"host": {"1": GiB}, "device": {"1": 30 * GiB}})
+    make(sharing=True).tick()
+    assert states(store) == ["running", "running", "queued"]
+    assert {attempt.device_bytes for attempt in stage.live.values()} == {30 * GiB}
 
 
 def test_one_makes_room_and_gets_it_back(store, stage, make, clock):

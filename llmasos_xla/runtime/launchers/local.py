@@ -14,6 +14,7 @@ from typing import Any, final
 
 from llmasos_xla.progress import ASKED, VARIABLE
 from llmasos_xla.runtime.claims import Node
+from llmasos_xla.runtime.gpus import UNKNOWN_SIZE
 from llmasos_xla.runtime.home import Home
 from llmasos_xla.runtime.launchers.keeper import TOKEN, born, lives, write
 from llmasos_xla.runtime.launchers.protocol import LOST, Attempt
@@ -32,10 +33,11 @@ class Local:
         home: where jobs have their folders.
         node: the machine, its devices and memory.
         alone: seconds without an engine after which a job saves and ends.
+        sharing: whether jobs may have to share a GPU; then JAX takes of it what it uses, and not most of it ahead.
     """
 
-    def __init__(self, home: Home, node: Node, *, alone: float = ALONE_SECONDS):
-        self._home, self._node, self._alone = home, node, alone
+    def __init__(self, home: Home, node: Node, *, alone: float = ALONE_SECONDS, sharing: bool = False):
+        self._home, self._node, self._alone, self._sharing = home, node, alone, sharing
         self._gpus = any(node.devices)
         self._cores = shares(len(node.devices))
 
@@ -47,13 +49,16 @@ class Local:
         """As `Launcher` has it."""
         attempt.folder.mkdir(parents=True, exist_ok=True)
         numbers = sorted(device for _, device in attempt.places)
+        environment = variables(attempt, self._home, _names(numbers) if self._gpus else None)
+        if self._gpus and self._sharing:
+            environment |= _share(attempt, min(self._node.devices[n] for n in numbers))
         order = {
             "engine": str(self._home.lock),
             "alone": self._alone,
             "grace": attempt.spec.grace,
             "command": command_of(attempt),
             "folder": attempt.spec.folder,
-            "environment": variables(attempt, self._home, _names(numbers) if self._gpus else None),
+            "environment": environment,
             "cpus": [] if self._gpus else sorted(set().union(*(self._cores[n] for n in numbers))),
         }
         (attempt.folder / f"{attempt.token}.order").write_text(json.dumps(order))
@@ -112,6 +117,14 @@ def _names(gpus: Sequence[int]) -> list[str]:
     """What CUDA calls some of the GPUs that this process sees."""
     seen = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     return [seen[number] if seen else str(number) for number in gpus]
+
+
+def _share(attempt: Attempt, device: int) -> dict[str, str]:
+    """Keeps JAX from taking most of a GPU of so many bytes ahead, and from more than its share, once that is known."""
+    found = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    if attempt.device_bytes is not None and device != UNKNOWN_SIZE:
+        found["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{min(attempt.device_bytes / device, 1.0):.4f}"
+    return found
 
 
 def variables(attempt: Attempt, home: Home, gpus: Sequence[str] | None) -> dict[str, str]:

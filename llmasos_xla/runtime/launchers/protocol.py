@@ -23,6 +23,8 @@ class Attempt(NamedTuple):
     places: tuple[Place, ...]
     folder: pathlib.Path
     """The job's own."""
+    device_bytes: int | None = None
+    """What it may take of each device, where it may have to share them; None: all."""
 
 
 @runtime_checkable
