@@ -18,7 +18,7 @@ def main(path: str) -> None:
     # Written by `submit`, in a folder of this user alone.
     function, arguments = pickle.loads(pathlib.Path(path).read_bytes())
     result = function(*arguments)
-    if _is_first():
+    if is_first():
         import cloudpickle
 
         beside = folder / "result.new"
@@ -28,7 +28,7 @@ def main(path: str) -> None:
             os.unlink(path)
 
 
-def _is_first() -> bool:
+def is_first() -> bool:
     """Whether this is the one process of the job, or the first of those that were launched."""
     if os.environ["LLMASOS_JOB_LAYOUT"] == "devices":
         return True

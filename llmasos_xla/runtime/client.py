@@ -17,6 +17,7 @@ from typing import Any, SupportsFloat, SupportsIndex, cast
 
 from llmasos_xla import progress
 from llmasos_xla.errors import missing_package
+from llmasos_xla.runtime.call import is_first
 from llmasos_xla.runtime.home import Home
 from llmasos_xla.runtime.jobs import LONGEST_NAME, Job, Layout, Spec, State
 from llmasos_xla.runtime.store import Event, Store
@@ -290,7 +291,7 @@ def report(step: SupportsIndex, value: SupportsFloat | Mapping[str, SupportsFloa
     if isinstance(step, bool) or not hasattr(step, "__index__") or operator.index(step) < 0:
         raise ValueError(f"report: a step is a whole number from 0 up, {step!r} came")
     beginning = os.environ.get(progress.VARIABLE)
-    if beginning and os.environ.get("RANK", "0") == "0":
+    if beginning and is_first():
         progress.report(beginning, progress.Report(operator.index(step), told, time.time()))
 
 

@@ -8,14 +8,15 @@ is there from the moment that the job is, and a job without a trial, or a trial 
 import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, final
 
 from llmasos_xla.errors import unknown
 from llmasos_xla.progress import VALUE, Report, Reports
 from llmasos_xla.runtime.client import Submitted
 from llmasos_xla.runtime.home import Home
-from llmasos_xla.runtime.jobs import STATES, Job
+from llmasos_xla.runtime.jobs import Job
+from llmasos_xla.runtime.service import running
 from llmasos_xla.runtime.space import optuna, suggested
 from llmasos_xla.runtime.store import Store
 from llmasos_xla.training.interrupt import deferred_interrupt
@@ -23,6 +24,7 @@ from llmasos_xla.training.interrupt import deferred_interrupt
 VARIABLE = "LLMASOS_TRIAL"
 """In the environment of a trial's job: study, trial, and how often it was begun, with a colon between them."""
 _LOOK_SECONDS = 0.05
+_ENGINE_SECONDS = 5.0
 # What a job gets beyond its own grace to be gone after Ctrl-C.
 _PATIENCE_SECONDS = 10.0
 
@@ -67,35 +69,49 @@ class Search:
         self._metric, self._trials, self._at_once, self._seed, self._say = metric, trials, at_once, seed, say
         self._states = optuna().trial.TrialState
         self._going: list[_Trial] = []
+        self._store = Store(home.store)
         # Samplers of grids call this when they are through; optuna's own is for its own loop alone.
         self._study.stop = self._stop
         self._stopped = False
+        self._count = sum(trial.state != self._states.WAITING for trial in study.get_trials(deepcopy=False))
+        self._looked_for_engine = time.monotonic()
+        self._alone = False
 
     def _stop(self) -> None:
         self._stopped = True
 
     def run(self) -> None:
         """Until all trials have ended. Interrupted, it cancels the jobs of those that have not, and raises."""
-        try:
-            # Not anywhere: within a callback of the interpreter's own it would be lost.
-            with deferred_interrupt() as interrupted:
-                self._go_on()
-                while not interrupted():
-                    for each in list(self._going):
-                        self._look(each)
-                    while len(self._going) < self._at_once and len(self._all()) < self._trials and not self._stopped:
-                        self._begin(self._ask(), 0)
-                    if not self._going:
-                        return
-                    time.sleep(_LOOK_SECONDS)
-            raise KeyboardInterrupt
-        except BaseException:
-            self._interrupt()
-            raise
+        with contextlib.closing(self._store):
+            try:
+                # Not anywhere: within a callback of the interpreter's own Ctrl-C would be lost.
+                with deferred_interrupt() as interrupted:
+                    self._go_on()
+                    while not (through := self._step()) and not interrupted():
+                        time.sleep(_LOOK_SECONDS)
+                if not through or interrupted():
+                    raise KeyboardInterrupt
+            except BaseException:
+                self._interrupt()
+                raise
 
-    def _all(self) -> Sequence[Any]:
-        waiting = self._states.WAITING
-        return [trial for trial in self._study.get_trials(deepcopy=False) if trial.state != waiting]
+    def _step(self) -> bool:
+        """One look at all that is under way; whether all trials have ended."""
+        for each in list(self._going):
+            self._look(each)
+        while len(self._going) < self._at_once and self._count < self._trials and not self._stopped:
+            self._begin(self._ask(), 0)
+        self._miss_engine()
+        return not self._going
+
+    def _miss_engine(self) -> None:
+        """Says so where jobs wait for an engine that somebody has ended: he, and not a search, has it come back."""
+        if time.monotonic() > self._looked_for_engine + _ENGINE_SECONDS:
+            self._looked_for_engine = time.monotonic()
+            alone = running(self._home) is None
+            if alone and not self._alone:
+                self._say("no engine runs; the search goes on when `llmasos up` has started one")
+            self._alone = alone
 
     def _running(self) -> list[Any]:
         """The trials without an end, as optuna's objects that can be told something."""
@@ -110,7 +126,9 @@ class Search:
             number = len(self._study.get_trials(deepcopy=False))
             seed = int(np.random.SeedSequence((self._seed, number)).generate_state(1)[0])
             self._study.sampler = optuna().samplers.TPESampler(seed=seed)
-        return self._study.ask()
+        trial = self._study.ask()
+        self._count += 1
+        return trial
 
     def _name(self, trial: Any) -> str:
         return f"{self._study.study_name}-{trial.number}"
@@ -128,9 +146,8 @@ class Search:
 
     def _jobs(self) -> dict[str, Job]:
         """All jobs of trials, by key. One that a trial's job has submitted bears the same, but came later."""
-        with contextlib.closing(Store(self._home.store)) as store:
-            found = reversed(store.jobs(STATES))
-            return {mark: job for job in found if (mark := job.spec.environment.get(VARIABLE)) is not None}
+        found = reversed(self._store.jobs())
+        return {mark: job for job in found if (mark := job.spec.environment.get(VARIABLE)) is not None}
 
     def _go_on(self) -> None:
         """Takes on the trials that an earlier call has left without an end."""
@@ -153,7 +170,7 @@ class Search:
 
     def _look(self, each: "_Trial") -> None:
         # The job first: what it reported before it ended is there then.
-        job = each.job.job
+        job = self._store.job(each.job.number)
         for told in each.reports.new():
             self._hear(each, told)
         if job.ended:
@@ -241,15 +258,14 @@ class Search:
             if job is not None and not job.ended:
                 if "pruned" not in trial.user_attrs:
                     trial.set_user_attr("interrupted", begun)
-                left.append(Submitted(job.number, self._home))
+                left.append(job)
         for job in left:
-            job.cancel()
-        grace = max((job.job.spec.grace for job in left), default=0.0)
-        deadline = time.monotonic() + grace + _PATIENCE_SECONDS
-        while any(not job.job.ended for job in left) and time.monotonic() < deadline:
-            time.sleep(_LOOK_SECONDS)
+            self._store.ask(job.number, "cancel")
         if left:
             self._say(f"interrupted; {len(left)} trials are cancelled, and the same call begins them anew")
+        deadline = time.monotonic() + max((job.spec.grace for job in left), default=0.0) + _PATIENCE_SECONDS
+        while any(not self._store.job(job.number).ended for job in left) and time.monotonic() < deadline:
+            time.sleep(_LOOK_SECONDS)
 
 
 @final

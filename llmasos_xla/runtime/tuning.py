@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import functools
 import inspect
 import os
 import pathlib
@@ -166,11 +165,11 @@ def tune(
         ended = sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
         if ended:
             say(f"going on with {called!r}: {ended} of {trials} trials have ended")
-        start = _starting(objective, place, options)
         given = None if sampler is not None else seed
-        Search(
-            study, key, found, start, place, metric=metric, trials=trials, at_once=at_once, seed=given, say=say
-        ).run()
+        with _starting(objective, place, options) as start:
+            Search(
+                study, key, found, start, place, metric=metric, trials=trials, at_once=at_once, seed=given, say=say
+            ).run()
         result = Study(study)
     _refuse_all_failed(result, place)
     return result
@@ -218,22 +217,23 @@ def _check(
         )
 
 
-def _starting(objective: Any, home: Home, options: Mapping[str, Any]) -> Callable[..., Submitted]:
-    """Submits a trial's job."""
+@contextlib.contextmanager
+def _starting(objective: Any, home: Home, options: Mapping[str, Any]) -> Iterator[Callable[..., Submitted]]:
+    """Gives what submits a trial's job. A function is written down once for all of them: there may be data in it."""
     given = dict(options.get("environment") or {})
     rest = {name: value for name, value in options.items() if name != "environment"}
-
-    @functools.cache
-    def path() -> str:
-        return str(kept(objective, (), home))
+    path = kept(objective, (), home) if callable(objective) else None
 
     def start(name: str, parameters: Mapping[str, Any], environment: Mapping[str, str]) -> Submitted:
         own: dict[str, Any] = {"name": name, "environment": {**given, **environment}, **rest}
-        if callable(objective):
-            return submit(Objective(path(), dict(parameters)), **own)
+        if path is not None:
+            return submit(Objective(str(path), dict(parameters)), **own)
         return submit(objective, *(f for n, value in parameters.items() for f in (f"--{n}", value)), **own)
 
-    return start
+    yield start
+    # All trials have ended. After an error jobs may be left that read it.
+    if path is not None:
+        path.unlink()
 
 
 @contextlib.contextmanager

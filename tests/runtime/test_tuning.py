@@ -1,6 +1,7 @@
 """Searches by a real queue, with functions that take no time; interrupted, killed, failing."""
 
 import concurrent.futures
+import contextlib
 import fcntl
 import os
 import signal
@@ -37,8 +38,10 @@ def lines(path):
 
 def test_trials_are_jobs(home, engine, capsys):
     engine()
+    data = np.ones(1 << 20, np.uint8)
 
     def objective(x, kind, width):
+        assert data.all()
         return np.float32((x - 0.25) ** 2 + (kind == "b") + width)
 
     space = {"x": uniform(0.0, 1.0), "kind": ["a", "b"], "width": lm.runtime.integers(1, 3)}
@@ -58,6 +61,8 @@ def test_trials_are_jobs(home, engine, capsys):
     assert {job.spec.name for job in found} == {f"parabola-{number}" for number in range(6)}
     assert {(job.spec.priority, job.spec.grace, job.spec.retries) for job in found} == {(2, 5, 0)}
     assert study.optuna.best_value == best.value
+    # Data are written down once for all trials, and for as long as they run.
+    assert sum(file.stat().st_size for file in (home.path / "calls").iterdir()) < data.nbytes
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 6
     assert sum("the best so far" in line for line in said) >= 1
@@ -178,7 +183,7 @@ SEARCH = """
 import sys, time
 import llmasos_xla as lm
 
-home, lines, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
+home, lines, seconds, trials = sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4])
 
 def objective(x):
     with open(lines, "a") as file:
@@ -190,7 +195,7 @@ def objective(x):
     return x
 
 study = lm.runtime.tune(
-    objective, {"x": lm.runtime.uniform(0.0, 1.0)}, trials=4, at_once=2, name="cut", grace=5, home=home)
+    objective, {"x": lm.runtime.uniform(0.0, 1.0)}, trials=trials, at_once=2, name="cut", grace=5, home=home)
 print(study)
 """
 
@@ -202,9 +207,11 @@ def searching(home, engine, tmp_path):
     script.write_text(SEARCH)
     processes = []
 
-    def start(seconds):
+    def start(seconds, trials=4):
         processes.append(
-            subprocess.Popen([sys.executable, script, home.path, told, str(seconds)], text=True, stdout=subprocess.PIPE)
+            subprocess.Popen(
+                [sys.executable, script, home.path, told, str(seconds), str(trials)], text=True, stdout=subprocess.PIPE
+            )
         )
         return processes[-1], told
 
@@ -227,6 +234,28 @@ def test_killed_it_goes_on_and_nothing_is_run_twice(home, searching):
     assert len({line for line in said if line.startswith("begun")}) == 4
     assert len(said) == len(set(said)) == 8
     assert len(jobs(home)) == 4
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_each_trial_is_through_once(home, searching):
+    rng = np.random.default_rng(0)
+    for _ in range(12):
+        process, told = searching(0.3, 24)
+        # Some moment from the start of the loop on, which takes about a second to come to.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=rng.uniform(0.7, 2.0))
+        process.kill()
+        process.wait()
+    last, told = searching(0.0, 24)
+    last.communicate(timeout=60)
+    study = tune(lambda x: x, {"x": uniform(0.0, 1.0)}, trials=24, name="cut", home=home.path, verbose=0)
+    states = [trial.state for trial in study.trials]
+    assert len(states) == len(jobs(home)) == 24
+    assert set(states) == {"complete", "pruned"}
+    said = lines(told)
+    assert len(said) == len(set(said))
+    assert {f"through-{trial.params['x']}" for trial in study.trials if trial.state == "complete"} <= set(said)
+    assert not any(marked(job.token) for job in jobs(home))
 
 
 def test_killed_between_asking_and_submitting(home, engine, monkeypatch):
@@ -302,6 +331,46 @@ def test_a_fit_reports_by_itself(home, engine):
     assert len(told) == 2
     assert trial.reports == dict(enumerate(told))
     assert trial.value == told[-1]
+
+
+@pytest.mark.slow
+def test_a_trial_that_makes_room_goes_on_and_so_do_its_reports(home, engine):
+    engine()
+
+    def objective(units):
+        rng = np.random.default_rng(0)
+        x = rng.normal(size=(64, 4)).astype("float32")
+        y = (x[:, 0] > 0).astype("int32")
+        model = lm.Sequential([lm.layers.Dense(units, activation="relu"), lm.layers.Dense(2, activation="softmax")])
+        model.compile("adam", "sparse_categorical_crossentropy")
+        history = model.fit(
+            x,
+            y,
+            epochs=12,
+            batch_size=32,
+            checkpoint=lm.runtime.here().folder / "fit",
+            resume=True,
+            callbacks=[lambda event: time.sleep(0.2)],
+        )
+        print("told", *history.history["loss"])
+
+    def make_room():
+        reports = progress.Reports(home.job(1))
+        wait_until(lambda: any(told.step >= 2 for told in reports.new()))
+        store = Store(home.store)
+        store.ask(1, "drain")
+        store.close()
+
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        made = threads.submit(make_room)
+        study = tune(objective, {"units": [3]}, trials=1, name="fit", metric="loss", home=home.path)
+        made.result()
+    (trial,) = study.trials
+    (job,) = jobs(home)
+    assert (job.attempt, job.failures) == (2, 0)
+    told = lm.runtime.Submitted(1, home).logs().rpartition("told ")[2].split()
+    assert trial.reports == dict(enumerate(map(float, told)))
+    assert len(told) == 12
 
 
 def test_a_script_gets_its_parameters_as_options(home, engine, tmp_path):
@@ -406,6 +475,7 @@ def test_without_optuna_it_says_what_to_install(monkeypatch):
 def test_reports_of_all_attempts_each_once(tmp_path, monkeypatch):
     reports = progress.Reports(tmp_path)
     assert reports.new() == []
+    monkeypatch.setenv("LLMASOS_JOB_LAYOUT", "devices")
     monkeypatch.setenv(progress.VARIABLE, str(tmp_path / "a"))
     lm.runtime.report(np.int32(0), np.float32(1.5))
     monkeypatch.setenv(progress.VARIABLE, str(tmp_path / "b"))
@@ -422,9 +492,10 @@ def test_reports_of_all_attempts_each_once(tmp_path, monkeypatch):
     assert [told.values for told in reports.new()] == [{"loss": 3.0}]
     assert reports.new() == []
     # Ranks other than the first, and what no queue runs, tell nothing.
-    monkeypatch.setenv("RANK", "1")
-    lm.runtime.report(3, 1.0)
-    monkeypatch.delenv("RANK")
+    with monkeypatch.context() as second:
+        second.setenv("LLMASOS_JOB_LAYOUT", "processes")
+        second.setattr("jax.process_index", lambda: 1)
+        lm.runtime.report(3, 1.0)
     monkeypatch.delenv(progress.VARIABLE)
     lm.runtime.report(3, 1.0)
     assert reports.new() == []
