@@ -219,14 +219,6 @@ def _add_queue(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         usage="llmasos submit [options] (SCRIPT.py | COMMAND) [its arguments]",
     )
     parser.add_argument("--name", help="what it is called; the script's name if not said")
-    parser.add_argument("--priority", type=int, default=0, help="larger goes first (0)")
-    parser.add_argument(
-        "--devices", type=queue.devices, default=(1, 1), metavar="N|A-B", help="how many it can use (1)"
-    )
-    parser.add_argument("--sizes", type=queue.sizes, default=(), metavar="N,N", help="that it can run on, if not all")
-    parser.add_argument("--processes", action="store_true", help="a process a device, by `llmasos launch`")
-    parser.add_argument("--memory", type=queue.size, help="bytes that it needs, such as 2G; measured if not said")
-    parser.add_argument("--retries", type=int, default=3, help="how often it may fail (3)")
     parser.add_argument(
         "--after", action="append", metavar="JOB", help="one that has to be done before; may come again"
     )
@@ -235,12 +227,31 @@ def _add_queue(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         action=argparse.BooleanOptionalAction,
         help="whether it may be ended for others and started again; once a fit in it saves itself, if not said",
     )
-    parser.add_argument("--grace", type=float, default=60.0, metavar="S", help="to save itself in (60)")
     parser.add_argument("--stuck-after", type=float, metavar="S", help="without a step: start it again")
-    parser.add_argument("what", help=argparse.SUPPRESS)
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    _add_job(parser, retries=3)
     parser.set_defaults(run=queue.submit)
-    _add_home(parser)
+    parser = commands.add_parser(
+        "tune",
+        help="search for a script's parameters, with a job for each try",
+        usage="llmasos tune --space NAME=RANGE ... --metric METRIC [options] SCRIPT.py [its arguments]",
+        description="Runs a script with --NAME VALUE for parameters that are searched for by what its fit tells after "
+        "each epoch. The same command goes on with a search of that name.",
+    )
+    parser.add_argument(
+        "--space",
+        action="append",
+        required=True,
+        metavar="NAME=RANGE",
+        help="'lr=loguniform(1e-4, 1e-1)', 'units=integers(8, 64)', 'rate=uniform(0, 0.5)' or kind=a,b; may come again",
+    )
+    parser.add_argument("--metric", required=True, help="what is compared, such as val_loss")
+    parser.add_argument("--maximize", action="store_true", help="the greatest is the best, not the least")
+    parser.add_argument("--trials", type=int, default=40, help="how many there shall be (40)")
+    parser.add_argument("--at-once", type=int, default=4, metavar="N", help="in the queue at a time (4)")
+    parser.add_argument("--seed", type=int, default=0, help="of the search (0)")
+    parser.add_argument("--name", help="of the search, and of its jobs, as name-0; a new one if not said")
+    _add_job(parser, retries=1)
+    parser.set_defaults(run=queue.tune)
     parser = commands.add_parser("queue", help="what jobs there are")
     parser.add_argument("--all", action="store_true", help="those that have ended, too")
     parser.add_argument("--json", action="store_true")
@@ -268,6 +279,24 @@ def _add_queue(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = commands.add_parser("down", help="end the engine; jobs save themselves and wait for the next")
     parser.add_argument("--timeout", type=float, default=120.0, metavar="S", help="to wait for them (120)")
     parser.set_defaults(run=queue.down)
+    _add_home(parser)
+
+
+def _add_job(parser: argparse.ArgumentParser, retries: int) -> None:
+    """What is run, and on what."""
+    from llmasos_xla.runtime import commands as queue
+
+    parser.add_argument("--priority", type=int, default=0, help="larger goes first (0)")
+    parser.add_argument(
+        "--devices", type=queue.devices, default=(1, 1), metavar="N|A-B", help="how many it can use (1)"
+    )
+    parser.add_argument("--sizes", type=queue.sizes, default=(), metavar="N,N", help="that it can run on, if not all")
+    parser.add_argument("--processes", action="store_true", help="a process a device, by `llmasos launch`")
+    parser.add_argument("--memory", type=queue.size, help="bytes that it needs, such as 2G; measured if not said")
+    parser.add_argument("--retries", type=int, default=retries, help=f"how often it may fail ({retries})")
+    parser.add_argument("--grace", type=float, default=60.0, metavar="S", help="to save itself in (60)")
+    parser.add_argument("what", help=argparse.SUPPRESS)
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     _add_home(parser)
 
 

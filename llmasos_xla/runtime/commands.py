@@ -1,4 +1,4 @@
-"""`llmasos up`, `submit`, `queue`, `top`, `logs`, `priority`, `cancel`, `down`: the queue from a shell."""
+"""`llmasos up`, `submit`, `tune`, `queue`, `top`, `logs`, `priority`, `cancel`, `down`: the queue from a shell."""
 
 import argparse
 import contextlib
@@ -82,6 +82,34 @@ def submit(chosen: argparse.Namespace) -> int:
         home=chosen.home,
     )
     print(f"job {job.number} {job.name}")
+    return 0
+
+
+def tune(chosen: argparse.Namespace) -> int:
+    """Searches for a script's parameters."""
+    from llmasos_xla.runtime.space import read
+    from llmasos_xla.runtime.tuning import tune
+
+    study = tune(
+        [chosen.what, *chosen.arguments],
+        dict(map(read, chosen.space)),
+        metric=chosen.metric,
+        direction="maximize" if chosen.maximize else "minimize",
+        trials=chosen.trials,
+        at_once=chosen.at_once,
+        name=chosen.name,
+        seed=chosen.seed,
+        priority=chosen.priority,
+        devices=chosen.devices,
+        sizes=chosen.sizes,
+        layout="processes" if chosen.processes else "devices",
+        memory=chosen.memory,
+        retries=chosen.retries,
+        grace=chosen.grace,
+        home=chosen.home,
+    )
+    found = " ".join(f"--{name} {value}" for name, value in study.best_params.items())
+    print(f"{study.name}: {study.best_value:.6g} by trial {study.best.number}: {found}")
     return 0
 
 

@@ -1,6 +1,8 @@
 """What a search may try: ranges and choices, a name each, as optuna's distributions."""
 
+import ast
 import importlib
+import inspect
 import json
 import math
 import numbers
@@ -105,6 +107,42 @@ def checked(space: Mapping[str, Any]) -> dict[str, Any]:
             raise TypeError(f"tune: {name!r} in the space is {_KINDS}; {what!r} came{hint}")
         found[name] = what
     return found
+
+
+def read(text: str) -> tuple[str, Any]:
+    """A name and what it may be, as a shell says it. Raises ValueError for what cannot be read.
+
+    >>> read("width=16,32,64"), read("rate=loguniform(1e-4, 1e-1)")[1].high
+    (('width', [16, 32, 64]), 0.1)
+    """
+    name, equals, what = (part.strip() for part in text.partition("="))
+    if not (name.isidentifier() and equals and what):
+        raise ValueError(f"tune: --space is NAME=RANGE or NAME=A,B,C, {text!r} came")
+    if "(" not in what:
+        return name, [_read_value(each.strip()) for each in what.split(",")]
+    ranges = {"uniform": uniform, "loguniform": loguniform, "integers": integers}
+    try:
+        call = ast.parse(what, mode="eval").body
+        if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in ranges):
+            raise ValueError(what)
+        given = [ast.literal_eval(argument) for argument in call.args]
+        named = {each.arg: ast.literal_eval(each.value) for each in call.keywords if each.arg is not None}
+        # What this refuses are the arguments, all of which are known.
+        inspect.signature(ranges[call.func.id]).bind(*given, **named)
+    except (SyntaxError, ValueError, TypeError):
+        raise ValueError(
+            f"tune: a range is uniform(0, 1), loguniform(1e-4, 1e-1) or integers(1, 8), {what!r} came for {name!r}"
+        ) from None
+    return name, ranges[call.func.id](*given, **named)
+
+
+def _read_value(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def as_json(space: Mapping[str, Any]) -> dict[str, Any]:

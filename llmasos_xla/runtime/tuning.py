@@ -7,7 +7,7 @@ import os
 import pathlib
 import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, final
 
 from llmasos_xla.errors import missing_package, unknown
@@ -101,7 +101,7 @@ class Study:
 
 
 def tune(
-    objective: Callable[..., Any] | str | os.PathLike,
+    objective: Callable[..., Any] | str | os.PathLike | Sequence[str],
     space: Mapping[str, Any],
     *,
     trials: int = 40,
@@ -129,7 +129,8 @@ def tune(
 
     Args:
         objective: a function of the parameters, which come by name. It returns a number; or nothing, and what it
-            reported last is its value. Or a script, which gets `--learning_rate 0.01` for each.
+            reported last is its value. Or a script, alone or in a list with its other arguments, which gets
+            `--learning_rate 0.01` for each.
         space: what each parameter may be: `uniform`, `loguniform`, `integers`, a list of choices, or a distribution
             of optuna's.
         trials: how many there shall be, those of earlier calls among them.
@@ -153,11 +154,10 @@ def tune(
     """
     found = checked(space)
     _check(objective, found, trials, at_once, direction, metric, name, job)
+    if not (seed is None or (isinstance(seed, int) and seed >= 0)):
+        raise ValueError(f"tune: a seed is a whole number from 0 up, or None, {seed!r} came")
     place = Home(home).make()
-    called = objective.__name__ if callable(objective) and hasattr(objective, "__name__") else "search"
-    if not callable(objective):
-        called = pathlib.Path(objective).stem
-    called = name or f"{re.sub(r'[^A-Za-z0-9._-]', '', called).strip('._-')[:60] or 'search'}-{secrets.token_hex(3)}"
+    called = name or f"{_called(objective)}-{secrets.token_hex(3)}"
     options = {"devices": devices, "priority": priority, "retries": retries, "home": place.path, **job}
     say = _say if verbose else _nothing
     with _alone(place, called), _study(place, storage, called, direction, sampler, pruner) as study:
@@ -208,13 +208,29 @@ def _check(
         except ValueError:
             # Some that are written in C do not tell what they take.
             pass
-    elif not isinstance(objective, str | os.PathLike) or not os.fspath(objective).endswith(".py"):
+    elif not (script := _script(objective)) or not script[0].endswith(".py"):
         raise TypeError(f"tune: an objective is a function, or a script whose name ends in .py; {objective!r} came")
     elif metric is None:
         raise ValueError(
             "tune: a script returns nothing; say by metric= what of that which its fit tells is compared, as "
             f"'val_loss', or {'value'!r} for what it reports without a name"
         )
+
+
+def _script(objective: Any) -> list[str]:
+    """A script and its arguments; empty for what is none."""
+    if isinstance(objective, str | os.PathLike):
+        return [os.fspath(objective)]
+    return list(map(str, objective)) if isinstance(objective, list | tuple) else []
+
+
+def _called(objective: Any) -> str:
+    """A name for the study."""
+    if callable(objective):
+        name = getattr(objective, "__name__", type(objective).__name__)
+    else:
+        name = pathlib.Path(_script(objective)[0]).stem
+    return re.sub(r"[^A-Za-z0-9._-]", "", name).strip("._-")[:60] or "search"
 
 
 @contextlib.contextmanager
@@ -228,7 +244,7 @@ def _starting(objective: Any, home: Home, options: Mapping[str, Any]) -> Iterato
         own: dict[str, Any] = {"name": name, "environment": {**given, **environment}, **rest}
         if path is not None:
             return submit(Objective(str(path), dict(parameters)), **own)
-        return submit(objective, *(f for n, value in parameters.items() for f in (f"--{n}", value)), **own)
+        return submit(_script(objective), *(f for n, value in parameters.items() for f in (f"--{n}", value)), **own)
 
     yield start
     # All trials have ended. After an error jobs may be left that read it.

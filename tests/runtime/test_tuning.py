@@ -16,6 +16,7 @@ from runtime_jobs import marked, wait_until
 import llmasos_xla as lm
 from llmasos_xla import progress
 from llmasos_xla.runtime.jobs import ON_DEVICES
+from llmasos_xla.runtime.space import read
 from llmasos_xla.runtime.store import Store
 
 optuna = pytest.importorskip("optuna", reason="optuna is not installed")
@@ -373,21 +374,64 @@ def test_a_trial_that_makes_room_goes_on_and_so_do_its_reports(home, engine):
     assert len(told) == 12
 
 
+RATED = """
+import sys, llmasos_xla as lm
+assert sys.argv[1::2] == ["--data", "--rate", "--kind"], sys.argv
+lm.runtime.report(0, 9.0)
+lm.runtime.report(1, {"loss": float(sys.argv[4])})
+"""
+
+
 def test_a_script_gets_its_parameters_as_options(home, engine, tmp_path):
     engine()
-    script = tmp_path / "train.py"
-    script.write_text(
-        "import sys, llmasos_xla as lm\n"
-        "assert sys.argv[1::2] == ['--rate', '--kind'], sys.argv\n"
-        "lm.runtime.report(0, 9.0)\n"
-        "lm.runtime.report(1, {'loss': float(sys.argv[2])})\n"
-    )
+    script = tmp_path / "rated.py"
+    script.write_text(RATED)
     space = {"rate": lm.runtime.loguniform(1e-3, 1e-1), "kind": ["a"]}
-    study = tune(script, space, trials=2, metric="loss", pruner=optuna.pruners.NopPruner(), home=home.path)
-    assert [trial.value for trial in study.trials] == [trial.params["rate"] for trial in study.trials]
-    assert study.name.startswith("train-")
     with pytest.raises(ValueError, match=r"tune: a script returns nothing; say by metric="):
         tune(script, space, trials=2, home=home.path)
+    study = tune([str(script), "--data", "x"], space, trials=2, metric="loss", home=home.path)
+    assert [trial.value for trial in study.trials] == [trial.params["rate"] for trial in study.trials]
+    assert study.name.startswith("rated-")
+
+
+def test_from_a_shell(home, engine, tmp_path):
+    engine()
+    script = tmp_path / "rated.py"
+    script.write_text(RATED)
+
+    def shell(*arguments):
+        command = [sys.executable, "-m", "llmasos_xla", "tune", "--home", home.path, *arguments]
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=100)
+        return done.returncode, done.stdout, done.stderr
+
+    options = ["--metric", "loss", "--maximize", "--trials", 2, "--name", "rates", "--space", "rate=uniform(0.5, 1)"]
+    status, out, err = shell(*options, "--space", "kind=a", script, "--data", "x")
+    assert (status, err) == (0, "")
+    study = optuna.load_study(study_name="rates", storage=f"sqlite:///{home.path}/studies/rates.sqlite")
+    best = f"--rate {study.best_params['rate']} --kind a"
+    assert out.splitlines()[-1] == f"rates: {study.best_value:.6g} by trial {study.best_trial.number}: {best}"
+    assert study.best_value == max(trial.value for trial in study.trials)
+    status, out, err = shell("--metric", "loss", "--space", "rate=uniform(1)", script)
+    assert (status, out) == (2, "")
+    assert err.startswith(
+        "llmasos tune: a range is uniform(0, 1), loguniform(1e-4, 1e-1) or integers(1, 8), 'uniform(1)'"
+    )
+    assert shell("--metric", "loss", "--space", "rate=uniform(1, 0)", script)[2].startswith(
+        "llmasos tune: uniform: low"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("kind=a,b", ["a", "b"]),
+        ("x = 1, 0.5,c", [1, 0.5, "c"]),
+        ("x=uniform(-1, 1, step=0.5)", uniform(-1, 1, step=0.5)),
+        ("x=integers(1, 8, log=True)", lm.runtime.integers(1, 8, log=True)),
+    ],
+)
+def test_what_a_shell_says(text, what):
+    assert read(text) == (text[0] if text[0] == "x" else "kind", what)
 
 
 def test_what_is_no_value_ends_the_search_with_advice(home, engine):
@@ -439,6 +483,7 @@ def fine(x):
         (lambda: tune(fine, {"y": [1]}), TypeError, r"tune: fine\(x\) is called with y by name: .*functools.partial"),
         (lambda: tune(fine, {"x": [1]}, trials=0), ValueError, r"tune: trials is a whole number from 1 up, 0 came"),
         (lambda: tune(fine, {"x": [1]}, at_once=2.0), ValueError, r"tune: at_once is a whole number from 1 up, 2.0 "),
+        (lambda: tune(fine, {"x": [1]}, seed=-1), ValueError, r"tune: a seed is a whole number from 0 up, or None, -1"),
         (lambda: tune(fine, {"x": [1]}, direction="min"), ValueError, r"tune: unknown direction 'min'; "),
         (lambda: tune(fine, {"x": [1]}, name="a b"), ValueError, r"tune: a name is of letters, .* 'a b' came"),
         (lambda: tune(fine, {"x": [1]}, device=1), ValueError, r"unknown option 'device'; did you mean 'devices'\?"),
@@ -452,6 +497,8 @@ def fine(x):
         (lambda: lm.runtime.integers(0, 3, log=True), ValueError, r"integers: low is 1 or more and step is 1 with log"),
         (lambda: lm.runtime.choice([]), ValueError, r"choice: there is nothing to choose from"),
         (lambda: lm.runtime.choice([fine]), TypeError, r"choice: a value is None, .* give names, and look up"),
+        (lambda: read("x"), ValueError, r"tune: --space is NAME=RANGE or NAME=A,B,C, 'x' came"),
+        (lambda: read("x=open(1)"), ValueError, r"tune: a range is .*, 'open\(1\)' came for 'x'"),
         (lambda: lm.runtime.report(-1, 1.0), ValueError, r"report: a step is a whole number from 0 up, -1 came"),
         (
             lambda: lm.runtime.report(0, "bad"),
