@@ -4,6 +4,7 @@ jobs         what somebody submits, and what has become of it
 store        the queue in SQLite: whatever is killed finds it as it was
 home         the folder where all of this is kept
 supervisor   looks at jobs and machines, asks the planner, has launchers act
+endings      what becomes of a job whose processes have ended
 needs        the bytes of jobs: said, asked for, or seen; and who goes where there are too many
 launchers    how jobs get processes
 engine       the process that the supervisor lives in; service: whether there is one, and how it comes and goes

@@ -6,32 +6,26 @@ that goes on. A job's devices are free only once its launcher says that nothing 
 
 import logging
 import math
-import os
-import pathlib
 import time
 from collections.abc import Callable
 from typing import Any, final
 
 from llmasos_xla import progress
 from llmasos_xla.runtime.claims import Claim, Rules
+from llmasos_xla.runtime.endings import LONGEST_PAUSE, ending
 from llmasos_xla.runtime.home import Home
 from llmasos_xla.runtime.jobs import ON_DEVICES, Job, Place
 from llmasos_xla.runtime.launchers.holding import read_held
 from llmasos_xla.runtime.launchers.local import new_token
-from llmasos_xla.runtime.launchers.protocol import LOST, TAKEN, Attempt, Launcher, Queueing
+from llmasos_xla.runtime.launchers.protocol import Attempt, Launcher, Queueing
 from llmasos_xla.runtime.needs import bounded, device_bytes, excess, host_bytes, node_bytes, together
 from llmasos_xla.runtime.planner import plan
 from llmasos_xla.runtime.store import Store
 
 _LOG = logging.getLogger("llmasos_xla.runtime")
-SAVED = 75
-"""Exit status of a job that has saved itself and wants to be started again."""
 _FIXED = 1 << 40
-_SIGNALS = 64
-_LONGEST_PAUSE = 60.0
 # By less than this a clock is corrected all the time.
 _SET_SECONDS = 5.0
-_LOOKED_AT = 4096
 # Speed grows with so much a power of the devices where nobody has measured it.
 _USUAL_SPEED = 0.9
 
@@ -154,32 +148,9 @@ class Supervisor:
             before = job.need.get("held", {})
             most = max(held, before.get(str(job.size), 0))
             self._store.change(job, need={**job.need, "held": {**before, str(job.size): most}})
-        again: dict[str, Any] = {"queued": now, "token": None, "handle": None, "status": None, "not_before": now}
-        if job.asked == "cancel":
-            self._store.change(job, "cancelled", told=told, status=status, reason="it was cancelled", asked=None)
-        elif status == TAKEN:
-            self._store.change(job, "cancelled", told=told, reason="it was cancelled where it ran, not here")
-        elif status == 0:
-            self._store.change(job, "done", told=told, status=0, reason="", asked=None)
-        elif status == SAVED:
-            # One that asks by itself to be started again shall not do so in a circle.
-            pause = 0.0 if job.state == "draining" else 1.0
-            again["not_before"] += pause
-            self._store.change(job, "queued", told=told, **again, reason="it saved itself", asked=None)
-        elif job.state == "draining" and stuck is None:
-            self._store.change(job, "queued", told=told, **again, reason="it ended without saving itself", asked=None)
-        elif status == LOST and job.state == "starting":
-            self._store.change(job, "queued", told=told, **again, reason="it was never started", asked=None)
-        else:
-            failures = job.failures + 1
-            how = stuck or how_it_ended(status) + _last_line(self._home.job(job.number) / "log")
-            if failures > job.spec.retries:
-                reason = f"{how}, {failures} times" if failures > 1 else how
-                self._store.change(job, "failed", told=told, status=status, failures=failures, reason=reason)
-            else:
-                again["not_before"] += min(2.0**failures / 2, _LONGEST_PAUSE)
-                reason = f"{how}; {job.spec.retries - failures} more tries"
-                self._store.change(job, "queued", told=told, **again, failures=failures, reason=reason, asked=None)
+        log = self._home.job(job.number) / "log"
+        state, changed = ending(job, status, now, log, stuck)
+        self._store.change(job, state, told=told, **changed)
 
     def _listen(self, job: Job) -> None:
         """Wishes about a job that runs, and whether it goes on."""
@@ -382,7 +353,7 @@ class Supervisor:
 
 def _is_due(job: Job, now: float) -> bool:
     """Whether it may be started. No pause is that long: where one is, the clock was set back."""
-    return job.not_before <= now or job.not_before > now + _LONGEST_PAUSE
+    return job.not_before <= now or job.not_before > now + LONGEST_PAUSE
 
 
 def _passed(moment: float, now: float) -> float:
@@ -390,26 +361,6 @@ def _passed(moment: float, now: float) -> float:
     return max(now - moment, 0.0) if moment < now + _SET_SECONDS else math.inf
 
 
-def how_it_ended(status: int) -> str:
-    """An exit status in words."""
-    if status == LOST:
-        return "its processes are gone, and nobody knows how they ended"
-    # 255 is what -1 becomes.
-    return f"signal {status - 128} ended it" if 128 < status <= 128 + _SIGNALS else f"it ended with status {status}"
-
-
 def _called(job: Job) -> str:
     """What it is called in reasons."""
     return f"{job.number} {job.spec.name}"
-
-
-def _last_line(log: pathlib.Path) -> str:
-    """The end of a job's log, which most often says why."""
-    try:
-        with open(log, "rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _LOOKED_AT))
-            lines = file.read().decode(errors="replace").split("\n")
-    except FileNotFoundError:
-        return ""
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-    return f": {last[:200]}" if last else ""
