@@ -5,13 +5,12 @@ import pathlib
 from typing import Any
 
 from llmasos_xla.runtime.jobs import Job, State
-from llmasos_xla.runtime.launchers.protocol import LOST, TAKEN
+from llmasos_xla.runtime.launchers.protocol import LOST, TAKEN, how_it_ended
 
 SAVED = 75
 """Exit status of a job that has saved itself and wants to be started again."""
 LONGEST_PAUSE = 60.0
 """Seconds between a failure and the next start, at most."""
-_SIGNALS = 64
 _LOOKED_AT = 4096
 
 
@@ -50,14 +49,6 @@ def ending(
     again["not_before"] += min(2.0**failures / 2, LONGEST_PAUSE)
     reason = f"{how}; {job.spec.retries - failures} more tries"
     return "queued", {**again, "failures": failures, "reason": reason, "asked": None}
-
-
-def how_it_ended(status: int) -> str:
-    """An exit status in words."""
-    if status == LOST:
-        return "its processes are gone, and nobody knows how they ended"
-    # 255 is what -1 becomes.
-    return f"signal {status - 128} ended it" if 128 < status <= 128 + _SIGNALS else f"it ended with status {status}"
 
 
 def _last_line(log: pathlib.Path) -> str:

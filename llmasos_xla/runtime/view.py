@@ -9,6 +9,7 @@ from typing import Any
 
 from llmasos_xla.progress import Progress
 from llmasos_xla.runtime.jobs import Job, Place
+from llmasos_xla.runtime.launchers.protocol import how_it_ended
 from llmasos_xla.runtime.store import Event
 
 SAVED = 75
@@ -277,7 +278,7 @@ def _words(event: Event) -> str:
     if event.what == "queued" and more.get("status") == SAVED:
         return "has saved itself and is queued"
     if event.what in ("failed", "queued") and more.get("status") is not None:
-        return f"is {event.what}: it ended with status {more['status']}"
+        return f"is {event.what}: {how_it_ended(more['status'])}"
     known = {"queued": "is queued", "waiting": "waits for other jobs", "running": "runs", "done": "is done"}
     return known.get(event.what, f"is {event.what}" if event.what in ("failed", "cancelled") else event.what)
 

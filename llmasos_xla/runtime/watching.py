@@ -94,10 +94,13 @@ class Watch:
         if not len(table["time"]):
             return "nothing was watched yet"
         lines = [f"{table['seconds'][-1]:.1f} s, {len(table['time'])} samples, {self.fits} fit{'s' * (self.fits != 1)}"]
-        lines.append(
-            f"CPU      {_mean(table['process_cpu']):.2f} CPUs on average, {_most(table['process_cpu']):.2f} at most; "
-            f"the machine {_mean(table['cpu']):.0%} busy"
-        )
+        cpu, machine = table["process_cpu"], _mean(table["cpu"])
+        if math.isnan(_mean(cpu) + machine):
+            lines.append("CPU      not known of so short a time")
+        else:
+            lines.append(
+                f"CPU      {_mean(cpu):.2f} CPUs on average, {_most(cpu):.2f} at most; the machine {machine:.0%} busy"
+            )
         lines.append(
             f"memory   {_bytes(_most(table['process_memory']))} at most; the machine "
             f"{_bytes(_most(table['memory']))} of {_bytes(_most(table['memory_total']))}"

@@ -153,6 +153,20 @@ def test_from_a_shell(home, engine, tmp_path):
     assert "no engine runs" in shell(home, "queue")[1]
 
 
+def test_whoever_reads_may_have_seen_enough(home):
+    job = lm.runtime.submit(["true"], home=home.path, start=False)
+    (home.job(job.number)).mkdir()
+    (home.job(job.number) / "log").write_text("line\n" * 100_000)
+    command = [sys.executable, "-m", "llmasos_xla", "logs", "1", "-f", "--home", str(home.path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as logs:
+        assert logs.stdout is not None
+        assert logs.stderr is not None
+        assert logs.stdout.readline() == "line\n"
+        logs.stdout.close()
+        assert logs.stderr.read() == ""
+        assert logs.wait(60) == 141
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [

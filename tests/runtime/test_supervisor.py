@@ -5,8 +5,7 @@ from runtime_jobs import spec
 
 from llmasos_xla.progress import Need, Progress, ask, is_granted, write
 from llmasos_xla.runtime.claims import Node, Rules
-from llmasos_xla.runtime.endings import how_it_ended
-from llmasos_xla.runtime.launchers.protocol import LOST
+from llmasos_xla.runtime.launchers.protocol import LOST, how_it_ended
 from llmasos_xla.runtime.store import Store
 from llmasos_xla.runtime.supervisor import Supervisor
 

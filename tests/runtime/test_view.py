@@ -196,6 +196,13 @@ def test_a_job_gets_another_priority(store):
         store.prioritize("none", 1)
 
 
+def test_how_a_job_was_lost_is_told_in_words(store):
+    job = store.submit(spec("a"))
+    for status, words in ((-1, "its processes are gone, and nobody knows how they ended"), (137, "signal 9 ended it")):
+        store.change(store.job(job.number), "queued", told={"status": status})
+        assert moment(store).events[-1].what == f"is queued: {words}"
+
+
 def test_drawn(store):
     job = store.submit(spec("true", name="digits", devices=(1, 4), priority=3))
     run(store, job, 0, 1, 2)

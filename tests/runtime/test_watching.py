@@ -111,6 +111,7 @@ def test_a_plot_with_gpus(monkeypatch):
     assert set(line.get_ydata()) == {50.0}
     assert "gpu0     50% busy" in w.summary()
     assert "5 W on average: H100" in w.summary()
+    assert "CPU      not known of so short a time" in w.summary()
 
 
 def test_what_was_never_entered_has_nothing():

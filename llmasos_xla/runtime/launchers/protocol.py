@@ -13,6 +13,17 @@ TAKEN = -2
 """The status of an attempt that somebody else has taken out of the queue that held it."""
 
 
+_SIGNALS = 64
+
+
+def how_it_ended(status: int) -> str:
+    """An exit status in words."""
+    if status == LOST:
+        return "its processes are gone, and nobody knows how they ended"
+    # 255 is what -1 becomes.
+    return f"signal {status - 128} ended it" if 128 < status <= 128 + _SIGNALS else f"it ended with status {status}"
+
+
 class Attempt(NamedTuple):
     """One start of a job on some devices."""
 
