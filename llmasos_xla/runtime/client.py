@@ -196,7 +196,7 @@ def queue(home: str | os.PathLike | None = None) -> list[Submitted]:
 
 def _command(what: Any, arguments: Sequence[Any], home: Home) -> tuple[tuple[str, ...], str]:
     if callable(what):
-        path = kept(what, arguments, home)
+        path = kept(what, arguments, home.path / "calls")
         called = _called(getattr(what, "__name__", type(what).__name__).strip("<>"))
         return (sys.executable, "-m", "llmasos_xla.runtime.call", str(path)), called
     given = [os.fspath(what)] if isinstance(what, str | os.PathLike) else list(map(str, what))
@@ -238,13 +238,12 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in found.items() if name not in others}
 
 
-def kept(function: Callable[..., Any], arguments: Sequence[Any], home: Home) -> pathlib.Path:
-    """Puts a function and its arguments into a file, which `call` reads."""
+def kept(function: Callable[..., Any], arguments: Sequence[Any], folder: pathlib.Path) -> pathlib.Path:
+    """Puts a function and its arguments into a file of a folder, which is made; `call` reads it."""
     try:
         import cloudpickle
     except ImportError:
         raise missing_package("submit", "cloudpickle", "runtime", "a script") from None
-    folder = home.path / "calls"
     folder.mkdir(mode=0o700, exist_ok=True)
     path = folder / uuid.uuid4().hex
     path.write_bytes(cloudpickle.dumps((function, tuple(arguments))))

@@ -2,11 +2,14 @@
 
 import contextlib
 import fcntl
+import functools
 import inspect
 import os
 import pathlib
 import re
 import secrets
+import shutil
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, final
 
@@ -18,6 +21,7 @@ from llmasos_xla.runtime.searching import Search
 from llmasos_xla.runtime.space import as_json, checked, optuna
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+_BUSY_SECONDS = 30.0
 _NOTES = "llmasos"
 """The attribute of a study of optuna's that says what was searched."""
 
@@ -144,7 +148,7 @@ def tune(
         pruner: optuna's, instead of the median: `SuccessiveHalvingPruner` (ASHA: Li et al. 2020, "A System for
             Massively Parallel Hyperparameter Tuning"), `NopPruner` for none.
         devices, priority, retries: of each job, as `submit` has them; a crash counts once its retries are used up.
-        storage: optuna's, or its URL; a file of the study's in `studies` of the queue's home if None.
+        storage: optuna's, or its URL; studies/NAME/study.sqlite in the queue's home if None.
         home: the folder of the queue; the user's own if None.
         verbose: 0 quiet, 1 a line for each trial that has ended.
         **job: sizes, layout, memory, preemptible, grace, stuck_after, environment, as `submit` has them.
@@ -160,13 +164,13 @@ def tune(
     called = name or f"{_called(objective)}-{secrets.token_hex(3)}"
     options = {"devices": devices, "priority": priority, "retries": retries, "home": place.path, **job}
     say = _say if verbose else _nothing
-    with _alone(place, called), _study(place, storage, called, direction, sampler, pruner) as study:
+    with _alone(place, called) as folder, _study(folder, storage, called, direction, sampler, pruner) as study:
         key = _same(study, called, found, direction, metric)
         ended = sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
         if ended:
             say(f"going on with {called!r}: {ended} of {trials} trials have ended")
         given = None if sampler is not None else seed
-        with _starting(objective, place, options) as start:
+        with _starting(objective, folder, options) as start:
             Search(
                 study, key, found, start, place, metric=metric, trials=trials, at_once=at_once, seed=given, say=say
             ).run()
@@ -234,11 +238,12 @@ def _called(objective: Any) -> str:
 
 
 @contextlib.contextmanager
-def _starting(objective: Any, home: Home, options: Mapping[str, Any]) -> Iterator[Callable[..., Submitted]]:
+def _starting(objective: Any, folder: pathlib.Path, options: Mapping[str, Any]) -> Iterator[Callable[..., Submitted]]:
     """Gives what submits a trial's job. A function is written down once for all of them: there may be data in it."""
     given = dict(options.get("environment") or {})
     rest = {name: value for name, value in options.items() if name != "environment"}
-    path = kept(objective, (), home) if callable(objective) else None
+    calls = folder / "calls"
+    path = kept(objective, (), calls) if callable(objective) else None
 
     def start(name: str, parameters: Mapping[str, Any], environment: Mapping[str, str]) -> Submitted:
         own: dict[str, Any] = {"name": name, "environment": {**given, **environment}, **rest}
@@ -247,17 +252,17 @@ def _starting(objective: Any, home: Home, options: Mapping[str, Any]) -> Iterato
         return submit(_script(objective), *(f for n, value in parameters.items() for f in (f"--{n}", value)), **own)
 
     yield start
-    # All trials have ended. After an error jobs may be left that read it.
+    # All trials have ended, and nobody reads what this call or one before it has written down.
     if path is not None:
-        path.unlink()
+        shutil.rmtree(calls)
 
 
 @contextlib.contextmanager
-def _alone(home: Home, name: str) -> Iterator[None]:
-    """One search of a study at a time: two would take each other's trials for those of a dead process."""
-    folder = home.path / "studies"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    with open(folder / f"{name}.lock", "a+") as lock:
+def _alone(home: Home, name: str) -> Iterator[pathlib.Path]:
+    """The folder of a study, for one search at a time: two would take each other's trials for a dead process's."""
+    folder = home.path / "studies" / name
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with open(folder / "lock", "a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -269,18 +274,19 @@ def _alone(home: Home, name: str) -> Iterator[None]:
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
-        yield
+        yield folder
 
 
 @contextlib.contextmanager
-def _study(home: Home, storage: Any, name: str, direction: str, sampler: Any, pruner: Any) -> Iterator[Any]:
+def _study(folder: pathlib.Path, storage: Any, name: str, direction: str, sampler: Any, pruner: Any) -> Iterator[Any]:
     package = optuna()
     if storage is None:
         from sqlalchemy.pool import NullPool
 
-        # A file each: none waits for another's, nor makes the same one at the same moment. It is closed between uses.
-        file = f"sqlite:///{home.path / 'studies' / name}.sqlite"
-        storage = package.storages.RDBStorage(file, engine_kwargs={"poolclass": NullPool})
+        # A file each: none waits for another's, nor makes the same one at the same moment. It is closed between uses,
+        # and is not in the URL, where a folder's name may have a meaning.
+        connect = functools.partial(sqlite3.connect, folder / "study.sqlite", timeout=_BUSY_SECONDS)
+        storage = package.storages.RDBStorage("sqlite://", engine_kwargs={"poolclass": NullPool, "creator": connect})
     before = package.logging.get_verbosity()
     # It tells of every study that it makes or finds.
     package.logging.set_verbosity(max(before, package.logging.WARNING))

@@ -62,8 +62,8 @@ def test_trials_are_jobs(home, engine, capsys):
     assert {job.spec.name for job in found} == {f"parabola-{number}" for number in range(6)}
     assert {(job.spec.priority, job.spec.grace, job.spec.retries) for job in found} == {(2, 5, 0)}
     assert study.optuna.best_value == best.value
-    # Data are written down once for all trials, and for as long as they run.
-    assert sum(file.stat().st_size for file in (home.path / "calls").iterdir()) < data.nbytes
+    # Data are written down for as long as trials run.
+    assert sum(file.stat().st_size for file in home.path.rglob("*") if file.is_file()) < data.nbytes
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 6
     assert sum("the best so far" in line for line in said) >= 1
@@ -73,6 +73,14 @@ def test_trials_are_jobs(home, engine, capsys):
     assert len(jobs(home)) == 6
     frame = pytest.importorskip("pandas", reason="pandas is not installed") and study.frame()
     assert list(frame["width"]) == [trial.params["width"] for trial in study.trials]
+
+
+def test_a_folder_may_have_any_name(tmp_path, monkeypatch):
+    """No queue: the study is made ahead of the first job."""
+    home = tmp_path / "a {b} ? c#%41"
+    monkeypatch.setattr("llmasos_xla.runtime.searching.Search.run", lambda self: None)
+    tune(lambda x: x, {"x": uniform(0, 1)}, name="mine", home=home, verbose=0)
+    assert [file.name for file in (home / "studies" / "mine").glob("*.sqlite")] == ["study.sqlite"]
 
 
 def test_the_same_seed_makes_the_same_search_in_one_go_or_in_two(home, engine):
@@ -303,10 +311,12 @@ def test_ctrl_c_cancels_and_the_same_call_begins_anew(home, searching):
     assert "interrupted; 2 trials are cancelled, and the same call begins them anew" in out
     found = jobs(home)
     assert [job.state for job in found] == ["cancelled"] * 2
+    assert len(list((home.path / "studies/cut/calls").iterdir())) == 1
     assert not any(marked(job.token) for job in found)
     again, _ = searching(0.0)
     out, _ = again.communicate(timeout=60)
     assert "<study 'cut': 4 complete" in out
+    assert not (home.path / "studies/cut/calls").exists()
     said = lines(told)
     assert sorted(said[:2]) == sorted(line for line in said[2:] if line in said[:2])
     assert sum(line.startswith("through") for line in said) == 4
@@ -407,7 +417,7 @@ def test_from_a_shell(home, engine, tmp_path):
     options = ["--metric", "loss", "--maximize", "--trials", 2, "--name", "rates", "--space", "rate=uniform(0.5, 1)"]
     status, out, err = shell(*options, "--space", "kind=a", script, "--data", "x")
     assert (status, err) == (0, "")
-    study = optuna.load_study(study_name="rates", storage=f"sqlite:///{home.path}/studies/rates.sqlite")
+    study = optuna.load_study(study_name="rates", storage=f"sqlite:///{home.path}/studies/rates/study.sqlite")
     best = f"--rate {study.best_params['rate']} --kind a"
     assert out.splitlines()[-1] == f"rates: {study.best_value:.6g} by trial {study.best_trial.number}: {best}"
     assert study.best_value == max(trial.value for trial in study.trials)
@@ -460,8 +470,8 @@ def test_what_is_no_value_ends_the_search_with_advice(home, engine):
 
 
 def test_one_search_of_a_study_at_a_time(home):
-    (home.path / "studies").mkdir()
-    with open(home.path / "studies" / "mine.lock", "w") as lock:
+    (home.path / "studies" / "mine").mkdir(parents=True)
+    with open(home.path / "studies" / "mine" / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         lock.write("123")
         lock.flush()
