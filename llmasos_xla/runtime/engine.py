@@ -9,6 +9,7 @@ import fcntl
 import json
 import logging
 import os
+import pathlib
 import signal
 import sqlite3
 import sys
@@ -71,14 +72,20 @@ def main(arguments: list[str] | None = None) -> int:
         _tell(lock, about)
         if page is not None:
             page.start()
-        _serve(store, lambda: Supervisor(home, store, launcher, rules), told)
+        gone = not _serve(store, lambda: Supervisor(home, store, launcher, rules), told, lambda: _is(lock, home.lock))
         if page is not None:
             page.stop()
         store.close()
-    return 0
+    return int(gone)
 
 
-def _serve(store: Store, supervise: Callable[[], Supervisor], told: list[int]) -> None:
+def _serve(
+    store: Store, supervise: Callable[[], Supervisor], told: list[int], there: Callable[[], bool] = lambda: True
+) -> bool:
+    """Runs the queue until it is told to go down; False where its folder is not `there` any more.
+
+    Nobody could reach it then; its jobs are without an engine, and save themselves and end.
+    """
     supervisor, closing, said = None, False, ""
     version, ticked, plan_at = None, 0.0, 0.0
     while True:
@@ -90,7 +97,10 @@ def _serve(store: Store, supervise: Callable[[], Supervisor], told: list[int]) -
                 closing = True
                 supervisor.close()
             if closing and supervisor.idle:
-                return
+                return True
+            if not there():
+                _LOG.error("the queue's folder is gone, or another one by now: nobody can reach this engine")
+                return False
             now, seen = time.monotonic(), store.version
             if seen != version or now > ticked + _TICK_SECONDS:
                 planning = seen != version or now > plan_at
@@ -108,6 +118,14 @@ def _serve(store: Store, supervise: Callable[[], Supervisor], told: list[int]) -
             supervisor, version = None, None
             time.sleep(_TROUBLE_SECONDS)
         time.sleep(_LOOK_SECONDS)
+
+
+def _is(lock: IO[str], path: pathlib.Path) -> bool:
+    """Whether a file is still at its path."""
+    try:
+        return os.path.samestat(os.fstat(lock.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _launcher(options: argparse.Namespace, home: Home, store: Store) -> Launcher:

@@ -5,6 +5,8 @@ import json
 import logging
 import sqlite3
 
+from runtime_jobs import wait_until
+
 from llmasos_xla.runtime import engine
 from llmasos_xla.runtime.launchers import holding, keeper
 from llmasos_xla.runtime.store import Store
@@ -39,6 +41,17 @@ def test_a_full_disk_does_not_end_it(home, monkeypatch, caplog):
     assert log == ["made"] * 4 + ["looked", "closed"]
     assert [str(record.exc_info[1]) for record in caplog.records] == [str(full), "disk I/O error"]
     store.close()
+
+
+def test_it_ends_where_its_folder_is_gone(home, engine):
+    """By whose lock it would be found: it would run on for ever, on files that nobody sees."""
+    found = engine("--no-page")
+    away = home.path.rename(home.path.with_name("elsewhere"))
+    try:
+        wait_until(lambda: not keeper.lives(found), seconds=20)
+    finally:
+        away.rename(home.path)
+    assert "the queue's folder is gone" in home.log.read_text()
 
 
 def test_how_a_job_ended_is_kept_until_there_is_room_for_it(tmp_path, monkeypatch):
