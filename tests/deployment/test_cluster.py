@@ -32,11 +32,13 @@ class ActorDiedError(Exception):
 class Remote:
     """An actor's method: runs in the loop's thread, as Ray would run it in another process."""
 
-    def __init__(self, loop, method):
-        self._loop, self._method = loop, method
+    def __init__(self, loop, method, asked):
+        self._loop, self._method, self._asked = loop, method, asked
 
     def remote(self, *arguments):
-        return asyncio.run_coroutine_threadsafe(self._method(*arguments), self._loop)
+        found = asyncio.run_coroutine_threadsafe(self._method(*arguments), self._loop)
+        self._asked.append(found)
+        return found
 
 
 class Actor:
@@ -44,12 +46,12 @@ class Actor:
 
     def __init__(self, conductor):
         self.conductor = conductor
-        self._loop = asyncio.new_event_loop()
+        self._loop, self._asked = asyncio.new_event_loop(), []
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
 
     def __getattr__(self, name):
-        return Remote(self._loop, getattr(self.conductor, name))
+        return Remote(self._loop, getattr(self.conductor, name), self._asked)
 
     def ask(self, name, *arguments):
         return getattr(self, name).remote(*arguments).result(60)
@@ -64,10 +66,14 @@ class Actor:
         asyncio.run_coroutine_threadsafe(end(), self._loop).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        # What was asked when the loop had stopped nobody answers, and who asked would wait on in others' tests.
+        deadline = time.monotonic() + 10
+        while listening := [thread for thread in threading.enumerate() if thread.name == "conductor"]:
+            assert time.monotonic() < deadline
+            for asked in list(self._asked):
+                asked.cancel()
+            listening[0].join(0.01)
         self._loop.close()
-        for thread in threading.enumerate():
-            if thread.name == "conductor":
-                thread.join(10)
 
 
 @pytest.fixture
