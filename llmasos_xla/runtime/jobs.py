@@ -18,7 +18,7 @@ ENDED: tuple[State, ...] = ("done", "failed", "cancelled")
 Layout = Literal["devices", "processes"]
 LONGEST_NAME = 100
 _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{LONGEST_NAME - 1}}}")
-MOST_DEVICES = 1 << 20
+MOST_DEVICES = 1 << 14
 _MOST_PRIORITY = 10**9
 _MOST_BYTES = 1 << 60
 _LONGEST_SECONDS = 1e9
@@ -84,7 +84,9 @@ class Spec:
         if (self.memory or 0) > _MOST_BYTES:
             raise ValueError(f"submit: memory is at most {_MOST_BYTES} bytes, {str(self.memory)[:40]} came")
         if not 1 <= least <= most <= MOST_DEVICES:
-            raise ValueError(f"submit: devices are the least and the most, from 1 up, {least} to {most} came")
+            raise ValueError(
+                f"submit: devices are the least and the most, from 1 to {MOST_DEVICES}, {least} to {most} came"
+            )
         if wrong := [n for n in self.sizes if not least <= n <= most]:
             raise ValueError(f"submit: a size of {wrong[0]} devices is not within {least} to {most}")
         if self.layout not in get_args(Layout):

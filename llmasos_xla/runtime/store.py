@@ -32,6 +32,8 @@ create table events (
 create index by_job on events (job);
 """
 _BUSY_SECONDS = 30.0
+_NAMED = 20
+"""Of so many jobs, the newest, the names are told where one is not known."""
 
 
 class Event(NamedTuple):
@@ -132,7 +134,8 @@ class Store:
                     "select * from jobs where json_extract(spec, '$.name') = ? order by number desc limit 1", (which,)
                 ).fetchone()
             if row is None:
-                names = [r[0] for r in self._base.execute("select distinct json_extract(spec, '$.name') from jobs")]
+                named = "select distinct json_extract(spec, '$.name') from jobs order by number desc limit ?"
+                names = [row[0] for row in self._base.execute(named, (_NAMED,))]
                 raise unknown("jobs", "job", str(which)[:60], names)
         return _job(row)
 

@@ -221,9 +221,10 @@ class Supervisor:
 
     def _plan(self) -> None:
         now, nodes = self._clock(), self._launcher.capacity()
+        most = max((len(node.devices) for node in nodes), default=0)
         jobs = {_called(job): job for job in self._store.jobs(("queued", *ON_DEVICES)) if job.asked != "cancel"}
         able = {name: job for name, job in jobs.items() if job.state != "queued" or _is_due(job, now)}
-        claims = [self._claim(job, now) for job in able.values()]
+        claims = [self._claim(job, now, most) for job in able.values()]
         fixed = bounded([claim for claim in claims if claim.priority == _FIXED], nodes)
         found = plan([*fixed, *(claim for claim in claims if claim.priority != _FIXED)], nodes, self._rules)
         self._granted = {
@@ -270,9 +271,11 @@ class Supervisor:
                 self._drain(job, f"grows from {job.size} to {size}")
                 return
 
-    def _claim(self, job: Job, now: float) -> Claim:
+    def _claim(self, job: Job, now: float, most: int) -> Claim:
         runs = job.state in ("starting", "running")
-        sizes, priority = job.spec.legal, job.spec.priority
+        # More than a machine has it never gets: "1-1000" says "as many as there are", and is no longer to plan.
+        most = max(most, job.spec.legal[0], job.size)
+        sizes, priority = tuple(size for size in job.spec.legal if size <= most), job.spec.priority
         if runs and not self._may_be_ended(job):
             sizes, priority = (job.size,), _FIXED
         # Who was given devices counts as on them from then on, so that nobody else is given them meanwhile.

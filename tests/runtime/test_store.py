@@ -101,7 +101,7 @@ def test_jobs_that_come_after_others(store):
     [
         ({"name": "../up"}, "a name is of letters, digits"),
         ({"command": ()}, "there is nothing to run"),
-        ({"devices": (3, 2)}, "devices are the least and the most, from 1 up, 3 to 2 came"),
+        ({"devices": (3, 2)}, "devices are the least and the most, from 1 to 16384, 3 to 2 came"),
         ({"devices": (2, 4), "sizes": (1, 2)}, "a size of 1 devices is not within 2 to 4"),
         ({"memory": 0}, "memory is at least 1, 0 came"),
         ({"stuck_after": 0.0}, "stuck_after is above 0 seconds"),
@@ -146,6 +146,14 @@ def test_environments_are_for_the_user_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("LLMASOS_HOME", "")
     monkeypatch.setenv("XDG_STATE_HOME", "/of/mine")
     assert Home().path == pathlib.Path("/of/mine/llmasos")
+
+
+def test_of_many_jobs_the_newest_are_named(store):
+    for number in range(60):
+        store.submit(spec("true", name=f"job-{number}"))
+    with pytest.raises(ValueError, match="unknown job 'none'; Known: ") as error:
+        store.job("none")
+    assert sorted(str(error.value).partition("Known: ")[2].split(", ")) == [f"job-{number}" for number in range(40, 60)]
 
 
 def test_what_cannot_be_opened(tmp_path):

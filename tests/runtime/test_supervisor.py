@@ -1,10 +1,13 @@
 """From state to state: who gets devices, who makes room, what becomes of those that end, with a launcher that plays."""
 
+import time
+
 import pytest
 from runtime_jobs import spec
 
 from llmasos_xla.progress import Need, Progress, ask, is_granted, write
 from llmasos_xla.runtime.claims import Node, Rules
+from llmasos_xla.runtime.jobs import MOST_DEVICES
 from llmasos_xla.runtime.launchers.protocol import LOST, how_it_ended
 from llmasos_xla.runtime.store import Store
 from llmasos_xla.runtime.supervisor import Supervisor
@@ -118,6 +121,20 @@ def test_jobs_share_a_gpu_where_their_bytes_fit(store, stage, make):
     make(sharing=True).tick()
     assert states(store) == ["running", "running", "queued"]
     assert {attempt.device_bytes for attempt in stage.live.values()} == {30 * GiB}
+
+
+def test_as_many_as_there_are(store, stage, make):
+    """By a range that no machine fills: what it never gets is not planned."""
+    store.submit(spec("a", devices=(1, MOST_DEVICES), preemptible=True))
+    supervisor = make()
+    began = time.perf_counter()
+    supervisor.tick()
+    assert store.job(1).size == 4
+    store.submit(spec("b", devices=(2, 2), priority=1))
+    stage.nodes = (Node("n", (0,) * 3, 8 * GiB),)
+    supervisor.tick()
+    assert states(store) == ["draining", "queued"]
+    assert time.perf_counter() - began < 2.0
 
 
 def test_one_makes_room_and_gets_it_back(store, stage, make, clock):
