@@ -84,7 +84,7 @@ class Store:
             self._refuse_other(self._base.execute("pragma user_version").fetchone()[0])
             return
         # A committed change is on the disk: neither a killed process nor a lost machine takes it back.
-        self._base.execute("pragma journal_mode = wal")
+        self._log_ahead()
         self._base.execute("pragma synchronous = full")
         with self._change():
             version = self._base.execute("pragma user_version").fetchone()[0]
@@ -94,6 +94,18 @@ class Store:
                 self._base.execute(f"pragma user_version = {_VERSION}")
             else:
                 self._refuse_other(version)
+
+    def _log_ahead(self) -> None:
+        # For this lock SQLite itself does not wait: of several who make the file at a time one gets it.
+        deadline = time.monotonic() + _BUSY_SECONDS
+        while True:
+            try:
+                self._base.execute("pragma journal_mode = wal")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.01)
 
     def _refuse_other(self, version: int) -> None:
         if version != _VERSION:

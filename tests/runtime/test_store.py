@@ -7,6 +7,7 @@ import os
 import pathlib
 import signal
 import sqlite3
+import threading
 
 import pytest
 from runtime_jobs import spec
@@ -146,6 +147,24 @@ def test_environments_are_for_the_user_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("LLMASOS_HOME", "")
     monkeypatch.setenv("XDG_STATE_HOME", "/of/mine")
     assert Home().path == pathlib.Path("/of/mine/llmasos")
+
+
+def test_several_who_come_first_at_a_time(tmp_path):
+    """SQLite does not wait for the lock under which a file's log is begun: whoever comes second is told at once."""
+    path = tmp_path / "jobs.sqlite"
+    first = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    first.execute("create table t (x)")
+    first.execute("drop table t")
+    first.execute("begin immediate")
+    ends = threading.Timer(0.3, lambda: first.execute("commit"))
+    ends.start()
+    try:
+        second = Store(path)
+        assert second.submit(spec("true")).number == 1
+        second.close()
+    finally:
+        ends.join()
+        first.close()
 
 
 def test_of_many_jobs_the_newest_are_named(store):
