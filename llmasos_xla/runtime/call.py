@@ -5,13 +5,15 @@ import pathlib
 import pickle
 import sys
 
+from llmasos_xla.progress import VARIABLE
+
 
 def main(path: str) -> None:
     """Calls the function of the file; its result goes to the job's folder.
 
     The file is as large as its arguments. The one process of a job removes it when it is through.
     """
-    folder = pathlib.Path(os.environ["LLMASOS_JOB_FOLDER"])
+    folder = pathlib.Path(os.environ[VARIABLE]).parent
     if not os.path.exists(path) and (folder / "result").exists():
         # A run before this one was killed when it was through.
         return

@@ -18,7 +18,7 @@ from typing import Any, SupportsFloat, SupportsIndex, cast
 from llmasos_xla import progress
 from llmasos_xla.errors import missing_package
 from llmasos_xla.runtime.call import is_first
-from llmasos_xla.runtime.home import Home
+from llmasos_xla.runtime.home import Home, files
 from llmasos_xla.runtime.jobs import LONGEST_NAME, Job, Layout, Spec, State
 from llmasos_xla.runtime.store import Event, Store
 from llmasos_xla.sharding.processes.launch import LAUNCHED
@@ -63,6 +63,11 @@ class Submitted:
     @property
     def folder(self) -> pathlib.Path:
         """Its own folder, for what it leaves behind; LLMASOS_JOB_FOLDER in its environment."""
+        return files(self.records)
+
+    @property
+    def records(self) -> pathlib.Path:
+        """The queue's folder of it: its log, and what its processes tell of themselves."""
         return self._home.job(self.number)
 
     def wait(self, timeout: float | int | None = None) -> State:
@@ -81,13 +86,13 @@ class Submitted:
         if job.state != "done":
             raise JobError(f"job {self.number} ({job.spec.name}) {job.state}: {job.reason}\n{self.logs()[-2000:]}")
         with contextlib.suppress(FileNotFoundError):
-            return pickle.loads((self.folder / "result").read_bytes())
+            return pickle.loads((self.records / "result").read_bytes())
         return None
 
     def logs(self) -> str:
         """What it has printed."""
         try:
-            return (self.folder / "log").read_text(errors="replace")
+            return (self.records / "log").read_text(errors="replace")
         except FileNotFoundError:
             return ""
 
@@ -100,7 +105,7 @@ class Submitted:
     @property
     def progress(self) -> progress.Progress | None:
         """How far the fit in it has come: step, epoch, loss, of the rank that is furthest behind. None of no fit."""
-        told = progress.read(self.folder / f"{self.job.token}").values()
+        told = progress.read(self.records / f"{self.job.token}").values()
         return min(told, key=lambda each: each.step, default=None)
 
     def cancel(self) -> None:
@@ -299,7 +304,7 @@ def follow(job: Submitted) -> Iterator[str]:
     at, rest = 0, b""
     while True:
         ended = job.job.ended
-        with contextlib.suppress(FileNotFoundError), open(job.folder / "log", "rb") as file:
+        with contextlib.suppress(FileNotFoundError), open(job.records / "log", "rb") as file:
             file.seek(at)
             while new := file.read(_LOG_BYTES):
                 at += len(new)

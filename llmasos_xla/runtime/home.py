@@ -51,5 +51,10 @@ class Home:
         return self.path / "engine.options"
 
     def job(self, number: int) -> pathlib.Path:
-        """A job's own folder."""
+        """The folder of a job: its log, how it ended, what it returned; see `files`."""
         return self.path / "jobs" / str(number)
+
+
+def files(job: pathlib.Path) -> pathlib.Path:
+    """Where a job leaves what it likes, in its folder: by itself, for "log" or "result" may be a name there, too."""
+    return job / "files"

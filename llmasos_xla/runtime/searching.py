@@ -202,12 +202,12 @@ class Search:
             self._begin(each.trial, each.begun + 1)
         elif job.state != "done":
             what = f"job {job.number} ({job.spec.name}) {job.state}: {job.reason}"
-            self._tell(each, states.FAIL, None, f"{what}; its log: {each.job.folder / 'log'}")
+            self._tell(each, states.FAIL, None, f"{what}; its log: {each.job.records / 'log'}")
         else:
             value = self._value(each, job)
             if math.isnan(value):
                 why = f"the value of job {job.number} ({job.spec.name}) is NaN"
-                self._tell(each, states.FAIL, None, f"{why}; its log: {each.job.folder / 'log'}")
+                self._tell(each, states.FAIL, None, f"{why}; its log: {each.job.records / 'log'}")
             else:
                 self._tell(each, states.COMPLETE, value, f"{value:.6g}")
 
@@ -274,7 +274,7 @@ class _Trial:
 
     def __init__(self, trial: Any, job: Submitted, begun: int):
         self.trial, self.job, self.begun = trial, job, begun
-        self.reports = Reports(job.folder)
+        self.reports = Reports(job.records)
         self.told: dict[int, float] = dict(trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
         self.pruned = "pruned" in trial.user_attrs
         self.names: set[str] = set()

@@ -66,11 +66,28 @@ def test_what_is_called_is_kept_no_longer_than_it_is_wanted(home, engine, monkey
     assert job.result(timeout=60) == 100_000
     assert not file.exists()
     # A run whose keeper was killed when it was through, and whose status nobody knows, is not one that has failed.
-    monkeypatch.setenv("LLMASOS_JOB_FOLDER", str(job.folder))
+    monkeypatch.setenv("LLMASOS_PROGRESS", str(job.records / "token"))
     call.main(str(file))
-    (job.folder / "result").unlink()
+    (job.records / "result").unlink()
     with pytest.raises(FileNotFoundError):
         call.main(str(file))
+
+
+def test_what_a_job_leaves_behind_is_its_own(home, engine, tmp_path):
+    """Whatever it is called: the queue has files of such names itself."""
+    engine()
+    script = tmp_path / "leaves.py"
+    script.write_text(
+        "import os, pathlib\n"
+        "folder = pathlib.Path(os.environ['LLMASOS_JOB_FOLDER'])\n"
+        "for name in ('log', 'lock', 'result', 'keeper.log'):\n"
+        "    (folder / name).write_text('mine')\n"
+        "print('said')\n"
+    )
+    job = lm.runtime.submit(script, home=home.path)
+    assert job.result(timeout=60) is None
+    assert job.logs() == "said\n"
+    assert sorted(path.name for path in job.folder.iterdir()) == ["keeper.log", "lock", "log", "result"]
 
 
 def test_names_are_made_of_what_is_there(home, tmp_path, monkeypatch):

@@ -83,7 +83,7 @@ def test_it_goes_on_from_the_same_step(home, slurm, queue, tmp_path):
     job = lm.runtime.submit(script, tmp_path / "fit", 60, devices=2, home=home.path)
 
     def step():
-        return max((each.step for each in read(job.folder / str(job.job.token)).values()), default=0)
+        return max((each.step for each in read(job.records / str(job.job.token)).values()), default=0)
 
     wait_until(lambda: step() > 40)
     # Not the engine's wish but Slurm's, as before a time limit; the job is put back, and no engine need be there.
@@ -173,7 +173,7 @@ def test_ranks_save_the_same_step_when_slurm_wants_their_devices(home, slurm, qu
     job = lm.runtime.submit(script, tmp_path / "fit", 40, devices=2, layout="processes", home=home.path)
 
     def steps():
-        return [each.step for each in read(job.folder / str(job.job.token)).values()]
+        return [each.step for each in read(job.records / str(job.job.token)).values()]
 
     wait_until(lambda: len(steps()) == 2 and min(steps()) > 40)
     asked = ["--partition=urgent", f"--nodelist={HOST}", "--ntasks=2", "--output=/dev/null", "--wrap=sleep 2"]

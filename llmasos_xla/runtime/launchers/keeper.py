@@ -53,6 +53,8 @@ def main(folder: pathlib.Path, token: str, superseded: Callable[[], bool] = lamb
     if (folder / f"{token}.exit").exists():
         # It was given up before it began.
         return NOT_WANTED
+    if made := order["environment"].get("LLMASOS_JOB_FOLDER"):
+        os.makedirs(made, exist_ok=True)
     write(folder / f"{token}.keeper", {"pid": os.getpid(), "born": born(os.getpid())})
     with open(folder / "log", "ab", buffering=0) as log:
         status = _run(order, folder / token, log, terminated, superseded)

@@ -15,7 +15,7 @@ from typing import Any, final
 from llmasos_xla.progress import ASKED, VARIABLE
 from llmasos_xla.runtime.claims import Node
 from llmasos_xla.runtime.gpus import UNKNOWN_SIZE
-from llmasos_xla.runtime.home import Home
+from llmasos_xla.runtime.home import Home, files
 from llmasos_xla.runtime.launchers.keeper import TOKEN, born, lives, write
 from llmasos_xla.runtime.launchers.protocol import LOST, Attempt
 from llmasos_xla.sharding.processes.cores import shares
@@ -153,7 +153,7 @@ def environment_of(attempt: Attempt, home: Home) -> dict[str, str]:
         "LLMASOS_HOME": str(home.path),
         "LLMASOS_JOB": str(attempt.job),
         "LLMASOS_JOB_NAME": attempt.spec.name,
-        "LLMASOS_JOB_FOLDER": str(attempt.folder),
+        "LLMASOS_JOB_FOLDER": str(files(attempt.folder)),
         "LLMASOS_JOB_LAYOUT": attempt.spec.layout,
         "LLMASOS_DEVICES": str(len(attempt.places)),
         VARIABLE: str(attempt.folder / attempt.token),
