@@ -16,7 +16,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_launch(commands)
     _add_serving(commands)
     _add_queue(commands)
-    chosen = parser.parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] in (["submit"], ["tune"]):
+        given = [given[0], *_options_first(commands.choices[given[0]], given[1:])]
+    chosen = parser.parse_args(given)
     try:
         status = chosen.run(chosen)
         sys.stdout.flush()
@@ -30,6 +33,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, LookupError, OSError, ImportError, RuntimeError) as error:
         print(f"llmasos {chosen.command}: {str(error).removeprefix(f'{chosen.command}: ')}", file=sys.stderr)
         return 2
+
+
+def _options_first(parser: argparse.ArgumentParser, given: Sequence[str]) -> list[str]:
+    """Moves the command's own options that stand behind a Python script ahead of it; behind `--` all is the script's.
+
+    What stands behind another command is that command's.
+    """
+    known = parser._option_string_actions
+
+    def values(word: str) -> int:
+        return 0 if "=" in word or known[word].nargs == 0 else 1
+
+    at = 0
+    while at < len(given) and given[at].partition("=")[0] in known:
+        at += 1 + values(given[at])
+    if at >= len(given) or not given[at].endswith(".py"):
+        return list(given)
+    options, rest, behind = list(given[:at]), [given[at]], list(given[at + 1 :])
+    while behind:
+        word = behind.pop(0)
+        if word == "--":
+            rest += behind
+            break
+        if word.partition("=")[0] in known and word not in ("-h", "--help"):
+            options += [word, *behind[: values(word)]]
+            del behind[: values(word)]
+        else:
+            rest.append(word)
+    # Whatever the first argument of the script looks like, it is no option any more.
+    return [*options, "--", *rest]
 
 
 def _add_launch(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -223,7 +256,7 @@ def _add_queue(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = commands.add_parser(
         "submit",
         help="put a script or a command into the queue",
-        usage="llmasos submit [options] (SCRIPT.py | COMMAND) [its arguments]",
+        usage="llmasos submit [options] (SCRIPT.py [options] [--] | COMMAND) [its arguments]",
     )
     parser.add_argument("--name", help="what it is called; the script's name if not said")
     parser.add_argument(
@@ -240,7 +273,7 @@ def _add_queue(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = commands.add_parser(
         "tune",
         help="search for a script's parameters, with a job for each try",
-        usage="llmasos tune --space NAME=RANGE ... --metric METRIC [options] SCRIPT.py [its arguments]",
+        usage="llmasos tune --space NAME=RANGE ... --metric METRIC [options] SCRIPT.py [options] [--] [its arguments]",
         description="Runs a script with --NAME VALUE for parameters that are searched for by what its fit tells after "
         "each epoch. The same command goes on with a search of that name.",
     )

@@ -255,7 +255,9 @@ def test_with_keys_and_tls_it_is_quiet_and_leaves_nothing(files, small, new_cert
     assert gone(family) is True
     assert set(pathlib.Path("/tmp").glob("llmasos-ray-*")) <= before
     out, err = capfd.readouterr()
-    assert (out, err) == ("", "")
+    # What Ray tells of a machine whose disk is nearly full is its own to tell.
+    told = [line for line in err.splitlines() if "file_system_monitor" not in line]
+    assert (out, told) == ("", [])
 
 
 SCRIPT = """

@@ -16,11 +16,11 @@ from llmasos_xla.runtime.store import Store
 
 MiB = 1 << 20
 HOG = """
-import sys, time
+import os, sys, time
 held = bytearray(int(sys.argv[1]))
 held[::4096] = b"x" * len(held[::4096])
-print("holds", flush=True)
-time.sleep(float(sys.argv[2]))
+while not os.path.exists(sys.argv[2]):
+    time.sleep(0.05)
 """
 
 
@@ -135,9 +135,10 @@ def test_scripts_that_say_nothing_do_not_run_each_other_out_of_memory(home, engi
     script = tmp_path / "hog.py"
     script.write_text(HOG)
     engine("--memory", str(600 * MiB))
-    jobs = [lm.runtime.submit(script, 400 * MiB, 4, name=name, home=home.path) for name in ("one", "two")]
+    jobs = [lm.runtime.submit(script, 400 * MiB, tmp_path / "go", name=name, home=home.path) for name in ("one", "two")]
     store = Store(home.store)
     wait_until(lambda: any("GiB of memory, 0.25 were counted on" in str(event.more) for event in store.events()))
+    (tmp_path / "go").touch()
     assert [job.wait(timeout=60) for job in jobs] == ["done", "done"]
     assert max(job.job.attempt for job in jobs) == 2
     assert max(job.job.failures for job in jobs) == 0

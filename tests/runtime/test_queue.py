@@ -185,6 +185,35 @@ def test_whoever_reads_may_have_seen_enough(home):
 
 
 @pytest.mark.parametrize(
+    ("given", "command", "found"),
+    [
+        (["{}", "--priority", "7", "--lr", "0.1"], ["--lr", "0.1"], (7, (1, 1), "train")),
+        (["--devices", "1-4", "{}", "7", "--name=x", "-v"], ["7", "-v"], (0, (1, 4), "x")),
+        (["{}", "--devices=2", "--", "--name", "x", "--"], ["--name", "x", "--"], (0, (2, 2), "train")),
+        (["--", "{}", "--name", "x"], ["--name", "x"], (0, (1, 1), "train")),
+        (["{}", "--help"], ["--help"], (0, (1, 1), "train")),
+    ],
+)
+def test_options_stand_before_or_behind_a_script(home, tmp_path, monkeypatch, given, command, found):
+    from llmasos_xla import cli
+
+    (tmp_path / "train.py").touch()
+    monkeypatch.setattr("llmasos_xla.runtime.service.up", lambda *_: {})
+    assert cli.main(["submit", "--home", str(home.path), *(each.format(tmp_path / "train.py") for each in given)]) == 0
+    spec = client.Submitted(1, home).job.spec
+    assert list(spec.command[2:]) == command
+    assert (spec.priority, spec.devices, spec.name) == found
+
+
+def test_what_stands_behind_another_command_is_its_own(home, monkeypatch):
+    from llmasos_xla import cli
+
+    monkeypatch.setattr("llmasos_xla.runtime.service.up", lambda *_: {})
+    assert cli.main(["submit", "--home", str(home.path), "grep", "--name", "a.py"]) == 0
+    assert client.Submitted(1, home).job.spec.command == ("grep", "--name", "a.py")
+
+
+@pytest.mark.parametrize(
     ("arguments", "reason"),
     [
         (["submit", "none.py"], "submit: there is no script 'none.py'"),

@@ -36,7 +36,7 @@ class Holding:
 
     def look(self) -> None:
         """Looks, if it is time to."""
-        began = time.monotonic()
+        began, before = time.monotonic(), time.process_time()
         if began < self._next:
             return
         now = held_bytes(os.getpid())
@@ -48,7 +48,7 @@ class Holding:
                 beside.write_text(json.dumps(Held(now, self._most)._asdict()))
                 beside.replace(self._path)
                 self._told = now
-        self._next = began + max(_EVERY_SECONDS, (time.monotonic() - began) / _SHARE)
+        self._next = began + max(_EVERY_SECONDS, (time.process_time() - before) / _SHARE)
 
 
 def read_held(beginning: str | os.PathLike) -> Held | None:
