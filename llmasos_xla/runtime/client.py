@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import getpass
+import math
 import operator
 import os
 import pathlib
@@ -24,6 +25,8 @@ from llmasos_xla.runtime.store import Event, Store
 from llmasos_xla.sharding.processes.launch import LAUNCHED
 
 _LOOK_SECONDS = 0.05
+_PATIENCE_SECONDS = 5.0
+_CALL = ("-m", "llmasos_xla.runtime.call")
 _LOG_BYTES = 1 << 20
 
 
@@ -72,8 +75,15 @@ class Submitted:
 
     def wait(self, timeout: float | int | None = None) -> State:
         """Waits until it has ended; how. Raises TimeoutError after `timeout` seconds; the job goes on."""
+        from llmasos_xla.runtime.service import running
+
         deadline = None if timeout is None else time.monotonic() + timeout
+        look = time.monotonic() + _PATIENCE_SECONDS
         while not (job := self.job).ended:
+            if time.monotonic() > look:
+                look = math.inf
+                if running(self._home) is None:
+                    print(f"wait: no engine runs job {self.number}; `llmasos up` starts one", file=sys.stderr)
             if deadline is not None and time.monotonic() > deadline:
                 raise TimeoutError(f"wait: job {self.number} ({job.spec.name}) is {job.state} after {timeout:g} s")
             time.sleep(_LOOK_SECONDS)
@@ -112,6 +122,26 @@ class Submitted:
         """Ends it; it may save itself first."""
         with contextlib.closing(Store(self._home.store)) as store:
             store.ask(self.number, "cancel")
+
+    def forget(self) -> int:
+        """Takes it out of the queue's records, with its log and all that it left in its folder; how many bytes.
+
+        Raises RuntimeError if it has not ended, or another job is still to follow it.
+        """
+        job = self.job
+        with contextlib.closing(Store(self._home.store)) as store:
+            if not store.forget(self.number):
+                why = "another job is to follow it" if job.ended else f"it is {job.state}; cancel it first"
+                raise RuntimeError(f"forget: job {self.number} ({job.spec.name}) stays: {why}")
+        kept = [path for path in self.records.rglob("*") if path.is_file()]
+        if job.spec.command[1:3] == _CALL:
+            # What is called is still there where the call failed.
+            kept += [path for path in (pathlib.Path(job.spec.command[3]),) if path.is_file()]
+        count = sum(path.lstat().st_size for path in kept)
+        for path in kept:
+            path.unlink(missing_ok=True)
+        shutil.rmtree(self.records, ignore_errors=True)
+        return count
 
     def __repr__(self) -> str:
         job = self.job
@@ -203,7 +233,7 @@ def _command(what: Any, arguments: Sequence[Any], home: Home) -> tuple[tuple[str
     if callable(what):
         path = kept(what, arguments, home.path / "calls")
         called = _called(getattr(what, "__name__", type(what).__name__).strip("<>"))
-        return (sys.executable, "-m", "llmasos_xla.runtime.call", str(path)), called
+        return (sys.executable, *_CALL, str(path)), called
     given = [os.fspath(what)] if isinstance(what, str | os.PathLike) else list(map(str, what))
     if not given:
         raise ValueError("submit: there is nothing to run; give a function, a script or a command")

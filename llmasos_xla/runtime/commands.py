@@ -1,4 +1,4 @@
-"""`llmasos up`, `submit`, `tune`, `queue`, `top`, `logs`, `priority`, `cancel`, `down`: the queue from a shell."""
+"""`llmasos up`, `submit`, `tune`, `queue`, `top`, `logs` and what else there is of the queue in a shell."""
 
 import argparse
 import contextlib
@@ -178,6 +178,29 @@ def cancel(chosen: argparse.Namespace) -> int:
         job = store.ask(job.number, "cancel")
     print(f"job {job.number} {job.spec.name} {'is cancelled' if job.ended else 'is told to end'}")
     return 0
+
+
+def forget(chosen: argparse.Namespace) -> int:
+    """Takes jobs that have ended out of the records."""
+    if bool(chosen.jobs) == (chosen.older is not None):
+        raise ValueError("forget: say which jobs, or --older DAYS for all that ended longer ago")
+    home = Home(chosen.home).make()
+    with contextlib.closing(Store(home.store)) as store:
+        if chosen.older is None:
+            found = [store.job(which) for which in chosen.jobs]
+        else:
+            before = time.time() - chosen.older * 86400
+            found = [job for job in store.jobs(ENDED) if job.changed < before]
+    count, status = 0, 0
+    for number in {job.number: None for job in found}:
+        try:
+            count += client.Submitted(number, home).forget()
+        except RuntimeError as error:
+            print(str(error).removeprefix("forget: "))
+            found, status = [job for job in found if job.number != number], 1
+    many = len({job.number for job in found})
+    print(f"{many} job{'s are' if many != 1 else ' is'} forgotten, {count / 1e6:.1f} MB")
+    return status
 
 
 def devices(text: str) -> tuple[int, int]:

@@ -239,6 +239,20 @@ class Store:
                 self._tell(job.number, "priority", {"before": job.spec.priority, "now": priority})
         return changed == 1
 
+    def forget(self, number: int) -> bool:
+        """Takes a job that has ended out of the file; False of one that has not, or that another is still to follow."""
+        marks = ", ".join("?" * len(ENDED))
+        follows = "select 1 from jobs, json_each(jobs.spec, '$.after') as before where jobs.state = 'waiting'"
+        with self._change():
+            gone = self._base.execute(
+                f"delete from jobs where number = ? and state in ({marks}) "
+                f"and not exists ({follows} and before.value = ?)",
+                (number, *ENDED, number),
+            ).rowcount
+            if gone:
+                self._base.execute("delete from events where job = ?", (number,))
+        return gone == 1
+
     def note(self, job: int, what: str, **more: Any) -> None:
         """Writes down that something happened to a job."""
         with self._change():

@@ -184,6 +184,43 @@ def test_whoever_reads_may_have_seen_enough(home):
         assert logs.wait(60) == 141
 
 
+def test_ended_jobs_can_be_forgotten(home, engine):
+    engine("--no-page")
+    big = "head -c 3000000 /dev/zero > $LLMASOS_JOB_FOLDER/left"
+    jobs = [lm.runtime.submit(["sh", "-c", big], name=name, home=home.path) for name in ("old", "kept", "first")]
+    called = lm.runtime.submit(abs, -2, home=home.path)
+    assert [job.wait(timeout=60) for job in (*jobs, called)] == ["done"] * 4
+    service.down(home)
+    later = lm.runtime.submit(["true"], after=[jobs[2]], home=home.path, start=False)
+    assert shell(home, "forget")[0] == 2
+    assert shell(home, "forget", "old", called.number)[1] == "2 jobs are forgotten, 3.0 MB\n"
+    assert not jobs[0].records.exists()
+    assert not list((home.path / "calls").iterdir())
+    with pytest.raises(ValueError, match="unknown job '1'"):
+        jobs[0].state  # noqa: B018
+    status, out, _ = shell(home, "forget", "first", later.number)
+    assert (status, out) == (
+        1,
+        "job 3 (first) stays: another job is to follow it\njob 5 (true) stays: it is waiting; cancel it first\n"
+        "0 jobs are forgotten, 0.0 MB\n",
+    )
+    assert shell(home, "forget", "--older", 1)[1] == "0 jobs are forgotten, 0.0 MB\n"
+    later.cancel()
+    assert shell(home, "forget", "--older", 0)[1] == "3 jobs are forgotten, 6.0 MB\n"
+    assert lm.runtime.queue(home.path) == []
+    store = Store(home.store)
+    assert store.events() == []
+    store.close()
+
+
+def test_who_waits_without_an_engine_is_told(home, monkeypatch, capsys):
+    monkeypatch.setattr(client, "_PATIENCE_SECONDS", 0.0)
+    job = lm.runtime.submit(["true"], home=home.path, start=False)
+    with pytest.raises(TimeoutError):
+        job.wait(timeout=0.5)
+    assert capsys.readouterr().err == "wait: no engine runs job 1; `llmasos up` starts one\n"
+
+
 @pytest.mark.parametrize(
     ("given", "command", "found"),
     [
