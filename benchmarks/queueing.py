@@ -1,6 +1,7 @@
 """Real jobs through the queue of this machine: training that can be resized, training that cannot, and plain scripts.
 
 python benchmarks/queueing.py                 # 40 jobs on 4 slots, twice: some twenty minutes
+python benchmarks/queueing.py --cycle         # one job makes room for another, five times: a minute and a half
 python benchmarks/queueing.py --quick         # 6 short ones: does it work?
 python benchmarks/queueing.py --jobs 60 --scale 1 --seed 3 --out queueing.json
 
@@ -77,6 +78,9 @@ def main() -> None:
         place = Path(folder)
         (place / "fit.py").write_text(_FIT)
         (place / "plain.py").write_text(_PLAIN)
+        if options.cycle:
+            print(cycles(place, options))
+            return
         pace = _pace(place)
         found["seconds_an_epoch"] = pace
         drawn = workload(options.jobs, options.devices, seed=options.seed)
@@ -90,6 +94,39 @@ def main() -> None:
         options.out.write_text(json.dumps(found, indent=1) + "\n")
     if any(run["wrong"] for run in found["runs"].values()):
         sys.exit("some jobs were not done exactly once, or not as undisturbed: " + json.dumps(found["runs"]))
+
+
+def cycles(place: Path, options: Any) -> str:
+    """A on three slots of four makes room for B, which is more urgent and wants two; seconds from B's submission."""
+    home, rows = Home(place / "cycle").make(), []
+    service.up(home, "--devices", "4", "--least-run", "0", "--no-page")
+    store = Store(home.store)
+    try:
+        for again in range(options.again + 2):
+            saved = place / f"low-{again}"
+            low = lm.runtime.submit(
+                place / "fit.py", 0, 100_000, saved, name="A", devices=(1, 3), sizes=(1, 3), home=home.path
+            )
+            while low.progress is None or low.progress.step < 5 * _STEPS_AN_EPOCH:
+                time.sleep(0.02)
+            arguments = [0, 100, place / f"urgent-{again}"]
+            began = time.time()
+            urgent = lm.runtime.submit(place / "fit.py", *arguments, name="B", priority=10, devices=2, home=home.path)
+            while (told := urgent.progress) is None or told.step == 0:
+                time.sleep(0.005)
+            events = {job.number: {event.what: event.at for event in job.events} for job in (low, urgent)}
+            gone = max(event.at for event in low.events if event.what == "queued")
+            rows.append((gone - began, events[urgent.number]["running"] - began, told.at - began))
+            urgent.wait()
+            low.cancel()
+            low.wait()
+    finally:
+        service.down(home)
+        store.close()
+    middle = [statistics.median(row[i] for row in rows) for i in range(3)]
+    most = [max(row[i] for row in rows) for i in range(3)]
+    what = ("A has saved and ended", "B's process runs", "B has done its first step")
+    return "\n".join(f"{w}: {m:.2f} s after B came, {t:.2f} s at most" for w, m, t in zip(what, middle, most))
 
 
 def _pace(place: Path) -> float:
@@ -241,6 +278,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the trace")
     parser.add_argument("--least-run", type=float, default=5.0, help="seconds before a job makes room (5)")
     parser.add_argument("--again", type=int, default=3, help="jobs that are trained again, undisturbed (3)")
+    parser.add_argument("--cycle", action="store_true", help="how soon one job has made room for another")
     parser.add_argument("--out", type=Path, help="a file for the figures as JSON")
     parser.add_argument("--quick", action="store_true", help="6 short jobs: does it work?")
     options = parser.parse_args()
