@@ -39,8 +39,13 @@ def running(home: Home) -> dict[str, Any] | None:
 def up(home: Home, *options: str) -> dict[str, Any]:
     """Starts an engine in the background unless one runs; what it says of itself.
 
-    Raises RuntimeError with the end of its log if it does not come up.
+    Raises RuntimeError with the end of its log if it does not come up, or where there is no Linux.
     """
+    if sys.platform != "linux":
+        raise RuntimeError(
+            f"up: the engine needs Linux, whose /proc tells what becomes of a job's processes; this is {sys.platform}. "
+            "Submit to a queue on a Linux machine, or run the script itself"
+        )
     home.make()
     if (found := running(home)) and found:
         return found

@@ -5,9 +5,10 @@ import json
 import logging
 import sqlite3
 
+import pytest
 from runtime_jobs import wait_until
 
-from llmasos_xla.runtime import engine
+from llmasos_xla.runtime import engine, service
 from llmasos_xla.runtime.launchers import holding, keeper
 from llmasos_xla.runtime.store import Store
 
@@ -87,3 +88,9 @@ def test_a_fit_goes_on_where_the_queue_cannot_be_told(tmp_path, capsys):
     teller.step(1, 1.0, {"loss": 1.0})
     teller.begin(1, 2, 8)
     assert capsys.readouterr().err.count("the queue cannot be told how far the fit is: [Errno 2]") == 1
+
+
+def test_elsewhere_than_on_linux_it_says_so(home, monkeypatch):
+    monkeypatch.setattr("sys.platform", "darwin")
+    with pytest.raises(RuntimeError, match="up: the engine needs Linux, .* this is darwin"):
+        service.up(home)
