@@ -63,8 +63,7 @@ class Store:
         """How many changes were made by way of this object."""
         try:
             if not read_only:
-                # Environments are in it, and in these the user's secrets.
-                os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
+                _make(self._path)
             self._base = sqlite3.connect(
                 f"{self._path.as_uri()}?mode=rw",
                 uri=True,
@@ -294,6 +293,13 @@ class Store:
                 if isinstance(error, sqlite3.Error):
                     raise OSError(f"store: {str(self._path)!r} cannot be changed: {error}") from error
                 raise
+
+
+def _make(path: pathlib.Path) -> None:
+    """Makes the file, the user's own: environments will be in it, and in these secrets."""
+    with contextlib.suppress(FileExistsError):
+        # Only if it is not there. To close a file takes away all locks that this process has on it, SQLite's as well.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 def _job(row: sqlite3.Row) -> Job:

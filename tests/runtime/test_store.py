@@ -7,6 +7,8 @@ import os
 import pathlib
 import signal
 import sqlite3
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -238,3 +240,31 @@ def test_another_version_is_refused(tmp_path):
     base.close()
     with pytest.raises(ValueError, match="of version 99, 1 is read"):
         Store(tmp_path / "jobs.sqlite")
+
+
+def test_no_store_takes_another_ones_locks(home):
+    """To open and close the file beside SQLite would: others then put its log away under whoever still reads it."""
+    first = Store(home.store)
+    Store(home.store).close()
+    code = (
+        "import sys\n"
+        "from llmasos_xla.runtime.jobs import Spec\n"
+        "from llmasos_xla.runtime.store import Store\n"
+        "store = Store(sys.argv[1])\n"
+        "store.submit(Spec(name='job', command=('true',), folder='/'))\n"
+        "print('told', flush=True)\n"
+        "sys.stdin.read()\n"
+        "store.close()\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(home.store)], input="", text=True, check=True, capture_output=True)
+    another = subprocess.Popen(
+        [sys.executable, "-c", code, str(home.store)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with another:
+        assert another.stdout is not None
+        assert another.stdout.readline() == "told\n"
+        assert [job.number for job in first.jobs()] == [1, 2]
+        other = Store(home.store, read_only=True)
+        assert len(other.jobs()) == 2
+        other.close()
+    first.close()
