@@ -9,8 +9,8 @@ The jobs are those of `llmasos_xla/runtime/workload.py`, their seconds times --s
 once at fixed sizes, with one priority, and none that makes room ("in turn"). Elastic jobs, and half of the others, are
 fits that save themselves; a quarter of the others are fits that do not, a quarter scripts without this package. All is
 measured, nothing simulated: imports, compiling, saving and starting again included. Each job has to be done once, and
-those that were interrupted most are trained again, alone and undisturbed: how far apart the losses are is told. Sums over
-another number of devices are rounded otherwise, and thousands of steps enlarge that.
+those that were interrupted most are trained again, alone and undisturbed: how far apart the losses are is told. Sums
+over another number of devices are rounded otherwise, and thousands of steps enlarge that.
 """
 
 import argparse
