@@ -2,6 +2,7 @@
 
 python benchmarks/queueing.py                 # 40 jobs on 4 slots, twice: some twenty minutes
 python benchmarks/queueing.py --cycle         # one job makes room for another, five times: a minute and a half
+python benchmarks/queueing.py --rounding      # one fit, interrupted and not: are the losses the same? six minutes
 python benchmarks/queueing.py --quick         # 6 short ones: does it work?
 python benchmarks/queueing.py --jobs 60 --scale 1 --seed 3 --out queueing.json
 
@@ -10,12 +11,14 @@ once at fixed sizes, with one priority, and none that makes room ("in turn"). El
 fits that save themselves; a quarter of the others are fits that do not, a quarter scripts without this package. All is
 measured, nothing simulated: imports, compiling, saving and starting again included. Each job has to be done once, and
 those that were interrupted most are trained again, alone and undisturbed: how far apart the losses are is told. Sums
-over another number of devices are rounded otherwise, and thousands of steps enlarge that.
+over another number of devices are rounded otherwise, and thousands of steps enlarge that; `--rounding` tells by how
+much, and that an interruption by itself changes no bit.
 """
 
 import argparse
 import itertools
 import json
+import math
 import os
 import re
 import statistics
@@ -31,6 +34,7 @@ from side_by_side import machine
 from side_by_side.report import cells
 
 import llmasos_xla as lm
+from llmasos_xla.progress import EXIT_SAVED, VARIABLE, read
 from llmasos_xla.runtime import service
 from llmasos_xla.runtime.home import Home
 from llmasos_xla.runtime.jobs import ON_DEVICES
@@ -38,7 +42,7 @@ from llmasos_xla.runtime.launchers.holding import read_held
 from llmasos_xla.runtime.store import Event, Store
 from llmasos_xla.runtime.workload import CLASSES, Job, workload
 
-_BATCH, _STEPS_AN_EPOCH = 120, 20
+_BATCH, _STEPS_AN_EPOCH, _ROUNDING_EPOCHS = 120, 20, 150
 _FIT = f"""
 import sys
 import jax
@@ -60,7 +64,7 @@ history = model.fit(
     shard="data" if len(jax.devices()) > 1 else None,
 )
 losses = history.history["loss"]
-print(f"loss {{losses[-1]:.9f}} of {{len(losses)}} epochs, {{len(jax.devices())}} devices")
+print(f"loss {{losses[-1]!r}} of {{len(losses)}} epochs, {{len(jax.devices())}} devices")
 """
 _PLAIN = """
 import sys, time
@@ -80,6 +84,9 @@ def main() -> None:
         (place / "plain.py").write_text(_PLAIN)
         if options.cycle:
             print(cycles(place, options))
+            return
+        if options.rounding:
+            print(rounding(place))
             return
         pace = _pace(place)
         found["seconds_an_epoch"] = pace
@@ -127,6 +134,20 @@ def cycles(place: Path, options: Any) -> str:
     most = [max(row[i] for row in rows) for i in range(3)]
     what = ("A has saved and ended", "B's process runs", "B has done its first step")
     return "\n".join(f"{w}: {m:.2f} s after B came, {t:.2f} s at most" for w, m, t in zip(what, middle, most))
+
+
+def rounding(place: Path) -> str:
+    """Last losses of a fit that is told to save itself and goes on, less those of one that is left alone."""
+    whole = {devices: _alone(place, ["0", str(_ROUNDING_EPOCHS), "-"], devices) for devices in (1, 2, 4)}
+    head = ["on so many devices, one after the other", *(f"from {n} undisturbed" for n in whole)]
+    lines = [cells(*head), "|---|" + "---:|" * len(whole)]
+    for sizes in (*((n,) for n in whole), *((n,) * 4 for n in whole), (1, 2, 4, 1)):
+        arguments = ["0", str(_ROUNDING_EPOCHS), "-" if len(sizes) == 1 else f"saved-{sizes}"]
+        for i, devices in enumerate(sizes[:-1]):
+            _alone(place, arguments, devices, told_at=_ROUNDING_EPOCHS * _STEPS_AN_EPOCH * (i + 1) // len(sizes))
+        loss = _alone(place, arguments, sizes[-1])
+        lines.append(cells(", ".join(map(str, sizes)), *(f"{abs(loss - other):.1e}" for other in whole.values())))
+    return "\n".join(lines)
 
 
 def _pace(place: Path) -> float:
@@ -253,17 +274,31 @@ def _losses(log: str) -> list[str]:
     return re.findall(r"^loss (\S+)", log, re.M)
 
 
-def _alone(place: Path, arguments: Sequence[str], devices: int) -> float:
+def _alone(place: Path, arguments: Sequence[str], devices: int, told_at: int | None = None) -> float:
+    """The last loss of a fit without the queue; NaN of one that is told to save itself, from that step on."""
+    told = place / "told"
+    for old in place.glob(f"{told.name}.*"):
+        old.unlink()
     variables = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "NPROC": str(4 * devices)}
     cores = set(sorted(os.sched_getaffinity(0))[:devices])
-    out = subprocess.run(
+    with subprocess.Popen(
         [sys.executable, place / "fit.py", *arguments],
-        env={**os.environ, **variables},
+        cwd=place,
+        env={**os.environ, **variables, VARIABLE: str(told)},
         preexec_fn=lambda: os.sched_setaffinity(0, cores),
-        capture_output=True,
+        stdout=subprocess.PIPE,
         text=True,
-        check=True,
-    ).stdout
+    ) as fit:
+        while told_at is not None and fit.poll() is None:
+            if any(each.step >= told_at for each in read(told).values()):
+                fit.terminate()
+                told_at = None
+            time.sleep(0.02)
+        out = fit.communicate()[0]
+    if fit.returncode == EXIT_SAVED:
+        return math.nan
+    if fit.returncode:
+        raise subprocess.CalledProcessError(fit.returncode, fit.args)
     return float(_losses(out)[0])
 
 
@@ -278,6 +313,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--least-run", type=float, default=5.0, help="seconds before a job makes room (5)")
     parser.add_argument("--again", type=int, default=3, help="jobs that are trained again, undisturbed (3)")
     parser.add_argument("--cycle", action="store_true", help="how soon one job has made room for another")
+    parser.add_argument("--rounding", action="store_true", help="what interruptions and sizes do to a loss")
     parser.add_argument("--out", type=Path, help="a file for the figures as JSON")
     parser.add_argument("--quick", action="store_true", help="6 short jobs: does it work?")
     options = parser.parse_args()

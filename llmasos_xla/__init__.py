@@ -25,10 +25,10 @@
 Names are imported when they are first used: importing the package loads little more than nothing.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llmasos_xla._version import __version__ as __version__
+from llmasos_xla.lazy import lazy
 
 if TYPE_CHECKING:
     from llmasos_xla import data as data
@@ -100,18 +100,4 @@ _MODULES = {
 }
 
 __all__ = ["__version__", *_HOMES, *_MODULES]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    elif name in _MODULES:
-        value = importlib.import_module(f"{__name__}.{_MODULES[name]}")
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy(__name__, _HOMES, _MODULES)

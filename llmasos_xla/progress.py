@@ -9,6 +9,9 @@ import os
 import pathlib
 from typing import Any, NamedTuple
 
+EXIT_SAVED = 75
+"""Exit status of a process that was told to end and has saved its work (EX_TEMPFAIL: to be tried again)."""
+
 VARIABLE = "LLMASOS_PROGRESS"
 """Names the files' common beginning."""
 ASKED = "LLMASOS_ASKED"
@@ -45,8 +48,6 @@ class Need(NamedTuple):
     """Bytes of the machine's memory, of the whole process."""
     device: int
     """Bytes of each device that has memory of its own."""
-    seconds: float | None = None
-    """Of a step, where they are known."""
 
 
 def ask(beginning: str | os.PathLike, rank: int, need: Need) -> None:

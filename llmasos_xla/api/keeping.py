@@ -16,8 +16,9 @@ from llmasos_xla.api import files
 from llmasos_xla.api.learner import Learner, Unfinished
 from llmasos_xla.api.saving import Saved
 from llmasos_xla.core import Variables
+from llmasos_xla.progress import EXIT_SAVED
 from llmasos_xla.training.callbacks import Callback, Remembering
-from llmasos_xla.training.checkpoint import EXIT_SAVED, Checkpoint, Pace
+from llmasos_xla.training.checkpoint import Checkpoint, Pace
 from llmasos_xla.training.checkpoint_folder import DamagedCheckpointError, entries
 from llmasos_xla.training.history import History
 from llmasos_xla.training.interrupt import deferred_termination

@@ -3,6 +3,7 @@
 jobs         what somebody submits, and what has become of it
 store        the queue in SQLite: whatever is killed finds it as it was
 home         the folder where all of this is kept
+locks        which end with whoever holds them
 supervisor   looks at jobs and machines, asks the planner, has launchers act
 endings      what becomes of a job whose processes have ended
 needs        the bytes of jobs: said, asked for, or seen; and who goes where there are too many
@@ -40,8 +41,9 @@ energy       joules of a block of code, and zeus as a source of them
 Names are imported when they are first used: a monitor runs in processes that never import JAX.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from llmasos_xla.lazy import lazy
 
 if TYPE_CHECKING:
     from llmasos_xla.runtime.claims import Claim as Claim
@@ -93,15 +95,4 @@ _HOMES = {
 }
 
 __all__ = [*_HOMES]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy(__name__, _HOMES)

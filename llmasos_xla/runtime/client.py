@@ -126,21 +126,25 @@ class Submitted:
     def forget(self) -> int:
         """Takes it out of the queue's records, with its log and all that it left in its folder; how many bytes.
 
-        Raises RuntimeError if it has not ended, or another job is still to follow it.
+        Raises RuntimeError if it has not ended, or another job is still to follow it; OSError if a file of it cannot be
+        taken away, which then stays without a record.
         """
         job = self.job
         with contextlib.closing(Store(self._home.store)) as store:
             if not store.forget(self.number):
                 why = "another job is to follow it" if job.ended else f"it is {job.state}; cancel it first"
                 raise RuntimeError(f"forget: job {self.number} ({job.spec.name}) stays: {why}")
-        kept = [path for path in self.records.rglob("*") if path.is_file()]
+        left = [self.records]
         if job.spec.command[1:3] == _CALL:
             # What is called is still there where the call failed.
-            kept += [path for path in (pathlib.Path(job.spec.command[3]),) if path.is_file()]
-        count = sum(path.lstat().st_size for path in kept)
-        for path in kept:
-            path.unlink(missing_ok=True)
-        shutil.rmtree(self.records, ignore_errors=True)
+            left.append(pathlib.Path(job.spec.command[3]))
+        files = [path for root in left for path in (root, *root.rglob("*")) if path.is_file()]
+        count = sum(path.lstat().st_size for path in files)
+        for root in left:
+            if root.is_dir():
+                shutil.rmtree(root)
+            else:
+                root.unlink(missing_ok=True)
         return count
 
     def __repr__(self) -> str:

@@ -7,12 +7,14 @@ import re
 import shlex
 import sys
 import time
+from typing import Any
 
 from llmasos_xla.progress import read
 from llmasos_xla.runtime import client, service
 from llmasos_xla.runtime.home import Home
 from llmasos_xla.runtime.jobs import ENDED, STATES, Job
 from llmasos_xla.runtime.store import Store
+from llmasos_xla.runtime.view import ago
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _SHOWN_ENDED = 5
@@ -68,18 +70,10 @@ def submit(chosen: argparse.Namespace) -> int:
     """Puts a script or a command into the queue."""
     job = client.submit(
         [chosen.what, *chosen.arguments],
-        name=chosen.name,
-        priority=chosen.priority,
-        devices=chosen.devices,
-        sizes=chosen.sizes,
-        layout="processes" if chosen.processes else "devices",
-        memory=chosen.memory,
-        retries=chosen.retries,
         after=[_number(chosen.home, each) for each in chosen.after or ()],
         preemptible=chosen.preemptible,
-        grace=chosen.grace,
         stuck_after=chosen.stuck_after,
-        home=chosen.home,
+        **_job(chosen),
     )
     print(f"job {job.number} {job.name}")
     return 0
@@ -97,20 +91,20 @@ def tune(chosen: argparse.Namespace) -> int:
         direction="maximize" if chosen.maximize else "minimize",
         trials=chosen.trials,
         at_once=chosen.at_once,
-        name=chosen.name,
         seed=chosen.seed,
-        priority=chosen.priority,
-        devices=chosen.devices,
-        sizes=chosen.sizes,
-        layout="processes" if chosen.processes else "devices",
-        memory=chosen.memory,
-        retries=chosen.retries,
-        grace=chosen.grace,
-        home=chosen.home,
+        **_job(chosen),
     )
     found = " ".join(f"--{name} {value}" for name, value in study.best_params.items())
     print(f"{study.name}: {study.best_value:.6g} by trial {study.best.number}: {found}")
     return 0
+
+
+def _job(chosen: argparse.Namespace) -> dict[str, Any]:
+    """What is said of a job, or of each of a search's."""
+    said = {
+        name: getattr(chosen, name) for name in ("name", "priority", "devices", "sizes", "memory", "retries", "grace")
+    }
+    return {**said, "layout": "processes" if chosen.processes else "devices", "home": chosen.home}
 
 
 def queue(chosen: argparse.Namespace) -> int:
@@ -262,12 +256,5 @@ def _row(job: Job, home: Home) -> tuple[str, ...]:
     wanted = str(least) if least == most else f"{least}-{most}"
     having = f"{job.size} of {wanted}" if job.size else wanted
     step = "" if found["step"] is None else str(found["step"])
-    since = _ago(time.time() - job.changed)
+    since = ago(time.time() - job.changed)
     return str(job.number), job.spec.name, job.state, str(job.spec.priority), having, step, since, job.reason
-
-
-def _ago(seconds: float) -> str:
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(seconds, 0):.0f} s"

@@ -4,11 +4,10 @@ import os
 import pathlib
 from typing import Any
 
+from llmasos_xla.progress import EXIT_SAVED
 from llmasos_xla.runtime.jobs import Job, State
 from llmasos_xla.runtime.launchers.protocol import LOST, TAKEN, how_it_ended
 
-SAVED = 75
-"""Exit status of a job that has saved itself and wants to be started again."""
 LONGEST_PAUSE = 60.0
 """Seconds between a failure and the next start, at most."""
 _LOOKED_AT = 4096
@@ -33,7 +32,7 @@ def ending(
         return "cancelled", {"reason": "it was cancelled where it ran, not here"}
     if status == 0:
         return "done", {"status": 0, "reason": "", "asked": None}
-    if status == SAVED:
+    if status == EXIT_SAVED:
         # One that asks by itself to be started again shall not do so in a circle.
         again["not_before"] += 0.0 if job.state == "draining" else 1.0
         return "queued", {**again, "reason": "it saved itself", "asked": None}

@@ -5,7 +5,6 @@ It is found by a lock on a file, which the kernel takes back when it dies, howev
 
 import argparse
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -24,6 +23,7 @@ from llmasos_xla.runtime.jobs import ON_DEVICES
 from llmasos_xla.runtime.launchers.keeper import born
 from llmasos_xla.runtime.launchers.local import ALONE_SECONDS, Local
 from llmasos_xla.runtime.launchers.protocol import Launcher
+from llmasos_xla.runtime.locks import take
 from llmasos_xla.runtime.store import Store
 from llmasos_xla.runtime.supervisor import Supervisor
 from llmasos_xla.runtime.web import Page
@@ -171,27 +171,14 @@ def this_machine(devices: int | None = None, memory: int | None = None) -> Node:
 def _owned(home: Home) -> Iterator[IO[str] | None]:
     """The lock's file, locked; None if another process has it."""
     with open(home.lock, "a+") as lock:
-        if not _locked(lock):
+        # Those who only look hold it for an instant, so one look is not enough.
+        if not take(lock, _LOCK_SECONDS, every=0.01):
             yield None
             return
         try:
             yield lock
         finally:
             lock.truncate(0)
-
-
-def _locked(lock: IO[str]) -> bool:
-    """Whether the lock is this process's now. Those who only look hold it for an instant, so one look is not enough."""
-    deadline = time.monotonic() + _LOCK_SECONDS
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.01)
-        else:
-            return True
 
 
 def _tell(lock: IO[str], about: dict[str, Any]) -> None:

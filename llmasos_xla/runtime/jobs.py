@@ -164,7 +164,7 @@ class Job:
     asked: Literal["cancel", "drain"] | None
     """What somebody has asked for."""
     need: Mapping[str, Any]
-    """Bytes and speeds by number of devices, as they were measured."""
+    """Bytes by number of devices: host and device as its fits asked for, held as they were seen."""
 
     @property
     def size(self) -> int:

@@ -1,7 +1,6 @@
 """Whether an engine runs, and how one is started and ended. Loads little: every command of the queue comes here."""
 
 import contextlib
-import fcntl
 import json
 import os
 import signal
@@ -13,6 +12,7 @@ from typing import Any
 
 from llmasos_xla.runtime.home import Home
 from llmasos_xla.runtime.launchers.keeper import born, lives, write
+from llmasos_xla.runtime.locks import is_held
 from llmasos_xla.sharding.processes.launch import package_path
 
 _START_SECONDS = 30.0
@@ -25,13 +25,11 @@ def running(home: Home) -> dict[str, Any] | None:
     """
     try:
         with open(home.lock) as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError:
-                found = json.loads(lock.read() or "{}")
-                # Until the engine has told of itself the file is one's who was killed.
-                return found if found and lives(found) else {}
-            return None
+            if not is_held(lock):
+                return None
+            found = json.loads(lock.read() or "{}")
+            # Until the engine has told of itself the file is one's who was killed.
+            return found if found and lives(found) else {}
     except FileNotFoundError:
         return None
 

@@ -26,7 +26,7 @@ _LOG = logging.getLogger("llmasos_xla.runtime")
 _FIXED = 1 << 40
 # By less than this a clock is corrected all the time.
 _SET_SECONDS = 5.0
-# Speed grows with so much a power of the devices where nobody has measured it.
+# Every job's speed is taken to grow with so much a power of its devices.
 _USUAL_SPEED = 0.9
 
 
@@ -287,7 +287,7 @@ class Supervisor:
             sizes=sizes,
             device_bytes=device_bytes(job, sizes),
             host_bytes={n: self._host_bytes(job, n) for n in sizes},
-            speed={n: float(job.need.get("speed", {}).get(str(n), n**_USUAL_SPEED)) for n in sizes},
+            speed={n: float(n**_USUAL_SPEED) for n in sizes},
             # A process sees the devices of one machine, and so do those that `llmasos launch` starts.
             together=True,
             user=job.spec.user,

@@ -18,7 +18,7 @@ from rich.text import Text
 from llmasos_xla.runtime.home import Home
 from llmasos_xla.runtime.jobs import ENDED, ON_DEVICES
 from llmasos_xla.runtime.store import Store
-from llmasos_xla.runtime.view import Gpu, Happened, Machine, Row, Slot, View
+from llmasos_xla.runtime.view import Gpu, Happened, Machine, Row, Slot, View, ago
 from llmasos_xla.runtime.viewer import Viewer
 
 _MARKS = "▁▂▃▄▅▆▇█"
@@ -230,18 +230,6 @@ def _cells(row: Row, wide: bool) -> list[Text]:
 def _event(view: View, event: Happened) -> Text:
     line = Text(time.strftime("%H:%M:%S ", time.localtime(event.at)), "bright_black", no_wrap=True, overflow="ellipsis")
     return line.append(f"{event.job} {event.name} ", "default").append(event.what, "default")
-
-
-def ago(seconds: float | int) -> str:
-    """So many seconds, in the unit that suits.
-
-    >>> ago(59), ago(5400)
-    ('59 s', '2 h')
-    """
-    for unit, long in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= long:
-            return f"{seconds / long:.0f} {unit}"
-    return f"{max(seconds, 0):.0f} s"
 
 
 def size(count: float | int) -> str:

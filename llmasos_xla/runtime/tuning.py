@@ -1,7 +1,6 @@
 """`lm.runtime.tune`: a search for hyper-parameters whose trials are jobs of the queue."""
 
 import contextlib
-import fcntl
 import functools
 import inspect
 import os
@@ -16,6 +15,7 @@ from typing import Any, Literal, NamedTuple, final
 from llmasos_xla.errors import missing_package, unknown
 from llmasos_xla.runtime.client import JobError, Submitted, kept, submit
 from llmasos_xla.runtime.home import Home
+from llmasos_xla.runtime.locks import take
 from llmasos_xla.runtime.objective import Objective
 from llmasos_xla.runtime.searching import Search
 from llmasos_xla.runtime.space import as_json, checked, optuna
@@ -263,14 +263,12 @@ def _alone(home: Home, name: str) -> Iterator[pathlib.Path]:
     folder = home.path / "studies" / name
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with open(folder / "lock", "a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not take(lock):
             lock.seek(0)
             raise RuntimeError(
                 f"tune: process {lock.read().strip() or 'unknown'} searches the study {name!r}; end it, or give "
                 "another name"
-            ) from None
+            )
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()

@@ -7,14 +7,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llmasos_xla.progress import Progress
+from llmasos_xla.progress import EXIT_SAVED, Progress
 from llmasos_xla.runtime.jobs import Job, Place
 from llmasos_xla.runtime.launchers.protocol import how_it_ended
 from llmasos_xla.runtime.store import Event
-
-SAVED = 75
-"""Exit status of a job that has saved itself."""
-
 
 _TOLD = ("pid", "since", "devices", "memory")
 
@@ -200,6 +196,18 @@ def picture(
     return View(now, told, machine, why_no_machine, _slots(engine, jobs), rows, counted, happened)
 
 
+def ago(seconds: float | int) -> str:
+    """So many seconds, in the unit that suits.
+
+    >>> ago(59), ago(5400)
+    ('59 s', '2 h')
+    """
+    for unit, long in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= long:
+            return f"{seconds / long:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
+
+
 def _row(job: Job, now: float, seen: Mapping[int, Progress], curve: Curve | None, usage: Mapping[int, Any]) -> Row:
     points = curve.points if curve is not None else ()
     step, loss = points[-1] if points else (None, None)
@@ -275,7 +283,7 @@ def _words(event: Event) -> str:
         return f"is stuck: rank {more['rank']} at step {more['step']}"
     if event.what == "priority":
         return f"has priority {more['now']} instead of {more['before']}"
-    if event.what == "queued" and more.get("status") == SAVED:
+    if event.what == "queued" and more.get("status") == EXIT_SAVED:
         return "has saved itself and is queued"
     if event.what in ("failed", "queued") and more.get("status") is not None:
         return f"is {event.what}: {how_it_ended(more['status'])}"

@@ -12,8 +12,9 @@ transfer      between this process's memory and arrays over a mesh
 threads       virtual_devices: several CPU devices in one process
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from llmasos_xla.lazy import lazy
 
 if TYPE_CHECKING:
     from llmasos_xla.sharding.mesh import MeshSpec as MeshSpec
@@ -23,11 +24,4 @@ if TYPE_CHECKING:
 # Not at once: launchers and the queue start processes, and have no use for JAX themselves.
 _HOMES = {"MeshSpec": "mesh", "Placement": "placement", "virtual_devices": "threads"}
 __all__ = [*_HOMES]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__, __dir__ = lazy(__name__, _HOMES)

@@ -9,9 +9,6 @@ from typing import Any, Literal, NamedTuple, final
 
 from llmasos_xla.training.callbacks import direction
 
-EXIT_SAVED = 75
-"""The exit status of a fit that was told to end by SIGTERM and has saved itself: "start me again"."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:

@@ -13,10 +13,11 @@ import optax
 
 from llmasos_xla.compiling import operations
 from llmasos_xla.data.batches import batches
+from llmasos_xla.progress import EXIT_SAVED
 from llmasos_xla.sharding.placement import Placement
 from llmasos_xla.training.ballot import Ballot
 from llmasos_xla.training.callbacks import Callback, Event
-from llmasos_xla.training.checkpoint import EXIT_SAVED, Decision, Pace
+from llmasos_xla.training.checkpoint import Decision, Pace
 from llmasos_xla.training.diagnose import NonFiniteLossError, first_not_finite
 from llmasos_xla.training.evaluation import Evaluator, arrays_of
 from llmasos_xla.training.history import History

@@ -323,8 +323,8 @@ def test_ctrl_c_cancels_and_the_same_call_begins_anew(home, searching):
     assert {job.state for job in jobs(home) if job.state in ON_DEVICES} == set()
 
 
-def test_a_fit_reports_by_itself(home, engine):
-    engine()
+def fitting(told, **how):
+    """A function to be searched, which fits and prints a metric of each epoch behind the word "told"."""
 
     def objective(units):
         rng = np.random.default_rng(0)
@@ -332,9 +332,16 @@ def test_a_fit_reports_by_itself(home, engine):
         y = (x[:, 0] > 0).astype("int32")
         model = lm.Sequential([lm.layers.Dense(units, activation="relu"), lm.layers.Dense(2, activation="softmax")])
         model.compile("adam", "sparse_categorical_crossentropy")
-        history = model.fit(x, y, epochs=2, batch_size=32, validation_data=(x, y), verbose=0)
-        print("told", *history.history["val_loss"])
+        options = {**how, "checkpoint": lm.runtime.here().folder / "fit"} if how.get("resume") else how
+        history = model.fit(x, y, batch_size=32, validation_data=(x, y), **options)
+        print("told", *history.history[told])
 
+    return objective
+
+
+def test_a_fit_reports_by_itself(home, engine):
+    engine()
+    objective = fitting("val_loss", epochs=2, verbose=0)
     study = tune(objective, {"units": [3]}, trials=1, name="fit", metric="val_loss", home=home.path)
     (trial,) = study.trials
     log = lm.runtime.Submitted(trial.job, home).logs()
@@ -347,23 +354,7 @@ def test_a_fit_reports_by_itself(home, engine):
 @pytest.mark.slow
 def test_a_trial_that_makes_room_goes_on_and_so_do_its_reports(home, engine):
     engine()
-
-    def objective(units):
-        rng = np.random.default_rng(0)
-        x = rng.normal(size=(64, 4)).astype("float32")
-        y = (x[:, 0] > 0).astype("int32")
-        model = lm.Sequential([lm.layers.Dense(units, activation="relu"), lm.layers.Dense(2, activation="softmax")])
-        model.compile("adam", "sparse_categorical_crossentropy")
-        history = model.fit(
-            x,
-            y,
-            epochs=12,
-            batch_size=32,
-            checkpoint=lm.runtime.here().folder / "fit",
-            resume=True,
-            callbacks=[lambda event: time.sleep(0.2)],
-        )
-        print("told", *history.history["loss"])
+    objective = fitting("loss", epochs=12, resume=True, callbacks=[lambda event: time.sleep(0.2)])
 
     def make_room():
         reports = progress.Reports(home.job(1))

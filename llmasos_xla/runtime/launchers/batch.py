@@ -6,7 +6,6 @@ finds another number there ends all that it has, before which the next does not 
 because Slurm wanted it to, not the engine, is put back into Slurm's queue from here: no engine need be there.
 """
 
-import fcntl
 import json
 import os
 import pathlib
@@ -16,12 +15,12 @@ import sys
 import time
 from typing import Any
 
+from llmasos_xla.progress import EXIT_SAVED
 from llmasos_xla.runtime.jobs import Place
 from llmasos_xla.runtime.launchers import keeper
+from llmasos_xla.runtime.locks import take
 from llmasos_xla.sharding.processes.clusters import slurm_hosts
 
-SAVED = 75
-"""Exit status of a job that has saved itself and wants to be started again."""
 _LOCK_SECONDS = 180.0
 _REQUEUE_SECONDS = 60.0
 _HANDED_ON = ("SLURM", "CUDA_", "GPU_DEVICE_", "ROCR_", "HIP_", "ZE_")
@@ -35,7 +34,7 @@ def main(folder: pathlib.Path, token: str) -> int:
     lost = before["lost"] + (not exits.exists()) if run and before is not None else 0
     devices = int(order["environment"]["LLMASOS_DEVICES"])
     keeper.write(folder / f"{token}.where", {"run": run, "lost": lost, "places": _places(devices)})
-    if not _lock_is_free(folder / "lock"):
+    if not _others_have_ended(folder / "lock"):
         print("llmasos: another run of this job does not end; it is not begun a second time", flush=True)
         return keeper.NOT_WANTED
     if (folder / f"{token}.over").exists():
@@ -52,7 +51,7 @@ def main(folder: pathlib.Path, token: str) -> int:
     if (status := keeper.main(folder, token, superseded)) != 0:
         return status
     status = json.loads(exits.read_text())["status"]
-    if status == SAVED and not (folder / f"{token}.drain").exists():
+    if status == EXIT_SAVED and not (folder / f"{token}.drain").exists():
         # Slurm ends this process for it; a script that ends by itself meanwhile ends its job with it.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False).returncode == 0:
@@ -89,19 +88,10 @@ def per_node(text: str) -> list[int]:
     return found
 
 
-def _lock_is_free(path: pathlib.Path) -> bool:
+def _others_have_ended(path: pathlib.Path) -> bool:
     """Waits until no other run of the job holds its lock; whether that came to be."""
-    deadline = time.monotonic() + _LOCK_SECONDS
     with open(path, "a") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                if time.monotonic() > deadline:
-                    return False
-                time.sleep(0.2)
-            else:
-                return True
+        return take(lock, _LOCK_SECONDS)
 
 
 def _with_slurm(order: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,6 @@ Where something else started it, as an actor of Ray's, it is told the process to
 import contextlib
 import ctypes
 import errno
-import fcntl
 import json
 import os
 import pathlib
@@ -22,13 +21,15 @@ import time
 from collections.abc import Callable, Mapping
 from typing import IO, Any
 
+from llmasos_xla.progress import EXIT_SAVED
 from llmasos_xla.runtime.launchers.holding import Holding
+from llmasos_xla.runtime.locks import is_free, take
 
 NOT_WANTED = 3
 """It ends with this where another attempt has taken its place."""
 _SUBREAPER, _DEATH_SIGNAL = 36, 1
 _POLL_SECONDS = 0.05
-_SAVED, _TERMINATED = 75, 128 + signal.SIGTERM
+_TERMINATED = 128 + signal.SIGTERM
 _ENGINE_SECONDS = 1.0
 TOKEN = "LLMASOS_ATTEMPT"
 """The variable by which processes of an attempt are known."""
@@ -46,9 +47,7 @@ def main(folder: pathlib.Path, token: str, superseded: Callable[[], bool] = lamb
     # What the job starts and leaves alone becomes this process's child, and is ended with it.
     _prctl(_SUBREAPER, 1)
     lock = open(folder / "lock", "a")  # noqa: SIM115
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    if not take(lock):
         return NOT_WANTED
     if (folder / f"{token}.exit").exists():
         # It was given up before it began.
@@ -121,7 +120,7 @@ def _run(
             _kill_children()
         time.sleep(_POLL_SECONDS)
     _end_all()
-    return _SAVED if status == _TERMINATED and _SAVED in others else status
+    return EXIT_SAVED if status == _TERMINATED and EXIT_SAVED in others else status
 
 
 def _start(order: dict[str, Any], token: str, log: IO[bytes]) -> int:
@@ -191,18 +190,6 @@ def _kill_children() -> bool:
 def _children() -> list[int]:
     """The children of this process; until it has waited for them their numbers are nobody else's."""
     return [int(pid) for pid in pathlib.Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
-
-
-def is_free(lock: str) -> bool:
-    """Whether nobody holds the engine's lock."""
-    try:
-        with open(lock) as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return True
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
 
 
 def born(pid: int) -> str | None:

@@ -1,7 +1,6 @@
 """Jobs as subprocesses of this machine."""
 
 import contextlib
-import fcntl
 import json
 import os
 import pathlib
@@ -9,7 +8,7 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, final
 
 from llmasos_xla.progress import ASKED, VARIABLE
@@ -18,6 +17,7 @@ from llmasos_xla.runtime.gpus import UNKNOWN_SIZE
 from llmasos_xla.runtime.home import Home, files
 from llmasos_xla.runtime.launchers.keeper import TOKEN, born, lives, write
 from llmasos_xla.runtime.launchers.protocol import LOST, Attempt
+from llmasos_xla.runtime.locks import take
 from llmasos_xla.sharding.processes.cores import shares
 from llmasos_xla.sharding.processes.launch import package_path
 
@@ -47,21 +47,12 @@ class Local:
 
     def start(self, attempt: Attempt) -> str:
         """As `Launcher` has it."""
-        attempt.folder.mkdir(parents=True, exist_ok=True)
         numbers = sorted(device for _, device in attempt.places)
         environment = variables(attempt, self._home, _names(numbers) if self._gpus else None)
         if self._gpus and self._sharing:
             environment |= _share(attempt, min(self._node.devices[n] for n in numbers))
-        order = {
-            "engine": str(self._home.lock),
-            "alone": self._alone,
-            "grace": attempt.spec.grace,
-            "command": command_of(attempt),
-            "folder": attempt.spec.folder,
-            "environment": environment,
-            "cpus": [] if self._gpus else sorted(set().union(*(self._cores[n] for n in numbers))),
-        }
-        (attempt.folder / f"{attempt.token}.order").write_text(json.dumps(order))
+        cpus = set[int]() if self._gpus else set[int]().union(*(self._cores[n] for n in numbers))
+        write_order(attempt, command_of(attempt), environment, cpus=cpus, engine=self._home.lock, alone=self._alone)
         with open(attempt.folder / "keeper.log", "ab") as log:
             module = "llmasos_xla.runtime.launchers.keeper"
             pid = os.posix_spawn(
@@ -102,9 +93,7 @@ def given_up(attempt: Attempt) -> int | None:
     """Ends an attempt without a keeper, or whose keeper is not found; its status, None while its lock is held."""
     attempt.folder.mkdir(parents=True, exist_ok=True)
     with open(attempt.folder / "lock", "a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not take(lock):
             return None
         if (status := exit_status(attempt)) is None:
             # A keeper that is still to come reads this.
@@ -168,6 +157,40 @@ def command_of(attempt: Attempt) -> list[str]:
         script = command[1:] if command[0] == sys.executable else command
         return [sys.executable, "-m", "llmasos_xla", "launch", "-n", count, *script]
     return command
+
+
+def write_order(
+    attempt: Attempt,
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    cpus: Iterable[int] = (),
+    engine: pathlib.Path | None = None,
+    alone: float = 0.0,
+    **more: Any,
+) -> None:
+    """Writes down in the attempt's folder, which is made, what its keeper is to run.
+
+    Args:
+        attempt: which.
+        command: its program and arguments.
+        environment: its variables, all of them.
+        cpus: those that it is bound to; none are all.
+        engine: the lock by which the keeper knows whether an engine is there; None where none need be.
+        alone: seconds without it after which the keeper has the job end.
+        more: for the launcher itself.
+    """
+    attempt.folder.mkdir(parents=True, exist_ok=True)
+    order = {
+        "engine": None if engine is None else str(engine),
+        "alone": alone,
+        "grace": attempt.spec.grace,
+        "command": list(command),
+        "folder": attempt.spec.folder,
+        "environment": dict(environment),
+        "cpus": sorted(cpus),
+    }
+    write(attempt.folder / f"{attempt.token}.order", {**order, **more})
 
 
 def new_token() -> str:

@@ -30,8 +30,7 @@ from typing import Any, NamedTuple, final
 from llmasos_xla import errors
 from llmasos_xla.runtime.claims import Node
 from llmasos_xla.runtime.home import Home
-from llmasos_xla.runtime.launchers.keeper import write
-from llmasos_xla.runtime.launchers.local import ALONE_SECONDS, command_of, exit_status, given_up, variables
+from llmasos_xla.runtime.launchers.local import ALONE_SECONDS, command_of, exit_status, given_up, variables, write_order
 from llmasos_xla.runtime.launchers.protocol import Attempt
 from llmasos_xla.sharding.processes.launch import package_path
 
@@ -97,24 +96,21 @@ class Ray:
         from ray.util.placement_group import placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        attempt.folder.mkdir(parents=True, exist_ok=True)
         name, machine = self._machine(attempt)
         cpus = self._cpus.get(name)
         if machine is None or cpus is None:
             raise OSError(f"ray: node {name} is gone")
         gpus = self._kind == "GPU"
-        order = {
-            "engine": str(self._home.lock),
-            "alone": self._alone,
-            "grace": attempt.spec.grace,
-            "command": command_of(attempt),
-            "folder": attempt.spec.folder,
+        write_order(
+            attempt,
+            command_of(attempt),
             # Which GPUs they are Ray says, there.
-            "environment": variables(attempt, self._home, [] if gpus else None),
-            "cpus": [] if gpus else sorted({cpu for _, slot in attempt.places for cpu in cpus[slot]}),
-            "gpus": gpus,
-        }
-        write(attempt.folder / f"{attempt.token}.order", order)
+            variables(attempt, self._home, [] if gpus else None),
+            cpus=() if gpus else {cpu for _, slot in attempt.places for cpu in cpus[slot]},
+            engine=self._home.lock,
+            alone=self._alone,
+            gpus=gpus,
+        )
         count = len(attempt.places)
         try:
             group = placement_group(

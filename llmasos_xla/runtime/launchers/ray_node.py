@@ -6,8 +6,8 @@ A process of its own, as keepers are: where this runs, they do.
 import json
 import sys
 
-from llmasos_xla.runtime.launchers.keeper import is_free
 from llmasos_xla.runtime.launchers.local import end_marked
+from llmasos_xla.runtime.locks import is_free
 from llmasos_xla.sharding.processes.cores import shares
 
 

@@ -5,7 +5,6 @@ one ended its keeper writes down in the job's folder, so that no accounting is n
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import pathlib
@@ -21,9 +20,10 @@ from llmasos_xla.runtime.claims import Node
 from llmasos_xla.runtime.home import Home
 from llmasos_xla.runtime.launchers.batch import where
 from llmasos_xla.runtime.launchers.keeper import write
-from llmasos_xla.runtime.launchers.local import command_of, environment_of
+from llmasos_xla.runtime.launchers.local import command_of, environment_of, write_order
 from llmasos_xla.runtime.launchers.protocol import LOST, TAKEN, Attempt, Told
 from llmasos_xla.runtime.launchers.sbatch import Request, niceness, script
+from llmasos_xla.runtime.locks import take
 
 _ASK_SECONDS = 60.0
 _AFTER_GRACE = 30.0
@@ -76,23 +76,13 @@ class Slurm:
 
     def start(self, attempt: Attempt) -> str:
         """As `Launcher` has it: hands it to Slurm."""
-        attempt.folder.mkdir(parents=True, exist_ok=True)
         environment = environment_of(attempt, self._home)
         # Submitted by another job's fit, it may have this from there; memory is Slurm's to grant.
         environment.pop(ASKED, None)
         if not self._request.gpus and attempt.spec.layout == "devices":
             count = len(attempt.places)
             environment |= {"JAX_NUM_CPU_DEVICES": str(count), "NPROC": str(max(4 * count, os.cpu_count() or 1))}
-        order = {
-            "engine": None,
-            "alone": 0.0,
-            "grace": attempt.spec.grace,
-            "command": self._command(attempt),
-            "folder": attempt.spec.folder,
-            "environment": environment,
-            "cpus": [],
-        }
-        write(attempt.folder / f"{attempt.token}.order", order)
+        write_order(attempt, self._command(attempt), environment)
         path = attempt.folder / f"{attempt.token}.sbatch"
         nice = niceness({each.token: each.spec.priority for each in (*self._waiting.values(), attempt)})
         path.write_text(script(attempt, self._request, nice=nice[attempt.token]))
@@ -137,9 +127,7 @@ class Slurm:
         exits = attempt.folder / f"{attempt.token}.exit"
         attempt.folder.mkdir(parents=True, exist_ok=True)
         with open(attempt.folder / "lock", "a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            if not take(lock):
                 # Its node cannot be reached by Slurm and is alive: something runs.
                 return None
             if (status := _status(exits)) is None:

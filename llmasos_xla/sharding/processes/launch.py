@@ -16,9 +16,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
+from llmasos_xla.progress import EXIT_SAVED
 from llmasos_xla.sharding.processes.cores import shares
 from llmasos_xla.sharding.processes.preflight import gpu_count
-from llmasos_xla.sharding.processes.watch import PEER_FAILED, REQUEUE
+from llmasos_xla.sharding.processes.watch import PEER_FAILED
 
 LAUNCHED = (
     *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LLMASOS_RUN"),
@@ -120,7 +121,7 @@ def launch(
     if first is not None:
         _report(first)
         return _exit_code(first)
-    return REQUEUE if any(rank.status == REQUEUE for rank in ranks) else 0
+    return EXIT_SAVED if any(rank.status == EXIT_SAVED for rank in ranks) else 0
 
 
 def _start(
@@ -176,7 +177,7 @@ def _wait(ranks: list[_Rank], grace: float) -> _Rank | None:
         for rank in ranks:
             if rank.status is None and (status := rank.process.poll()) is not None:
                 rank.status, rank.ended_at = status, now
-                if status not in (0, REQUEUE) and failed_at is None:
+                if status not in (0, EXIT_SAVED) and failed_at is None:
                     failed_at = now
         for rank in ranks:
             if failed_at is None or rank.status is not None:
@@ -186,7 +187,7 @@ def _wait(ranks: list[_Rank], grace: float) -> _Rank | None:
                 _signal(rank, signal.SIGTERM)
             if now > failed_at + _HEAD_START_SECONDS + grace:
                 _signal(rank, signal.SIGKILL)
-    failed = [rank for rank in ranks if rank.status not in (0, REQUEUE)]
+    failed = [rank for rank in ranks if rank.status not in (0, EXIT_SAVED)]
     # Those that ended because of another come after it, whoever was seen first; behind a rank that failed by itself
     # that is one that had to be ended, since it was waited for in vain.
     return min(failed, key=lambda r: (r.status == PEER_FAILED, r.asked_to_end, r.ended_at), default=None)

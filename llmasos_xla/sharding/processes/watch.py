@@ -17,14 +17,13 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, final
 
+from llmasos_xla.progress import EXIT_SAVED
 from llmasos_xla.sharding.processes.hub import Hub
 from llmasos_xla.sharding.processes.join import Joined
 from llmasos_xla.sharding.processes.world import World
 
 PEER_FAILED = 76
 """The exit code of a rank that was ended because another failed."""
-REQUEUE = 75
-"""The exit code of a rank that has saved and wants to be started again."""
 
 # Errors that a rank gets because another is gone. They are held back until the hub has found out which.
 _SECONDHAND = re.compile(
@@ -180,7 +179,7 @@ def describe(kind: type[BaseException], error: BaseException | None) -> str:
 
 def ended_with(code: int, reason: str) -> None:
     """Called by the launcher's worker when a script has exited: any code but 0 and 75 is told as a failure."""
-    if _active is not None and code not in (0, REQUEUE):
+    if _active is not None and code not in (0, EXIT_SAVED):
         _active.fail(reason, code)
 
 
