@@ -94,3 +94,39 @@ def cycle(home, tmp_path):
     ).stdout
     losses = [float(re.search(r"loss (\S+) of 120 epochs", text)[1]) for text in (log, alone)]
     assert abs(losses[0] - losses[1]) < 1e-5
+
+
+def pruned_search(home, folder):
+    """Two trials, one after the other; one reports what is too much, and is cancelled while it runs. It is returned."""
+    import optuna
+
+    ended = folder / "ended"
+
+    def objective(x):
+        lm.runtime.report(0, 0.0)
+        lm.runtime.report(3, x)
+        if x:
+            time.sleep(1000)
+        with open(ended, "a") as file:
+            file.write("x\n")
+        return x
+
+    study = lm.runtime.tune(
+        objective,
+        {"x": lm.runtime.uniform(0.0, 1.0)},
+        trials=2,
+        at_once=1,
+        name="early",
+        sampler=optuna.samplers.GridSampler({"x": [0.0, 1.0]}, seed=0),
+        pruner=optuna.pruners.ThresholdPruner(upper=0.5),
+        home=home.path,
+    )
+    good, bad = sorted(study.trials, key=lambda trial: trial.params["x"])
+    assert (good.state, good.value, good.reports) == ("complete", 0.0, {0: 0.0, 3: 0.0})
+    assert (bad.state, bad.value, bad.reports) == ("pruned", 1.0, {0: 0.0, 3: 1.0})
+    assert bad.why == "pruned after step 3, 1"
+    found = {job.number: job for job in lm.runtime.queue(home.path)}
+    assert (found[good.job].state, found[bad.job].state) == ("done", "cancelled")
+    assert ended.read_text() == "x\n"
+    assert not any(marked(job.job.token) for job in found.values())
+    return bad

@@ -18,7 +18,7 @@ import tempfile
 import time
 
 import pytest
-from runtime_jobs import cycle, marked, wait_until
+from runtime_jobs import cycle, marked, pruned_search, wait_until
 
 import llmasos_xla as lm
 from llmasos_xla.runtime import service
@@ -180,6 +180,11 @@ def test_how_jobs_end(home, up):
 def test_a_low_job_shrinks_for_an_urgent_one_and_grows_again(home, up, tmp_path):
     up()
     cycle(home, tmp_path)
+
+
+def test_a_search_prunes_its_trials(home, up, tmp_path):
+    up()
+    pruned_search(home, tmp_path)
 
 
 def test_a_job_that_is_cancelled_may_save(home, up):

@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from runtime_jobs import SCRIPT, wait_until
+from runtime_jobs import SCRIPT, pruned_search, wait_until
 from slurm_cluster import Cluster, why_not
 
 import llmasos_xla as lm
@@ -52,6 +52,10 @@ def queue(slurm, home, monkeypatch, request):
 
 def sub(home, *command, **more):
     return lm.runtime.submit(["sh", "-c", *command], home=home.path, **more)
+
+
+def test_a_search_prunes_its_trials(home, slurm, queue, tmp_path):
+    pruned_search(home, tmp_path)
 
 
 def test_it_runs_cancels_and_keeps_the_order(home, slurm, queue):

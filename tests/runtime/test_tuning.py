@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 import pytest
-from runtime_jobs import marked, wait_until
+from runtime_jobs import marked, pruned_search, wait_until
 
 import llmasos_xla as lm
 from llmasos_xla import progress
@@ -108,36 +108,7 @@ def test_the_same_seed_makes_the_same_search_in_one_go_or_in_two(home, engine):
 
 def test_who_reports_badly_is_cancelled_while_it_runs(home, engine, tmp_path, capsys):
     engine()
-    ended = tmp_path / "ended"
-
-    def objective(x):
-        lm.runtime.report(0, 0.0)
-        lm.runtime.report(3, x)
-        if x:
-            time.sleep(1000)
-        with open(ended, "a") as file:
-            file.write("x\n")
-        return x
-
-    grid = optuna.samplers.GridSampler({"x": [0.0, 1.0]}, seed=0)
-    study = tune(
-        objective,
-        {"x": uniform(0.0, 1.0)},
-        trials=2,
-        at_once=1,
-        name="early",
-        sampler=grid,
-        pruner=optuna.pruners.ThresholdPruner(upper=0.5),
-        home=home.path,
-    )
-    good, bad = sorted(study.trials, key=lambda trial: trial.params["x"])
-    assert (good.state, good.value, good.reports) == ("complete", 0.0, {0: 0.0, 3: 0.0})
-    assert (bad.state, bad.value, bad.reports) == ("pruned", 1.0, {0: 0.0, 3: 1.0})
-    assert bad.why == "pruned after step 3, 1"
-    states = {job.number: job.state for job in jobs(home)}
-    assert (states[good.job], states[bad.job]) == ("done", "cancelled")
-    assert lines(ended) == ["x"]
-    assert not any(marked(job.token) for job in jobs(home))
+    bad = pruned_search(home, tmp_path)
     assert f"trial {bad.number}: pruned after step 3, 1  x 1" in capsys.readouterr().out
 
 
