@@ -143,5 +143,6 @@ def test_scripts_that_say_nothing_do_not_run_each_other_out_of_memory(home, engi
     assert max(job.job.attempt for job in jobs) == 2
     assert max(job.job.failures for job in jobs) == 0
     again = next(job for job in jobs if job.job.attempt == 2)
-    assert again.job.need["held"]["1"] > 400 * MiB
+    # It may be seen, and asked to end, while it still grows: more than was counted on, whatever it would have come to.
+    assert UNKNOWN_BYTES < again.job.need["held"]["1"] < 500 * MiB
     store.close()
