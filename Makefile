@@ -38,10 +38,11 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 demo: $(VENV)/.installed
 	$(BIN)/python examples/digits_demo.py
 
+# What takes long is left to the check's other leg, as is looking at the types of every call (pyproject.toml).
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n $(WORKERS) -m 'not slow'
+	$(BIN)/python -m pytest -n $(WORKERS) -m 'not slow and not thorough' --jaxtyping-packages=
 
-# What a newcomer reads and `make test` leaves out, since it trains or waits long: four notebooks, the page on sharding.
+# What a newcomer reads and `make test` leaves out, since it trains or waits long: the notebooks, the page on sharding.
 notebooks: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n $(WORKERS) -m slow tests/test_notebooks.py tests/test_readme.py
 

@@ -26,6 +26,10 @@ LARGE = 2_000_000_000
 """Bytes of a worker above which it lets go of what it has compiled."""
 CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "jax"
 
+# Tracing makes millions of small objects that reference counts take away again: a tenth of the suite went into looking
+# for cycles among them.
+gc.set_threshold(200_000, 20, 20)
+
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -1,4 +1,4 @@
-"""Every notebook runs from top to bottom."""
+"""Every notebook runs from top to bottom; `make notebooks` does it, since they train or wait."""
 
 import pathlib
 
@@ -6,20 +6,13 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-# They train or wait long: `make notebooks` runs these.
-LONG = {"04_sharding", "05_models", "06_deploy_and_update", "07_runtime"}
 FOLDER = pathlib.Path(__file__).parent.parent / "notebooks"
 
 
 # The kernel's own machinery (zmq, tornado, jupyter_client) warns about event loops; that is not ours to mend.
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in LONG else [])
-        for path in sorted(FOLDER.glob("*.ipynb"))
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
 def test_runs(path, tmp_path, monkeypatch):
     # Compiled as for a reader: what trains, or is timed, wants optimized code (tests/conftest.py).
     monkeypatch.setenv("XLA_FLAGS", "")

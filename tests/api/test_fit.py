@@ -107,6 +107,7 @@ def test_labels_shaped_as_the_outputs_are_shares_and_others_classes(blobs):
     assert steps.learner.recipe.loss.name == "sparse_categorical_crossentropy"
 
 
+@pytest.mark.thorough
 def test_disable_jit_learns_the_same_step_by_step(sequential, blobs):
     def confidence(outputs, y):
         seen.append(float(outputs.max()))

@@ -84,6 +84,7 @@ def test_the_cache_ends_where_the_model_does(model, tokenizer, texts):
         lm.generate(model, "a" * 64, tokenizer=tokenizer)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("beams", [1, 3])
 def test_a_short_prompt_beside_a_long_one_has_all_the_room_that_it_has_alone(model, tokenizer, beams):
     prompts = ["one", "a" * 59, "the other day " * 3]

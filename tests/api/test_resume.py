@@ -115,6 +115,7 @@ def damage(folder):
 STOPS = [(2, "INT"), (13, "INT"), (5, "TERM"), (7, "TERM")]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("group", "kind"), STOPS, ids=["first", "very last", "epoch's last", "middle"])
 def test_ctrl_c_and_sigterm_save_before_they_end(sequential, blobs, tmp_path, stopped_at, group, kind):
     kind, error = {"INT": (signal.SIGINT, KeyboardInterrupt), "TERM": (signal.SIGTERM, SystemExit)}[kind]

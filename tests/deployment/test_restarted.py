@@ -31,6 +31,7 @@ def wait_until(true):
         time.sleep(0.005)
 
 
+@pytest.mark.thorough
 def test_a_killed_server_whose_last_file_is_gone_answers_with_what_it_was_deployed_with(models, tmp_path, monkeypatch):
     first, second = (model.export(tmp_path / f"{i}.lmx") for i, model in enumerate(models[:2]))
     monkeypatch.chdir(tmp_path)
@@ -65,6 +66,7 @@ def test_a_server_that_is_told_to_end_writes_what_came_from_memory_and_leaves_no
     assert json.loads(state.read_text())["m"]["version"] == versions[-1]
 
 
+@pytest.mark.thorough
 def test_a_killed_server_whose_keys_are_gone_lets_nobody_in(models, tmp_path, capsys):
     keys = tmp_path / "keys"
     keys.write_text("one")

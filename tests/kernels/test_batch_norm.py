@@ -146,6 +146,7 @@ def test_every_derivative_through_the_relu(residual, implementation):
     jax.tree.map(lambda a, b: assert_close(a, b, scale=50), got, wanted)
 
 
+@pytest.mark.thorough
 @onednn
 @settings(max_examples=10, deadline=None)
 @given(
@@ -189,6 +190,7 @@ def test_values_equal_numpy():
     )
 
 
+@pytest.mark.thorough
 @onednn
 @settings(max_examples=10, deadline=None)
 @given(

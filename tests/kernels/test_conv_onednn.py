@@ -74,6 +74,7 @@ def geometries(draw):
     return Case("random", lhs, rhs, stride, pads, reach, groups=groups)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("examples", slow_but([(80,)], [80, 300]))
 def test_random_geometries(examples):
     @given(geometries(), st.integers(0, 1000))

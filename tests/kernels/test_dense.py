@@ -75,6 +75,7 @@ def test_values_and_gradients_equal_numpy(name, dtype, formulation):
         assert_close(got, want, scale=3)
 
 
+@pytest.mark.thorough
 @onednn
 @settings(max_examples=30, deadline=None)
 @given(

@@ -6,13 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models.test_generation import MODELS, PROMPTS, left_padded, made, uncached, written
+from models.test_generation import MODELS, PROMPTS, every_model, left_padded, made, uncached, written
 
 from llmasos_xla.models.generation import continuous
 from llmasos_xla.models.generation.protocol import functions
 from llmasos_xla.models.generation.sampling import Sampling, draw
 
-every_model = pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
 MOST, ENDS = 4, 2
 
 
@@ -51,6 +50,7 @@ class Company:
         self.ids = [self.ids[i] if i >= 0 else [] for i in of]
 
 
+@pytest.mark.thorough
 @every_model
 def test_rows_that_come_one_after_the_other_write_what_each_writes_alone(config):
     """The ring is turned more than once: 16 slots, 27 steps."""

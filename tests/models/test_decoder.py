@@ -9,6 +9,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from repetitions import thorough_but
 from tolerances import assert_close
 
 import llmasos_xla as lm
@@ -88,7 +89,7 @@ SPECS = [
 ]
 
 
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("masked", thorough_but([True], [False, True]))
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 def test_value_and_gradients_are_those_of_a_plain_decoder_in_float64(spec, masked, x):
     mask = jnp.arange(TIME)[None] < jnp.array([TIME, 4, 1])[:, None] if masked else None
@@ -236,6 +237,7 @@ def test_a_program_is_no_larger_for_more_blocks():
     assert compiled[1] < 1.1 * compiled[0]
 
 
+@pytest.mark.thorough
 def test_rematerialization_changes_memory_and_nothing_else(x):
     specs = {what: L.Decoder(6, 3, dropout=0.2, rematerialize=what) for what in ("none", "dots", "block")}
     results, memory = {}, {}
@@ -300,6 +302,7 @@ def test_known_sizes():
     assert round(CONFIGS["52b"].parameters / 1e9, 1) == 52.3
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("options", [{}, {"experts": 3, "rematerialize": "block"}], ids=str)
 def test_a_language_model_learns_counts_and_keeps(options, tmp_path):
     config = dataclasses.replace(lm.models.DecoderConfig.tiny(vocab=16), width=32, hidden_dim=32, **options)

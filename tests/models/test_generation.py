@@ -21,7 +21,14 @@ MODELS = {
     "grouped": LlamaConfig(VOCAB, width=12, depth=2, heads=6, kv_heads=2, hidden=20, tied=True, scan=False),
     "gru_lm": RecurrentLMConfig(VOCAB, width=12, hidden=16, depth=1, cell="gru"),
 }
-every_model = pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
+every_model = pytest.mark.parametrize(
+    "config",
+    [
+        # Grouped is Llama's, too.
+        pytest.param(config, id=name, marks=[pytest.mark.thorough] if name == "llama" else [])
+        for name, config in MODELS.items()
+    ],
+)
 PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5]]
 
 

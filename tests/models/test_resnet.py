@@ -24,6 +24,7 @@ PARAMETERS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet152", "resnet20_cifar", "resnet56_cifar"])
 def test_it_has_as_many_parameters_as_the_original(name):
     variables = jax.eval_shape(SHELF[name]().net().init, jax.random.key(0))

@@ -82,6 +82,7 @@ def test_maps_of_odd_sizes_meet():
     assert doubled(x, 3, 5)[0, :, :, 0].tolist() == [[0, 0, 1, 1, 2], [0, 0, 1, 1, 2], [3, 3, 4, 4, 5]]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("size", [(17, 23), (24, 9)])
 def test_any_size_will_do(size):
     net = TINY.net()

@@ -51,6 +51,7 @@ def test_padding_changes_nothing(rng):
     np.testing.assert_allclose(net.apply(variables, given)[0], alone, atol=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("attention", ["luong", "bahdanau"])
 def test_it_learns_to_turn_rows_around_and_then_writes_them(attention, unchecked):
     rng = np.random.default_rng(0)

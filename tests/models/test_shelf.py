@@ -30,7 +30,17 @@ def _samples():
 
 
 SAMPLES = _samples()
-every_model = pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.name)
+FIRST = {type(sample.config): sample.name for sample in reversed(SAMPLES)}
+every_model = pytest.mark.parametrize(
+    "sample",
+    [
+        # The first of each family always.
+        pytest.param(s, id=s.name, marks=[] if s.name in FIRST.values() else [pytest.mark.thorough])
+        for s in SAMPLES
+    ],
+    # All laws of a sample one after the other.
+    scope="module",
+)
 
 
 @functools.cache

@@ -40,6 +40,7 @@ def test_no_partition_is_better(parts, rng):
         assert (largest(costs, ends), sum(handed[end - 1] for end in ends[:-1])) == best(costs, handed, parts)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "count"), [("mlp", 4), ("cnn", 3), ("cnn", 7), ("lstm", 2), ("lstm", 4), ("tower", 4), ("uneven", 4)]
 )

@@ -73,6 +73,7 @@ def test_farther_distances_never_fall_into_nearer_buckets(both):
     assert len(np.unique(numbers)) == (31 if both else 32)
 
 
+@pytest.mark.thorough
 def test_it_learns_to_turn_rows_around_and_then_writes_them(unchecked):
     rng = np.random.default_rng(0)
     lengths = rng.integers(2, 5, 512)

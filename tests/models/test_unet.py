@@ -13,6 +13,7 @@ def test_it_has_as_many_parameters_as_the_original():
     assert sum(array.size for array in variables.params.values()) == 31_037_698
 
 
+@pytest.mark.thorough
 def test_it_learns_to_mark_bright_squares_with_the_dice_loss(rng):
     x = rng.normal(size=(32, 11, 9, 1)).astype(np.float32) * 0.3
     y = np.zeros((32, 11, 9, 1), np.float32)

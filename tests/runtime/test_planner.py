@@ -148,6 +148,7 @@ def test_planning_the_planned_state_changes_nothing(story):
     assert set(again.reasons) == {name for name, size in found.sizes.items() if not size}
 
 
+@pytest.mark.thorough
 @law
 @given(stories(), st.randoms(use_true_random=False))
 def test_order_of_arguments_does_not_matter(story, random):
@@ -166,6 +167,7 @@ def test_nobody_is_touched_before_it_has_run(story):
             assert found.places[claim.name] == claim.places
 
 
+@pytest.mark.thorough
 @law
 @given(stories())
 def test_what_is_not_resized_stays_where_it_is(story):
@@ -178,6 +180,7 @@ def test_what_is_not_resized_stays_where_it_is(story):
             assert any(lost & set(theirs) for name, theirs in found.places.items() if name != claim.name)
 
 
+@pytest.mark.thorough
 @law
 @given(stories(memory=False))
 def test_who_is_ahead_never_waits_for_who_is_behind(story):
@@ -209,6 +212,7 @@ def test_resizing_a_running_job_gains_or_gives_way(story):
             assert any(lost & set(places) for name, places in found.places.items() if name != claim.name)
 
 
+@pytest.mark.thorough
 @law
 @given(stories(st.fixed_dictionaries({"fairness": st.just(0.0), "sharing": st.booleans()})), clusters())
 def test_more_machines_never_stop_the_first(story, more):

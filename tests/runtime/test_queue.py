@@ -316,6 +316,7 @@ echo through >> {lines}
 """
 
 
+@pytest.mark.thorough
 def test_the_engine_killed_again_and_again_loses_nothing(home, engine, tmp_path):
     """Jobs come and run while the engine is killed, 20 times, at random moments: each is through once, none is left."""
     rng = random.Random(0)

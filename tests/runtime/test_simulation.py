@@ -116,6 +116,7 @@ def test_nobody_starves_under_a_stream_without_end():
     assert found["gang"].began > 4 * 3600
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("wants", [2, 3, 4])
 def test_equals_do_not_keep_a_gang_out(wants):
     # Small jobs always run, and one or another of them may not be touched yet.

@@ -83,6 +83,7 @@ def test_a_folder_may_have_any_name(tmp_path, monkeypatch):
     assert [file.name for file in (home / "studies" / "mine").glob("*.sqlite")] == ["study.sqlite"]
 
 
+@pytest.mark.thorough
 def test_the_same_seed_makes_the_same_search_in_one_go_or_in_two(home, engine):
     """Past the trials that the Parzen estimators draw at random, with pruning."""
     engine()

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
+from repetitions import thorough_but
 from sharding.pipelines import (
     KEY,
     batch_of,
@@ -66,25 +67,28 @@ def test_loss_and_gradients_are_those_of_one_device(pipe, microbatches):
 
 @pytest.mark.parametrize(
     ("name", "pipe", "microbatches"),
-    [
-        ("mlp", 1, 5),
-        ("cnn", 2, 1),
-        ("cnn", 4, 1),
-        ("cnn", 2, 2),
-        ("cnn", 4, 5),
-        ("lstm", 2, 5),
-        ("lstm", 4, 1),
-        ("lstm", 4, 8),
-        ("blocks", 2, 2),
-        ("blocks", 4, 8),
-        ("tower", 2, 5),
-        ("tower", 4, 1),
-        ("tower", 4, 8),
-        ("uneven", 4, 5),
-        ("dropout", 2, 1),
-        ("dropout", 4, 1),
-        ("dropout", 4, 2),
-    ],
+    thorough_but(
+        [("cnn", 2, 2), ("lstm", 4, 8), ("blocks", 2, 2), ("tower", 4, 8), ("uneven", 4, 5), ("dropout", 4, 2)],
+        [
+            ("mlp", 1, 5),
+            ("cnn", 2, 1),
+            ("cnn", 4, 1),
+            ("cnn", 2, 2),
+            ("cnn", 4, 5),
+            ("lstm", 2, 5),
+            ("lstm", 4, 1),
+            ("lstm", 4, 8),
+            ("blocks", 2, 2),
+            ("blocks", 4, 8),
+            ("tower", 2, 5),
+            ("tower", 4, 1),
+            ("tower", 4, 8),
+            ("uneven", 4, 5),
+            ("dropout", 2, 1),
+            ("dropout", 4, 1),
+            ("dropout", 4, 2),
+        ],
+    ),
 )
 def test_other_models(name, pipe, microbatches):
     """Batch statistics, masks, equal blocks, rows of a deep layer, and random numbers are those of one device too."""
@@ -105,6 +109,7 @@ PRODUCTS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("mesh", PRODUCTS)
 @pytest.mark.parametrize(("name", "microbatches"), [("cnn", 2), ("tower", 4)])
 def test_products_with_other_strategies(name, microbatches, mesh):

@@ -283,6 +283,7 @@ def test_layouts_that_turn_out_not_to_fit_do_not_use_up_the_compiles(monkeypatch
         _ = hopeless.best
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("height", "width"), [(16, 48), (48, 16)])
 def test_pictures_are_planned_as_large_as_the_data_were(height, width):
     def unet(**shape):
@@ -313,6 +314,7 @@ def _whisper():
     )  # fmt: skip
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("make", "loss", "time"),
     [
@@ -328,6 +330,7 @@ def test_detectors_recognizers_and_nets_of_fewer_steps_than_samples(make, loss, 
     assert lm.plan(net, batch_size=4, topology="cpu:2", shard="data", time=time).best.flops > 0
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "make",
     [

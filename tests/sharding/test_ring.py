@@ -82,6 +82,7 @@ def test_value_and_gradients_are_those_of_dense_attention(seq, causal, masked):
     check(MeshSpec(seq=seq), causal, masked)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(
     ("spec", "sizes"),

@@ -7,21 +7,24 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
+from repetitions import thorough_but
 from sharding.conftest import problem
 
 import llmasos_xla as lm
 from llmasos_xla.sharding import MeshSpec
 
 THREE = MeshSpec(data=2, fsdp=2, tensor=2)
-# What is listed runs always; the rest of the products are slow tests.
+# The quick run always; the rest of the products are thorough or slow tests.
 QUICK = [
-    *(("cnn", shard) for shard in ("data", "fsdp", "tensor", THREE)),
-    *((kind, THREE) for kind in ("mlp", "lstm")),
+    *((kind, THREE) for kind in ("cnn", "mlp", "lstm")),
+    ("lstm", MeshSpec(pipe=2, data=2, fsdp=2)),
+    ("decoder", MeshSpec(seq=4, data=2)),
+]
+THOROUGH = [
+    *(("cnn", shard) for shard in ("data", "fsdp", "tensor")),
     ("lstm", "tensor"),
     ("cnn", MeshSpec(pipe=2, data=2, tensor=2)),
-    ("lstm", MeshSpec(pipe=2, data=2, fsdp=2)),
     ("lstm", MeshSpec(data=2, seq=4)),
-    ("decoder", MeshSpec(seq=4, data=2)),
     ("decoder", MeshSpec(pipe=2)),
 ]
 SLOW = [
@@ -42,12 +45,12 @@ SLOW = [
     ("mixture", MeshSpec(expert=2, fsdp=2, tensor=2)),
     ("mixture", MeshSpec(expert=2, seq=2, data=2)),
 ]
-CASES = [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)]
+CASES = [*thorough_but(QUICK, QUICK + THOROUGH), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)]
 # Losses of twenty steps imply gradients; by themselves they are looked at for one model of each kind of layer.
 GRADIENTS = [
-    *(case for case in QUICK if case[0] in ("mlp", "cnn")),
+    *(case for case in QUICK + THOROUGH if case[0] in ("mlp", "cnn")),
     *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW if case[0] == "mlp"),
-    *(pytest.param(*case, marks=pytest.mark.slow) for case in (*QUICK, *SLOW) if case[0] not in ("mlp", "cnn")),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in QUICK + THOROUGH + SLOW if case[0] not in ("mlp", "cnn")),
 ]
 STEPS, BATCH = 20, 16
 
@@ -79,6 +82,7 @@ def test_time_divides_over_seq_or_the_error_says_how_to_pad():
         placement.batch({"x": np.zeros((16, 7, 12)), "y": np.zeros(16)})
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("kind", "shard"), GRADIENTS, ids=str)
 def test_gradients_agree(kind, shard):
     """A step of gradient descent at rate 1 leaves the gradients behind."""

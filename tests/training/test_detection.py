@@ -88,6 +88,7 @@ def test_the_order_of_objects_and_padding_change_nothing():
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_no_objects_are_learnt_from():
     logits, boxes, _ = _case()
     value, gradient = jax.value_and_grad(set_loss)(logits, boxes, jnp.full((3, 5), -1.0))

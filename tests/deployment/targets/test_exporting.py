@@ -39,6 +39,7 @@ def test_a_bundle_of_pictures_of_any_size(tmp_path):
         np.testing.assert_allclose(found, model.predict(x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_a_bundle_of_relative_positions_for_any_length(tmp_path):
     model = samples.t5()
     bundle = Bundle.open(lm.export(model, tmp_path / "m.lmx").path)

@@ -191,6 +191,7 @@ def test_a_container_s_share_of_time_counts(tmp_path, group, limits, quota):
     assert cores.quota(tmp_path) == quota
 
 
+@pytest.mark.thorough
 @linux_only
 def test_the_library_says_what_it_was_compiled_from(tmp_path):
     if compiler.command() is None:

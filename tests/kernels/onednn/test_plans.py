@@ -175,6 +175,7 @@ def test_a_refusal_names_what_was_asked():
     assert "oneDNN says invalid_arguments to a memory of shape (2, 2)" in str(_onednn.refusal(operation, Spec(2, 2, 2)))
 
 
+@pytest.mark.thorough
 def test_a_hundred_thousand_calls_leave_memory_as_it_was(rng):
     x, w = Spec(4, 8, 8).arrays(rng)
     program = jax.jit(product)

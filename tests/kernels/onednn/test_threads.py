@@ -57,6 +57,7 @@ def network():
     return programs, x, w
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("which", "calls"), [(0, 1000), (1, 63)], ids=["forward", "gradients"])
 def test_sixteen_threads_get_the_answers_of_one_bit_for_bit(network, which, calls):
     programs, x, w = network
@@ -71,6 +72,7 @@ def test_sixteen_threads_get_the_answers_of_one_bit_for_bit(network, which, call
     in_threads(work)
 
 
+@pytest.mark.thorough
 def test_kernels_of_our_own_give_sixteen_threads_the_answers_of_one(rng):
     """Their regions have barriers inside (the LSTM), and parts enough for the whole team."""
 

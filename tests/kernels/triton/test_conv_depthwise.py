@@ -294,6 +294,7 @@ def test_every_configuration_compiles_without_spills(name, target, dtype, activa
     check_compiled(name, target, dtype, activation)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "dtype"), slow_but([("convnext-depthwise-56", "bfloat16")], ROWS, ("bfloat16", "float32"))
 )

@@ -115,6 +115,7 @@ def test_every_size_compiles_without_spilling(dtype, kind, head):
         assert_fast(s, "sm90")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("target", slow_but([("sm90",)], ["sm80", "sm90", "sm100"]))  # gfx942 has not the shared memory
 def test_the_widest_layer_normalization_compiles_without_spilling(target):
     assert_fast(spec(target, "lnlstm", 16, 1, 128, "bfloat16", ALL), target)

@@ -93,6 +93,7 @@ QUICK = [
 ]  # fmt: skip
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("problem", "op"), slow_but(QUICK, PROBLEMS, GATES))
 def test_one_program_a_block(op, problem, interpreted):
     sizes, options = PROBLEMS[problem]
@@ -118,6 +119,7 @@ def cut(monkeypatch):
     return into
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("large", "op"), slow_but([(True, "lstm"), (False, "gru"), (True, "slstm"), (False, "rnn")], [False, True], GATES)
 )
@@ -248,6 +250,7 @@ def test_mapped_weights_need_another_implementation(interpreted):
         jax.vmap(lambda w: kernels.rnn(**{**arrays, "w_recurrent": w}, implementation="triton")[0])(ws)
 
 
+@pytest.mark.thorough
 def test_forward_mode_second_derivatives_scan_and_remat(interpreted):
     arrays = as_dtype(drawn("lstm", 2, 3, 4, 1, 5), "float32")
 

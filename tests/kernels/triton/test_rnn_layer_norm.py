@@ -84,6 +84,7 @@ def test_scales_that_are_not_given_are_ones(interpreted):
     jax.tree.map(assert_close, got, expected)
 
 
+@pytest.mark.thorough
 def test_vmap_forward_mode_and_second_derivatives(interpreted):
     arrays = as_dtype(problem(2, 3, 4, 5, epsilon=1e-2), "float32")
     xs = jnp.stack([arrays["x"], 2 * arrays["x"], -arrays["x"]])

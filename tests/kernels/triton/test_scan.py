@@ -162,6 +162,7 @@ def test_jit_equals_eager(fused, interpreted, sized):
         jax.tree.map(np.testing.assert_array_equal, gradient(*given), jax.jit(gradient)(*given))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("gate", "fused"),
     [
@@ -184,6 +185,7 @@ def test_vmap(gate, fused, interpreted, sized):
             assert launches.count("walk_kernel") == 2
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("gate", "fused"),
     [
