@@ -432,6 +432,7 @@ def test_recognizers_that_look_ahead_do_not_stream(rng):
         list(lm.pipeline("transcribe", model, "_abcde").stream([sounding(rng)]))
 
 
+@pytest.mark.thorough
 def test_whisper_writes_window_by_window(rng):
     words = Characters("abcdefghijklmnopqrs", special=("pad", "start", "end"))
     config = WhisperConfig(22, 12, 1, 1, 3, mels=8, source=50, context=16, start_ids=(1,), end=2, suppressed_first=(2,))

@@ -63,6 +63,7 @@ def killed_and_resumed(folder, moments, wanted):
     return kills
 
 
+@pytest.mark.thorough
 def test_killed_twice_and_resumed_bit_for_bit(tmp_path, undisturbed):
     assert killed_and_resumed(tmp_path, [("commit", 3), ("step", 5)], undisturbed) == 2
 

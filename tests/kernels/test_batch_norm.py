@@ -115,6 +115,7 @@ def fused(implementation, activation):
     return g
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("implementation", ["xla", pytest.param("onednn", marks=onednn)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("activation", "residual"), AFTER)

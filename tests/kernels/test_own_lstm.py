@@ -18,6 +18,7 @@ BATCHES = [1, 2, 3, 4, 5, 6, 7, 12, 17]
 QUICK = [(SIZES[(i + j) % 4], batch) for j in (0, 2) for i, batch in enumerate(BATCHES)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("size", "batch"), slow_but(QUICK, SIZES, BATCHES))
 def test_an_lstm_whose_units_fill_registers(batch, size):
     cin, hidden, reverse = size

@@ -37,6 +37,7 @@ def with_bias_argument(case, given):
     return given if case.bias else given | {"bias": None}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("case", TESTS, ids=lambda c: c.name)
 def test_gradient_equals_the_plain_scan_s(case):
     def gradient(formulation, a):

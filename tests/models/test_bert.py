@@ -48,6 +48,7 @@ def test_sentences_have_length_one_unless_told_otherwise(rng):
     np.testing.assert_allclose(unit, plain / jnp.linalg.norm(plain, axis=1, keepdims=True), atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_dropout_is_random_in_training_only(rng):
     rows = jnp.asarray(rng.integers(1, 12, (3, 4)).astype(np.int32))
     for rates in ({"dropout": 0.3, "attention_dropout": 0.0}, {"dropout": 0.0, "attention_dropout": 0.3}):

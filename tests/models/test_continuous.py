@@ -73,6 +73,7 @@ def test_rows_that_come_one_after_the_other_write_what_each_writes_alone(config)
     assert [company.ids[i] for i in (0, 2)] == [uncached(config, PROMPTS[i], 9) for i in (2, 0)]
 
 
+@pytest.mark.thorough
 @every_model
 def test_rings_grow_and_shrink_and_rows_change_places(config):
     company = Company(config, 2, 8)

@@ -87,6 +87,7 @@ def test_the_loss_is_optax_and_skips_padding():
     np.testing.assert_allclose(loss, jnp.stack(alone), rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_a_fit_learns_to_read():
     rng = np.random.default_rng(0)
     labels = rng.integers(1, 4, (48, 3)).astype(np.int32)

@@ -160,6 +160,7 @@ def test_training_gives_finite_gradients_for_all_arrays(number):
         assert np.any(leaf) or "key/bias" in name or isinstance(layer, L.Residual), name
 
 
+@pytest.mark.thorough
 @each_type
 def test_bfloat16_in_gives_bfloat16_out_close_to_float32(number):
     layer, _ = SAMPLES[number]

@@ -59,6 +59,7 @@ def check(name, microbatches, rows, times=1, tolerance=1e-5, **options):
         chex.assert_trees_all_close(found, jax.device_get(expected), rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("microbatches", [1, 2, 5, 8])
 @pytest.mark.parametrize("pipe", [2, 4])
 def test_loss_and_gradients_are_those_of_one_device(pipe, microbatches):

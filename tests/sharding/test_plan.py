@@ -364,6 +364,7 @@ def test_a_decoder_of_open_length():
     assert row.memory.parts["weights"] == pytest.approx(4 * config.parameters / 4, rel=0.05)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("rematerialize", ["none", "dots", "block"])
 def test_a_stacks_weights_are_gathered_in_each_pass(rematerialize):
     """Twice the weights' bytes go over the wire: nothing that was gathered is kept from the forward pass on."""
